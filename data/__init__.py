@@ -1,0 +1,162 @@
+"""
+Datasets: data/<name>/prepare.py writes train.bin, val.bin (token ids) and meta.json; this file writes and reads them.
+"""
+
+import hashlib
+import json
+import os
+import types
+import urllib.request
+
+import numpy as np
+import torch
+
+from configurator import UserError
+
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257, "eot": 50256}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# reading
+
+
+def load(dataset):
+    """A name under data/, or a folder -> .train, .val (memory-mapped token ids), .meta (dict).
+
+    Raises UserError with the command that makes the dataset if a file of it is missing.
+    """
+    folder = dataset if os.path.isdir(dataset) else os.path.join(os.path.dirname(__file__), dataset)
+    for name in ("meta.json", "train.bin", "val.bin"):
+        if not os.path.exists(os.path.join(folder, name)):
+            path = os.path.relpath(os.path.join(folder, name))
+            raise UserError(f"{path} is missing. Make it with: python data/{os.path.basename(folder)}/prepare.py")
+    with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
+        meta = json.load(f)
+    dtype = token_dtype(meta["vocab_size"])
+    bins = {s: np.memmap(os.path.join(folder, f"{s}.bin"), dtype=dtype, mode="r") for s in ("train", "val")}
+    return types.SimpleNamespace(meta=meta, **bins)
+
+
+def batch(tokens, batch_size, length, generator, device="cpu"):
+    """(n,) token ids -> (batch_size, length) int64 from random places. Same generator state, same batch."""
+    if len(tokens) < length:
+        raise UserError(f"The corpus has {len(tokens)} tokens, fewer than one block of {length}. Lower --block_size.")
+    starts = torch.randint(len(tokens) - length + 1, (batch_size,), generator=generator)
+    rows = np.stack([tokens[i : i + length] for i in starts.tolist()]).astype(np.int64)
+    x = torch.from_numpy(rows)
+    return x.pin_memory().to(device, non_blocking=True) if "cuda" in str(device) else x.to(device)
+
+
+def blocks(tokens, length, limit):
+    """(n,) token ids -> (at most limit, length) int64: blocks side by side, spread evenly over the corpus."""
+    n = len(tokens) // length
+    if n == 0:
+        raise UserError(f"The corpus has {len(tokens)} tokens, fewer than one block of {length}.")
+    chosen = np.linspace(0, n - 1, min(n, limit)).astype(int)
+    return torch.from_numpy(np.stack([tokens[i * length : (i + 1) * length] for i in chosen]).astype(np.int64))
+
+
+def encoder(meta):
+    """meta -> encode(str) -> [int], decode([int]) -> str. encode raises UserError for an unknown character."""
+    if meta["tokenizer"] == "gpt2":
+        bpe = gpt2()
+        return (lambda text: bpe.encode(text, allowed_special={"<|endoftext|>"})), bpe.decode
+    itos = meta["itos"]
+    stoi = {c: i for i, c in enumerate(itos)}
+
+    def encode(text):
+        unknown = sorted(set(text) - stoi.keys())
+        if unknown:
+            raise UserError(f"The vocabulary has no {unknown[0]!r}. It has: {''.join(itos)!r}")
+        return [stoi[c] for c in text]
+
+    return encode, lambda ids: "".join(itos[i] for i in ids)
+
+
+def gpt2():
+    """-> the GPT-2 tokenizer. tiktoken downloads it once, to TIKTOKEN_CACHE_DIR if that is set."""
+    import tiktoken
+
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except OSError as error:
+        raise UserError(
+            f"Could not download the GPT-2 vocabulary ({str(error)[:80]}...). Run once with a network, or set "
+            "TIKTOKEN_CACHE_DIR to a folder that holds it."
+        ) from None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# writing
+
+
+def token_dtype(vocab_size):
+    return np.uint16 if vocab_size <= 65536 else np.uint32
+
+
+def atomic_write(path, content):
+    """bytes or array -> path, whole or not at all."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(f"{path}.tmp", "wb") as f:
+        f.write(content if isinstance(content, bytes) else memoryview(content))
+    os.replace(f"{path}.tmp", path)
+
+
+def write(folder, train, val, meta):
+    """Token ids and meta -> folder/train.bin, val.bin, meta.json."""
+    dtype = token_dtype(meta["vocab_size"])
+    for name, ids in (("train", train), ("val", val)):
+        atomic_write(os.path.join(folder, f"{name}.bin"), np.ascontiguousarray(ids, dtype=dtype))
+    write_meta(folder, {**meta, "train_tokens": len(train), "val_tokens": len(val)})
+
+
+def write_meta(folder, meta):
+    """meta.json comes last: it vouches for the two .bin files."""
+    atomic_write(os.path.join(folder, "meta.json"), json.dumps(meta, indent=1).encode())
+    print(
+        f"{folder}: {meta['train_tokens']:,} training and {meta['val_tokens']:,} validation tokens, "
+        f"vocabulary of {meta['vocab_size']}"
+    )
+
+
+def write_chars(folder, text, source):
+    """A text -> a character-level dataset: the first 90 % train, the rest validates."""
+    itos = sorted(set(text))
+    stoi = {c: i for i, c in enumerate(itos)}
+    ids = np.array([stoi[c] for c in text], dtype=np.uint32)
+    cut = int(0.9 * len(ids))
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    meta = {"tokenizer": "char", "vocab_size": len(itos), "itos": itos, "source": source, "sha256": sha256}
+    write(folder, ids[:cut], ids[cut:], meta)
+
+
+def tiny_shakespeare(folder, input=""):
+    """-> the text of the file `input`, else of folder/input.txt, which is downloaded if it is not there.
+
+    A file of your own may be any text; the other two must have the hash. Raises UserError if not, or if offline.
+    """
+    path = input or os.path.join(folder, "input.txt")
+    if not os.path.exists(path):
+        if input:
+            raise UserError(f"--input={input} is not a file.")
+        try:
+            with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
+                content = response.read()
+        except OSError as error:
+            raise UserError(
+                f"Could not download {SHAKESPEARE_URL} ({error}). Save it as {path}, or pass --input=FILE."
+            ) from None
+        check_hash(content, SHAKESPEARE_SHA256, SHAKESPEARE_URL)
+        atomic_write(path, content)
+    with open(path, "rb") as f:
+        content = f.read()
+    if not input:
+        check_hash(content, SHAKESPEARE_SHA256, path)
+    return content.decode()
+
+
+def check_hash(content, sha256, where):
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise UserError(f"{where} has sha256 {found}, not {sha256}. Delete it and try again, or pass it by --input=.")

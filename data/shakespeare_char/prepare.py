@@ -1,0 +1,20 @@
+"""
+Tiny Shakespeare (Karpathy 2015), as characters: 1.1 M of them, 65 different ones.
+$ python data/shakespeare_char/prepare.py            (a second; downloads 1 MB, or reads input.txt beside this file)
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so that it runs from anywhere
+import data
+from configurator import configure
+
+# ----------------------------------------------------------------------------------------------------------------------
+out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin and meta.json go
+input = ""  # a text file of your own instead of the download
+cfg = configure(globals())
+# ----------------------------------------------------------------------------------------------------------------------
+
+if __name__ == "__main__":
+    data.write_chars(out_dir, data.tiny_shakespeare(out_dir, input), input or data.SHAKESPEARE_URL)

@@ -1,0 +1,591 @@
+"""
+The one model file: a GPT, the masked diffusion language model that the same block becomes, and how to sample from both.
+
+Read it in this order: GPT (one `causal` flag is the whole difference between the two models), diffusion_loss, sample.
+Shapes: B batch, T sequence, C width, V real tokens, H heads, D = C / H, N masked positions, K sampling steps.
+Losses are in nats per token.
+
+MDLM: Sahoo et al. 2024, arXiv 2406.07524.  No time conditioning: Zheng et al. 2024, arXiv 2409.02908.
+LLaDA: Nie et al. 2025, arXiv 2502.09992.   Code we learnt most from: nanoGPT.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import hashlib
+import math
+import os
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from configurator import UserError, choose
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the transformer
+
+
+@dataclasses.dataclass
+class GPTConfig:
+    block_size: int = 256  # longest sequence, in tokens
+    vocab_size: int = 50257  # V, real tokens only: [MASK] is not one of them
+    n_layer: int = 6
+    n_head: int = 6
+    n_embd: int = 384  # C
+    dropout: float = 0.0
+    causal: bool = False  # False: every position sees every other (diffusion); True: only those before it (GPT)
+    pos: str = "rope"  # 'rope' | 'learned'
+    tie_weights: bool = True  # the head shares the token embedding
+    attn_bias: bool = False  # the rest are switches that published checkpoints need
+    mlp_bias: bool = False
+    ln_bias: bool = False
+    head_bias: bool = False
+    gelu_tanh: bool = False  # the tanh formula is 3x slower than erf on a CPU in bf16
+    attention: str = "sdpa"  # 'sdpa' | 'manual' | 'flash_attn': the same function, computed three ways
+
+    def __post_init__(self):
+        choose("pos", self.pos, ("rope", "learned"))
+        choose("attention", self.attention, ("sdpa", "manual", "flash_attn"))
+        if self.n_embd % self.n_head:
+            raise UserError(f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads.")
+        if self.pos == "rope" and self.n_embd // self.n_head % 2:
+            raise UserError(
+                f"rope turns pairs of channels, but n_embd / n_head = {self.n_embd // self.n_head} is odd. "
+                "Choose an even head size or --pos=learned."
+            )
+
+
+def rope_tables(T, D, base=10000.0):
+    """-> cos, sin (T, 1, 1, D) of RoPE (Su et al. 2021), channel i paired with i + D/2 ("rotate half").
+
+    The sign of rotate_half is folded into sin, so that a rotation is x * cos + roll(x, D/2) * sin.
+    """
+    freq = base ** (-torch.arange(0, D, 2, dtype=torch.float32) / D)  # (D/2)
+    angle = torch.outer(torch.arange(T, dtype=torch.float32), freq)  # (T, D/2)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], 1)[:, None, None], torch.cat([-sin, sin], 1)[:, None, None]
+
+
+def rotate(x, cos, sin):
+    """(B, T, 2, H, D), (T, 1, 1, D) -> (B, T, 2, H, D): q and k turned by an angle that grows with position."""
+    return torch.addcmul(x * cos.to(x.dtype), x.roll(x.size(-1) // 2, -1), sin.to(x.dtype))
+
+
+def causal_mask(n_query, n_key, device):
+    """-> (n_query, n_key) bool, True where a query may look: the queries are the last n_query of the keys."""
+    return torch.ones(n_query, n_key, dtype=torch.bool, device=device).tril(n_key - n_query)
+
+
+def attend(q, k, v, causal, kind):
+    """q (B, H, Tq, D), k and v (B, H, Tk, D) -> (B, H, Tq, D): softmax(q k^T / sqrt(D)) v."""
+    Tq, Tk = q.size(2), k.size(2)
+    if kind == "flash_attn":
+        from flash_attn import (
+            flash_attn_func,
+        )  # (B, T, H, D); its causal mask is aligned to the last key, as ours is
+
+        return flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=causal).transpose(1, 2)
+    # The backward of SDPA on a CPU is as slow in bf16 as in float32; the three lines below train 1.4x faster there.
+    if kind == "manual" or (q.device.type == "cpu" and q.requires_grad and Tk <= 512):
+        scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, Tq, Tk)
+        if causal:
+            scores = scores.masked_fill(~causal_mask(Tq, Tk, q.device), -math.inf)
+        return scores.softmax(-1) @ v
+    if causal and 1 < Tq < Tk:  # new queries after cached keys: SDPA's is_causal would align them to the first key
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=causal_mask(Tq, Tk, q.device))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal and Tq > 1)
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.n_head, self.causal, self.kind = config.n_head, config.causal, config.attention
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.attn_bias)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.attn_bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, rope, cache):
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
+        qk, v = qkv.split([2, 1], 2)
+        if rope is not None:
+            qk = rotate(qk, *rope)
+        q, k, v = (x.transpose(1, 2) for x in (*qk.unbind(2), v.squeeze(2)))  # (B, H, T, D)
+        if cache is not None:
+            k, v = cache(k, v)  # (B, H, past + T, D)
+        y = attend(q, k, v, self.causal, self.kind)
+        return self.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)))
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.mlp_bias)
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.mlp_bias)
+        self.gelu = nn.GELU(approximate="tanh" if config.gelu_tanh else "none")
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.down(self.gelu(self.up(x))))
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.ln_bias)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.ln_bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x, rope, cache=None):
+        x = x + self.attn(self.ln_1(x), rope, cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far. Setting `length` back forgets the tokens after it."""
+
+    def __init__(self, config, batch_size, device, dtype=torch.float32):
+        shape = (2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.kv = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.length = 0
+
+    def layer(self, i):
+        """-> f(k, v): stores the (B, H, T, D) keys and values of layer i, returns all (B, H, length + T, D) so far."""
+
+        def extend(k, v):
+            start, end = self.length, self.length + k.size(2)
+            self.kv[i][0, :, :, start:end], self.kv[i][1, :, :, start:end] = k, v
+            return self.kv[i][0, :, :, :end], self.kv[i][1, :, :, :end]
+
+        return extend
+
+
+class GPT(nn.Module):
+    """config.causal: a GPT. Not causal: a masked diffusion language model, with one more embedding row for [MASK].
+
+    The head has V rows, so [MASK] can never be predicted: MDLM's "zero masking probability", by construction.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.mask_id = None if config.causal else config.vocab_size
+        self.wte = nn.Embedding(config.vocab_size + (not config.causal), config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.pos == "learned" else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.ln_bias)
+        self.lm_head = None if config.tie_weights else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
+        if config.pos == "rope":
+            cos, sin = rope_tables(config.block_size, config.n_embd // config.n_head)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+        self.apply(self._init)
+        for block in self.blocks:  # GPT-2: the residual stream adds up 2 n_layer branches, so each starts smaller
+            for last in (block.attn.proj, block.mlp.down):
+                nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    @staticmethod
+    def _init(module):
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def hidden(self, idx, cache=None):
+        """(B, T) int64 -> (B, T, C), the trunk. With a KVCache, idx are the tokens that follow the cached ones."""
+        past = cache.length if cache else 0
+        T = idx.size(1)
+        if past + T > self.config.block_size:
+            raise UserError(f"{past + T} tokens are more than this model's context of {self.config.block_size}.")
+        x = self.wte(idx)  # (B, T, C)
+        rope = None
+        if self.wpe is None:
+            rope = self.cos[past : past + T], self.sin[past : past + T]
+        else:
+            x = x + self.wpe.weight[past : past + T]
+        x = self.dropout(x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, rope, cache.layer(i) if cache else None)
+        if cache:
+            cache.length += T
+        return self.ln_f(x)
+
+    @property
+    def head_weight(self):
+        """(V or V + 1, C): only the first V rows are the head's."""
+        return self.wte.weight if self.lm_head is None else self.lm_head.weight
+
+    def head(self, h):
+        """(..., C) -> (..., V) logits."""
+        return F.linear(h, self.head_weight[: self.config.vocab_size], self.head_bias)
+
+    def forward(self, idx):
+        return self.head(self.hidden(idx))
+
+    def nll(self, h, targets, weights):
+        """(N, C), (N,) int64, (N,) float32 -> scalar: sum of weights * -log p(targets | h), never N x V at once."""
+        return WeightedNLL.apply(h, self.head_weight, self.head_bias, targets, weights, self.config.vocab_size)
+
+    def load_weights(self, weights):
+        """A state_dict of this shape, or of its twin with the other `causal`: only the [MASK] row differs.
+
+        Raises UserError where a key or a shape does not fit.
+        """
+        weights, rows = dict(weights), self.wte.num_embeddings
+        wte = weights.get("wte.weight")
+        if wte is not None and abs(wte.size(0) - rows) == 1:  # to diffusion: [MASK] starts as the mean token
+            weights["wte.weight"] = torch.cat([wte, wte.mean(0, keepdim=True)])[:rows]
+        own = self.state_dict()
+        odd = sorted(own.keys() ^ weights.keys()) or [k for k in own if own[k].shape != weights[k].shape]
+        if odd:
+            shapes = [tuple(d[odd[0]].shape) if odd[0] in d else "nothing" for d in (weights, own)]
+            raise UserError(
+                f"The weights do not fit this model: {odd[0]} is {shapes[0]} there, {shapes[1]} here "
+                f"({len(odd)} differences). Give the model the shape of the checkpoint."
+            )
+        self.load_state_dict(weights)
+
+    @torch.no_grad()
+    def generate(self, idx, n_new, temperature=1.0, top_k=0, top_p=1.0, generator=None, use_cache=True):
+        """(B, T) int64 -> (B, T + n_new): autoregressive sampling, T >= 1.
+
+        Past block_size the window drops its older half at once, so the cache is refilled once in block_size / 2 tokens;
+        use_cache=False computes the same windows without one (DIFFERS from nanoGPT, which slides by one token).
+        """
+        size, T = self.config.block_size, idx.size(1)
+        cache = KVCache(self.config, idx.size(0), idx.device, self.wte.weight.dtype) if use_cache else None
+        out = torch.cat([idx, idx.new_zeros(idx.size(0), n_new)], 1)
+        start = 0
+        for end in range(T, T + n_new):
+            if end - start > size:
+                start = end - max(size // 2, 1)
+                if cache:
+                    cache.length = 0
+            new = out[:, start + (cache.length if cache else 0) : end]
+            h = self.hidden(new, cache)[:, -1]  # (B, C)
+            out[:, end] = draw(self.head(h), generator, temperature, top_k, top_p)
+        return out
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# drawing tokens
+
+
+def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):
+    """(..., V) -> (..., V) float32: the distribution that is sampled from. temperature 0 puts all on the best token.
+
+    top_k keeps the k best tokens (0: all); top_p the smallest set of best tokens that holds that much probability.
+    """
+    logits = logits.float()
+    if temperature == 0:
+        return F.one_hot(logits.argmax(-1), logits.size(-1)).float()
+    logits = logits / temperature
+    if 0 < top_k < logits.size(-1):
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -math.inf)
+    p = logits.softmax(-1)
+    if top_p < 1:
+        best, order = p.sort(-1, descending=True)
+        best = best.masked_fill(best.cumsum(-1) - best >= top_p, 0)  # a token stays if those before it fall short
+        p = torch.zeros_like(p).scatter(-1, order, best)
+        p = p / p.sum(-1, keepdim=True)
+    return p
+
+
+def draw(logits, generator=None, temperature=1.0, top_k=0, top_p=1.0):
+    """(..., V) -> (...) int64: one exact draw a row, by inverting the float64 cumulative distribution.
+
+    Never Gumbel noise in float32: it cuts off the tail of the distribution and flatters generative perplexity (Zheng
+    et al. 2024). torch.multinomial is exact too, but needs V exponentials a row: 5x slower on a CPU.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    p = probabilities(logits, temperature, top_k, top_p)
+    if p.device.type == "mps":  # has no float64
+        return torch.multinomial(p.view(-1, p.size(-1)), 1, generator=generator).view(p.shape[:-1])
+    cdf = p.cumsum(-1, dtype=torch.float64)
+    u = torch.rand(*p.shape[:-1], 1, dtype=torch.float64, device=p.device, generator=generator) * cdf[..., -1:]
+    return torch.searchsorted(cdf, u, right=True).squeeze(-1).clamp(max=p.size(-1) - 1)
+
+
+def generator(*key, device="cpu"):
+    """Any ints and strings -> a torch.Generator seeded by all of them. Same key, same numbers; other key, others."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# losses
+
+
+LOGITS_AT_ONCE_CPU, LOGITS_AT_ONCE_GPU = 2**23, 2**26  # 32 and 256 MB in float32
+
+
+class WeightedNLL(torch.autograd.Function):
+    """sum_n weights_n * -log softmax(h_n W^T + b)[target_n], in chunks of rows.
+
+    d nll / d logits = softmax - onehot needs nothing but the logits, so the gradient is finished chunk by chunk in the
+    forward pass and no N x V tensor ever exists: at V = 50k that is a third of the memory of cross_entropy.
+    """
+
+    @staticmethod
+    def forward(ctx, h, weight, bias, targets, weights, V):
+        dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype
+        W = weight[:V].to(dtype)  # (V, C)
+        rows = max(1, (LOGITS_AT_ONCE_CPU if h.device.type == "cpu" else LOGITS_AT_ONCE_GPU) // V)
+        need_grad = any(ctx.needs_input_grad)
+        loss = torch.zeros((), device=h.device)
+        dh = torch.zeros_like(h) if need_grad else None
+        dW = torch.zeros_like(weight) if need_grad else None
+        db = torch.zeros_like(bias) if need_grad and bias is not None else None
+        with torch.autocast(h.device.type, enabled=False):
+            for i in range(0, h.size(0), rows):
+                hi, wi, ti = (
+                    h[i : i + rows].to(dtype),
+                    weights[i : i + rows, None],
+                    targets[i : i + rows, None],
+                )
+                z = (hi @ W.T).float()  # (n, V)
+                if bias is not None:
+                    z += bias
+                lse = z.logsumexp(-1, keepdim=True)  # (n, 1)
+                loss += ((lse - z.gather(1, ti)) * wi).sum()
+                if need_grad:
+                    dz = z.sub_(lse).exp_()  # softmax
+                    dz.scatter_add_(1, ti, dz.new_full((), -1.0).expand(ti.shape))  # - onehot
+                    dz.mul_(wi)
+                    if db is not None:
+                        db += dz.sum(0)
+                    dz = dz.to(dtype)
+                    dh[i : i + rows] = dz @ W
+                    dW[:V] += dz.T @ hi
+        ctx.grads = (
+            dh,
+            dW,
+            db,
+        )  # not save_for_backward: nobody else holds them, so backward may scale them in place
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        dh, dW, db = ctx.grads
+        return dh.mul_(grad), dW.mul_(grad), None if db is None else db.mul_(grad), None, None, None
+
+
+def ar_loss(model, batch, generator=None):
+    """(B, T + 1) int64 -> nats per token: next-token cross-entropy of a causal model."""
+    x, y = batch[:, :-1], batch[:, 1:].flatten()
+    h = model.hidden(x).flatten(0, 1)  # (B T, C)
+    return model.nll(h, y, torch.full(y.shape, 1 / y.numel(), device=y.device))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# masked diffusion (MDLM)
+
+
+def stratified_t(B, generator, eps=1e-3):
+    """-> (B, 1) in [eps, 1]: one random offset plus i / B, so that every batch sees all noise levels evenly."""
+    u = torch.rand((), device=generator.device, generator=generator)
+    u = (u + torch.arange(B, device=generator.device) / B) % 1  # (B)
+    return ((1 - eps) * u + eps)[:, None]
+
+
+def add_noise(x0, t, mask_id, generator):
+    """(B, T) int64, (B, 1) -> (B, T): each token becomes mask_id with probability t, since alpha_t = 1 - t."""
+    u = torch.rand(x0.shape, device=x0.device, generator=generator)
+    return torch.where(u < t, mask_id, x0)
+
+
+def diffusion_loss(model, x0, generator):
+    """(B, T) int64 -> nats per token: a Monte Carlo estimate of the negative ELBO (MDLM eq. 10 with alpha_t = 1 - t).
+
+    The head runs on masked positions only. Divided by all B T tokens, not by the masked ones: only then is it a bound
+    on the likelihood.
+    """
+    t = stratified_t(x0.size(0), generator)  # (B, 1)
+    xt = add_noise(x0, t, model.mask_id, generator)
+    masked = xt == model.mask_id  # (B, T), N of them
+    h = model.hidden(xt)[masked]  # (N, C)
+    weights = (1 / t).expand(xt.shape)[masked] / x0.numel()  # (N)
+    return model.nll(h, x0[masked], weights)
+
+
+def nelbo(model, x0, generator):
+    """(B, T) int64 -> nats per token: the same bound as diffusion_loss with less noise, for evaluation.
+
+    The integral over t of the Bernoulli masks is, exactly, an average over l = 1 ... T masks of l uniformly chosen
+    tokens with weight T / l (LLaDA eq. 6): no eps, and the number of masks no longer varies. l is stratified over B.
+    """
+    B, T = x0.shape
+    u = torch.rand((), device=x0.device, generator=generator)
+    u = (u + torch.arange(B, device=x0.device) / B) % 1
+    n_masks = (u * T).long()[:, None] + 1  # (B, 1) in 1 ... T
+    order = torch.rand(x0.shape, device=x0.device, generator=generator).argsort(1).argsort(1)
+    masked = order < n_masks  # (B, T)
+    h = model.hidden(x0.masked_fill(masked, model.mask_id))[masked]
+    return model.nll(h, x0[masked], (1 / n_masks).expand(B, T)[masked] / B)
+
+
+def reveal_rate(t, s, sampler="ancestral"):
+    """Times 0 <= s < t <= 1 -> the probability that the step t -> s reveals a masked token, whatever the network says.
+
+    analytic is SEDD's Tweedie step, (e^ds - 1) / (e^sigma_t - 1) with sigma_t = -log(1 - t) and ds = sigma_t - sigma_s
+    (here divided through by e^sigma_t, which is infinite at t = 1). It equals ancestral: same sampler, two papers.
+    """
+    if sampler == "ancestral":
+        return (t - s) / t  # MDLM eq. 7: (alpha_s - alpha_t) / (1 - alpha_t)
+    sigma_t, sigma_s = -torch.log1p(-t), -torch.log1p(-s)
+    return ((-sigma_s).exp() - (-sigma_t).exp()) / -torch.expm1(-sigma_t)
+
+
+def reveal_order(blank, steps, sampler, generator):
+    """(B, T) bool -> (B, T) int64: by which network call (1, 2, ...) of its row each blank is revealed; 0 elsewhere.
+
+    Which tokens a step reveals does not depend on the network, so all of it is drawn beforehand. The network does not
+    see t either, so the steps that reveal nothing in a row are left out of that row: with more steps than tokens the
+    number of calls stops growing. first_hitting is the limit of infinitely many steps (Zheng et al. 2024).
+    """
+    u = torch.rand(blank.shape, dtype=torch.float64, device=generator.device, generator=generator)  # (B, T)
+    if sampler == "first_hitting":
+        step = u + 1  # a reveal time of its own for every token
+    else:
+        t = 1 - torch.arange(steps + 1, dtype=torch.float64, device=u.device) / steps  # 1 ... 0
+        kept = (1 - reveal_rate(t[:-1], t[1:], sampler)).cumprod(0)  # (K) P(still masked after the step)
+        step = torch.searchsorted(1 - kept[:-1], u, right=True).double() + 1  # (B, T) in 1 ... K
+    step = step.masked_fill(~blank, 0)
+    ordered, where = step.sort(1)
+    call = torch.diff(ordered, dim=1, prepend=torch.zeros_like(ordered[:, :1])).ne(0).cumsum(1)
+    return torch.zeros_like(call).scatter(1, where, call)
+
+
+@torch.no_grad()
+def sample(model, xt, steps, sampler="ancestral", temperature=1.0, top_p=1.0, generator=None, watch=None):
+    """(B, L) int64 with mask_id at the blanks -> (B, L) with all of them filled; other tokens stay as they are.
+
+    L past block_size is filled in sliding windows, half a context at a time (MDLM's semi-autoregressive decoding).
+    watch(xt) is called after every change. Raises UserError for steps < 1 or an unknown sampler.
+    """
+    choose("sampler", sampler, ("ancestral", "analytic", "first_hitting", "confidence"))
+    if steps < 1:
+        raise UserError(f"steps is {steps}; sampling takes at least 1 step.")
+    if model.config.causal:
+        raise UserError("This is an autoregressive model: it generates left to right and cannot fill in blanks.")
+    xt, size = xt.clone(), model.config.block_size
+    fill = fill_by_confidence if sampler == "confidence" else fill_at_random
+    starts = range(0, max(xt.size(1) - size, 0) + size // 2, max(size // 2, 1))  # 0, size/2, ... and the last reaches L
+    for start in starts:
+        start = min(start, max(xt.size(1) - size, 0))
+        window = xt[:, start : start + size]  # a view: filling it fills xt
+        fill(model, window, steps, sampler, temperature, top_p, generator, watch and (lambda: watch(xt)))
+    return xt
+
+
+def fill_at_random(model, xt, steps, sampler, temperature, top_p, generator, watch):
+    """(B, T), in place: ancestral, analytic and first_hitting, which differ only in the order of reveals."""
+    call = reveal_order(xt == model.mask_id, steps, sampler, generator)  # (B, T)
+    for i in range(1, int(call.max()) + 1):
+        reveal = call == i  # (B, T), N of them
+        rows = reveal.any(1)
+        h = model.hidden(xt[rows])[reveal[rows]]  # (N, C): the head runs on what this step reveals
+        xt[reveal] = draw(model.head(h), generator, temperature, top_p=top_p)
+        if watch:
+            watch()
+
+
+def fill_by_confidence(model, xt, steps, sampler, temperature, top_p, generator, watch):
+    """(B, T), in place: draw all blanks, keep the most probable draws (MaskGIT, LLaDA). Fast, but it repeats itself."""
+    n_blank = (xt == model.mask_id).sum(1)  # (B)
+    for k in range(1, steps + 1):
+        masked = xt == model.mask_id
+        n_reveal = masked.sum(1) - n_blank * (steps - k) // steps  # (B): an even share of the blanks
+        rows = n_reveal > 0
+        if not rows.any():
+            continue
+        p = probabilities(model.head(model.hidden(xt[rows])[masked[rows]]), temperature, top_p=top_p)  # (N, V)
+        tokens = draw(p.log(), generator)
+        candidates = xt[rows].masked_scatter(masked[rows], tokens)
+        confidence = torch.full(candidates.shape, -1.0, device=xt.device)
+        confidence[masked[rows]] = p.gather(1, tokens[:, None]).squeeze(1)
+        rank = confidence.argsort(1, descending=True).argsort(1)
+        xt[rows] = torch.where(rank < n_reveal[rows, None], candidates, xt[rows])
+        if watch:
+            watch()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# devices and checkpoints
+
+
+def pick_device(device="", dtype="", quiet=False):
+    """'' or a torch device, '' or 'float32' | 'bfloat16' -> device, autocast context, what was chosen and why (str)."""
+    if not device:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        why = {"cuda": "a GPU is here", "mps": "an Apple GPU is here", "cpu": "no GPU is here"}[device]
+    else:
+        why = "as asked"
+    kind = device.split(":")[0]
+    choose("device", kind, ("cuda", "mps", "cpu"))
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device is {device!r}, but this torch sees no GPU. Use --device=cpu.")
+    if not dtype:
+        cpu_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        bf16 = {
+            "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(False),
+            "cpu": cpu_bf16,
+            "mps": False,
+        }[kind]
+        dtype = "bfloat16" if bf16 else "float32"
+    choose("dtype", dtype, ("float32", "bfloat16"))
+    if kind == "cpu":
+        keep_freed_memory()
+    autocast = torch.autocast(kind, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+    return torch.device(device), autocast, f"{device} ({why}), {dtype}"
+
+
+def keep_freed_memory():
+    """glibc hands every freed tensor over 32 MB back to the kernel and faults its pages in again at the next step.
+
+    Keeping them makes a training step on a CPU 1.3x to 1.6x faster. Does nothing where there is no glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(-4, 0)  # M_MMAP_MAX: take no block from mmap
+    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back
+
+
+def save_checkpoint(path, checkpoint):
+    """Writes beside path, then renames: a kill at any moment leaves the old file or the new one, never half of one."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "wb") as f:
+        torch.save(checkpoint, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path, device="cpu"):
+    """-> the dict that train.fit saved. Runs no code from the file. Raises UserError if it is missing or damaged."""
+    if not os.path.isfile(path):
+        raise UserError(f"There is no checkpoint {path}. Train one with: python train.py config/train_pydoc_char.py")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=False)
+    except Exception as error:  # torch raises five different kinds for a damaged file
+        raise UserError(f"{path} is damaged or not a checkpoint ({str(error).splitlines()[0][:100]}).") from None
+    if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
+        raise UserError(f"{path} is not a nanoSDTT checkpoint: it holds no model_config.")
+    return checkpoint
+
+
+def load_model(path, device="cpu", attention=""):
+    """-> GPT in eval mode with the averaged weights where there are any, and the checkpoint's dict."""
+    checkpoint = load_checkpoint(path, device)
+    config = GPTConfig(**checkpoint["model_config"])
+    config.attention = attention or config.attention
+    model = GPT(config).to(device)
+    model.load_weights(checkpoint["ema"] or checkpoint["model"])
+    return model.eval(), checkpoint

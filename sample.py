@@ -1,0 +1,155 @@
+"""
+Text out of any checkpoint.
+$ python sample.py --ckpt=out/demo/ckpt.pt --steps=64                                                   (a few seconds)
+$ python sample.py --ckpt=out/demo/ckpt.pt --num_samples=1 --trace=True           (watch the text appear, step by step)
+$ python sample.py --ckpt=out/demo/ckpt.pt --infill="The ________ statement is used"
+"""
+
+import contextlib
+import os
+import sys
+import time
+
+import torch
+
+import data
+from configurator import UserError, configure
+from model import generator, load_model, pick_device, sample
+
+# ----------------------------------------------------------------------------------------------------------------------
+ckpt = "out/demo/ckpt.pt"
+num_samples = 4
+steps = 64  # diffusion: K reverse steps; more steps, better text; more steps than tokens cost nothing more
+sampler = "ancestral"  # 'ancestral' | 'analytic' (the same law) | 'first_hitting' (K -> infinity) | 'confidence'
+temperature = 1.0  # 0: always the most probable token
+top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
+top_p = 1.0  # keep the most probable tokens that hold this much probability
+length = 0  # tokens, the prompt included; 0: the model's context; more than the context works too
+prompt = ""  # text that the samples begin with, or FILE:path
+infill = ""  # diffusion: a text with blanks to fill, one token each, or FILE:path
+blank = "_"  # what a blank looks like in infill
+trace = False  # show one sample appearing (diffusion)
+seed = 1337
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu'
+dtype = ""  # '' (bfloat16 where the hardware has it) | 'float32' | 'bfloat16'
+attention = "sdpa"  # 'sdpa' | 'manual' | 'flash_attn'
+cfg = configure(globals())
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def prepare(path, cfg):
+    """-> model, its checkpoint, the context to sample it in, and a note on device and number format.
+
+    Whole sequences go through in bfloat16. On a CPU a cached autoregressive step multiplies one row, which is faster
+    in float32; on a GPU its weights are converted once instead of being cast at every token.
+    """
+    device, autocast, note = pick_device(cfg.device, cfg.dtype)
+    model, checkpoint = load_model(path, device, cfg.attention)
+    if model.config.causal:
+        if note.endswith("bfloat16") and device.type == "cuda":
+            model.bfloat16()
+        autocast = contextlib.nullcontext()
+    return model, checkpoint, autocast, note
+
+
+def draw_samples(model, template, cfg, steps, noise, watch=None):
+    """template (B, L) int64: the known tokens, -1 at the blanks -> (B, L) int64.
+
+    Diffusion fills any blanks. An autoregressive model needs all known tokens, at least one, to stand at the beginning.
+    """
+    if not model.config.causal:
+        xt = template.masked_fill(template < 0, model.mask_id)
+        return sample(model, xt, steps, cfg.sampler, cfg.temperature, cfg.top_p, noise, watch)
+    n_known = int((template[0] >= 0).sum())
+    if (template[:, :n_known] < 0).any():
+        raise UserError("An autoregressive model cannot fill in blanks before known text. Use a diffusion checkpoint.")
+    known, n_new = template[:, :n_known], template.size(1) - n_known
+    return model.generate(known, n_new, cfg.temperature, cfg.top_k, cfg.top_p, noise)
+
+
+def start_token(meta):
+    """What an autoregressive model starts from when there is no prompt: end-of-text, or the first character."""
+    return meta.get("eot", 0)
+
+
+def make_template(cfg, model, meta):
+    """prompt, infill and length -> (1, L) int64 with -1 at the blanks."""
+    encode, _ = data.encoder(meta)
+    size = cfg.length or model.config.block_size
+    if cfg.prompt and cfg.infill:
+        raise UserError("Give either --prompt or --infill: a template with blanks may begin with any text.")
+    if cfg.infill:
+        parts = read_text(cfg.infill).split(cfg.blank)
+        if len(parts) == 1:
+            raise UserError(f"The infill template has no blank {cfg.blank!r}. Mark blanks with it, or set --blank.")
+        ids = encode(parts[0])
+        for part in parts[1:]:
+            ids += [-1] + encode(part)
+        return torch.tensor([ids])
+    ids = encode(read_text(cfg.prompt)) if cfg.prompt else [start_token(meta)] * model.config.causal
+    if len(ids) >= size:
+        raise UserError(f"The prompt has {len(ids)} tokens and leaves no room in {size}. Use --length={len(ids) + 64}.")
+    return torch.tensor([ids + [-1] * (size - len(ids))])
+
+
+def read_text(text):
+    """'FILE:path' -> the file's text; anything else is the text itself."""
+    if not text.startswith("FILE:"):
+        return text
+    if not os.path.isfile(text[5:]):
+        raise UserError(f"{text[5:]} is not a file.")
+    with open(text[5:], encoding="utf-8") as f:
+        return f.read()
+
+
+def show_blanks(ids, decode, mask_id):
+    """Token ids -> text, with a light block for every [MASK]."""
+    out, run = [], []
+    for i in [*ids, mask_id]:
+        if i != mask_id:
+            run.append(i)
+        else:
+            out += [decode(run), "░"]
+            run = []
+    return "".join(out[:-1])
+
+
+def tracer(decode, mask_id, frames_per_second=20):
+    """-> watch(xt): redraws the first sample in a terminal; in a pipe, prints every frame after the last."""
+
+    def watch(xt):
+        left = int((xt[0] == mask_id).sum())
+        frame = f"{show_blanks(xt[0].tolist(), decode, mask_id)}\n--- {left} of {xt.size(1)} tokens masked"
+        if sys.stdout.isatty():
+            print(f"\033[H\033[J{frame}", flush=True)
+            time.sleep(1 / frames_per_second)
+        else:
+            print(frame, flush=True)
+
+    return watch
+
+
+def main(cfg):
+    if cfg.num_samples < 1:
+        raise UserError(f"num_samples is {cfg.num_samples}; draw at least 1.")
+    model, checkpoint, autocast, note = prepare(cfg.ckpt, cfg)
+    device, meta = model.wte.weight.device, checkpoint["meta"]
+    decode = data.encoder(meta)[1]
+    template = make_template(cfg, model, meta).to(device)
+    watch = None
+    if cfg.trace:
+        if model.config.causal:
+            raise UserError("--trace shows masks disappearing; an autoregressive checkpoint has none.")
+        watch = tracer(decode, model.mask_id)
+    n = 1 if cfg.trace else cfg.num_samples
+    began = time.time()
+    with torch.no_grad(), autocast:
+        noise = generator(cfg.seed, device=device)
+        x = draw_samples(model, template.expand(n, -1), cfg, cfg.steps, noise, watch)
+    for i, row in enumerate(x.tolist()):
+        print(f"{'-' * 40} sample {i + 1}\n{decode(row)}")
+    print(f"{'-' * 40}\n{n} x {x.size(1)} tokens in {time.time() - began:.2f} s on {note}, seed {cfg.seed}")
+
+
+if __name__ == "__main__":
+    main(cfg)

@@ -1,0 +1,69 @@
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+import train
+from configurator import UserError
+from model import GPT, GPTConfig
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TINY = dict(block_size=16, n_layer=2, n_head=2, n_embd=16, batch_size=4, warmup_iters=2, eval_iters=2, device="cpu")
+
+
+def tiny_model(V=7, seed=0, **kw):
+    """A GPT of two layers whose weights are large enough that its predictions differ from uniform."""
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(**{**dict(block_size=16, vocab_size=V, n_layer=2, n_head=2, n_embd=16), **kw}))
+    for p in model.parameters():
+        if p.dim() == 2:
+            p.data.mul_(12)
+    return model.eval()
+
+
+def run(*args, ok=True, cwd=ROOT, env=None):
+    """Runs a script of the project in a process of its own -> (stdout, stderr); `ok` is whether it should succeed."""
+    result = subprocess.run(
+        [sys.executable, *map(str, args)], capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})}
+    )
+    assert (result.returncode == 0) is ok, result.stdout + result.stderr
+    return result.stdout, result.stderr
+
+
+def knobs(tmp_path, **kw):
+    """train.py's knobs for a run of seconds in tmp_path."""
+    return types.SimpleNamespace(
+        **{**vars(train.cfg), **TINY, "out_dir": str(tmp_path), "max_iters": 6, "eval_interval": 3, **kw}
+    )
+
+
+@pytest.fixture(scope="session")
+def pydoc(tmp_path_factory):
+    """The folder of a prepared pydoc_char dataset."""
+    folder = tmp_path_factory.mktemp("data") / "pydoc_char"
+    run("data/pydoc_char/prepare.py", f"--out_dir={folder}")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def markov(tmp_path_factory):
+    """The folder of a small markov language of 8 letters."""
+    folder = tmp_path_factory.mktemp("data") / "markov"
+    run("data/markov/prepare.py", f"--out_dir={folder}", "--vocab_size=8", "--successors=2", "--n_tokens=200000")
+    return str(folder)
+
+
+@pytest.fixture
+def refused():
+    """refused(f, *args): the one-line message with which f refuses its arguments."""
+
+    def call(f, *args, **kw):
+        with pytest.raises(UserError) as error:
+            f(*args, **kw)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    return call

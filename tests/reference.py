@@ -1,0 +1,145 @@
+"""
+Every algorithm of the project once more, slowly and literally from its paper. Read these first; the tests hold the fast
+versions to them. Nothing here is used outside tests/.
+"""
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the transformer
+
+
+def attention(q, k, v, causal):
+    """(B, H, T, D) x 3 -> (B, H, T, D), one query at a time."""
+    out = torch.zeros_like(q)
+    for b, h, i in itertools.product(*map(range, q.shape[:3])):
+        n = i + 1 if causal else k.size(2)
+        scores = torch.stack([q[b, h, i] @ k[b, h, j] / math.sqrt(q.size(3)) for j in range(n)])
+        out[b, h, i] = sum(w * v[b, h, j] for j, w in enumerate(scores.softmax(0)))
+    return out
+
+
+def rope(x, base=10000.0):
+    """(T, D) -> (T, D): channels i and i + D/2 are one complex number, turned by position * base^(-2i/D)."""
+    T, D = x.shape
+    out = x.clone()
+    for t, i in itertools.product(range(T), range(D // 2)):
+        angle = t * base ** (-2 * i / D)
+        z = complex(x[t, i], x[t, i + D // 2]) * complex(math.cos(angle), math.sin(angle))
+        out[t, i], out[t, i + D // 2] = z.real, z.imag
+    return out
+
+
+def generate_greedy(model, idx, n_new):
+    """(1, T) -> (1, T + n_new): recomputes the whole text for every token. Within the context only."""
+    for _ in range(n_new):
+        idx = torch.cat([idx, model(idx)[:, -1:].argmax(-1)], 1)
+    return idx
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# losses
+
+
+def ar_loss(model, batch):
+    """Next-token cross-entropy from the full (B, T, V) logits."""
+    logits = model(batch[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+
+
+def subs_log_p(model, xt):
+    """(B, T) -> (B, T, V + 1) as MDLM writes it: [MASK] has probability zero, unmasked tokens are carried over."""
+    logits = model(xt).float()
+    log_p = F.pad(logits.log_softmax(-1), (0, 1), value=-math.inf)
+    carried = torch.full_like(log_p, -math.inf).scatter(-1, xt[..., None], 0.0)
+    return torch.where((xt == model.mask_id)[..., None], log_p, carried)
+
+
+def diffusion_loss(model, x0, xt, t):
+    """MDLM eq. 10 for one draw of t and xt, dense: (1/t) sum over masked of -log p(x0 | xt), over all B T tokens."""
+    log_p = subs_log_p(model, xt).gather(-1, x0[..., None]).squeeze(-1)  # (B, T); 0 where carried over
+    return -(log_p / t).mean()
+
+
+@torch.no_grad()
+def exact_nelbo(model, x0):
+    """(1, T) -> nats per token, the expectation over all 2^T masks of the continuous-time bound.
+
+    A mask of l tokens has the weight integral_0^1 (1/t) t^l (1-t)^(T-l) dt = (l-1)! (T-l)! / T!.
+    """
+    T, total = x0.size(1), 0.0
+    for mask in itertools.product([False, True], repeat=T):
+        n = sum(mask)
+        if n == 0:
+            continue
+        masked = torch.tensor(mask)
+        log_p = subs_log_p(model, x0.masked_fill(masked, model.mask_id)).gather(-1, x0[..., None])[0, :, 0]
+        total += -log_p[masked].sum().item() * math.factorial(n - 1) * math.factorial(T - n) / math.factorial(T)
+    return total / T
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# sampling
+
+
+def categorical(p, generator):
+    """(..., V) -> (...): Gumbel-max in float64."""
+    u = torch.rand(p.shape, dtype=torch.float64, generator=generator)
+    return (p.double().log() - (-u.log()).log()).argmax(-1)
+
+
+@torch.no_grad()
+def ancestral_sampler(model, xt, steps, generator):
+    """MDLM's sampler, dense: K forwards, a categorical draw over V + 1 at every position of every step (eq. 7).
+
+    Like MDLM's own code it keeps the last prediction as long as no token of the batch has changed.
+    """
+    log_p = None
+    for k in range(steps):
+        t, s = 1 - k / steps, 1 - (k + 1) / steps
+        if log_p is None:
+            log_p = subs_log_p(model, xt)
+        q = log_p.exp() * (t - s) / t  # (B, T, V + 1)
+        q[..., model.mask_id] = s / t
+        new = torch.where(xt == model.mask_id, categorical(q, generator), xt)
+        log_p = log_p if torch.equal(new, xt) else None
+        xt = new
+    return xt
+
+
+@torch.no_grad()
+def exact_ancestral_distribution(model, T, steps):
+    """-> {tokens (tuple): probability} of the ancestral sampler with K steps, by enumerating every path."""
+    states = {(model.mask_id,) * T: 1.0}
+    for k in range(steps):
+        t, s = 1 - k / steps, 1 - (k + 1) / steps
+        after = {}
+        for x, weight in states.items():
+            p = subs_log_p(model, torch.tensor([x]))[0].exp()  # (T, V + 1)
+            choices = []
+            for i, token in enumerate(x):
+                if token != model.mask_id:
+                    choices.append([(token, 1.0)])
+                else:
+                    reveal = [(v, (t - s) / t * p[i, v].item()) for v in range(model.mask_id)]
+                    choices.append([*reveal, (model.mask_id, s / t)])
+            for path in itertools.product(*choices):
+                y, w = tuple(v for v, _ in path), weight * math.prod(q for _, q in path)
+                after[y] = after.get(y, 0.0) + w
+        states = after
+    return {x: w for x, w in states.items() if w > 0}
+
+
+def top_p_set(p, top_p):
+    """(V,) -> the smallest set of most probable tokens whose probability reaches top_p."""
+    chosen, total = [], 0.0
+    for i in sorted(range(len(p)), key=lambda i: -p[i]):
+        if total >= top_p:
+            break
+        chosen.append(i)
+        total += float(p[i])
+    return sorted(chosen)

@@ -1,0 +1,202 @@
+"""
+python -m pytest tests/test_diffusion.py          masked diffusion: the loss, the bound and every sampler
+"""
+
+import itertools
+
+import pytest
+import reference
+import torch
+from conftest import tiny_model
+
+import model as M
+from model import generator, sample
+
+
+def blanks(model, B=1, T=8):
+    return torch.full((B, T), model.mask_id)
+
+
+def test_stratified_times_cover_the_unit_interval_evenly():
+    t = M.stratified_t(64, generator(0)).flatten().sort().values
+    assert 1e-3 <= t[0] and t[-1] <= 1
+    torch.testing.assert_close(t.diff(), torch.full((63,), (1 - 1e-3) / 64), atol=1e-5, rtol=0)
+
+
+def test_noise_masks_each_token_with_probability_t():
+    x0 = torch.randint(7, (2, 100_000))
+    xt = M.add_noise(x0, torch.tensor([[0.2], [1.0]]), 7, generator(0))
+    assert abs((xt[0] == 7).float().mean() - 0.2) < 0.01 and (xt[1] == 7).all()
+    assert torch.equal(xt[0][xt[0] != 7], x0[0][xt[0] != 7])
+
+
+@pytest.mark.parametrize("t_value", [None, 1.0, 1e-3])
+def test_diffusion_loss_equals_the_dense_one(t_value, monkeypatch):
+    """At t = 1 all is masked; at 1e-3 nothing is, and the loss is zero."""
+    model = tiny_model()
+    x0 = torch.randint(7, (4, 16))
+    seen = {}
+    real = M.add_noise
+
+    def spy(x0, t, mask_id, g):
+        seen["t"] = t
+        seen["xt"] = real(x0, t, mask_id, g)
+        return seen["xt"]
+
+    monkeypatch.setattr(M, "add_noise", spy)
+    if t_value:
+        monkeypatch.setattr(M, "stratified_t", lambda B, g: torch.full((B, 1), t_value))
+    fast = M.diffusion_loss(model, x0, generator(3))
+    torch.testing.assert_close(fast, reference.diffusion_loss(model, x0, seen["xt"], seen["t"]))
+    assert (fast == 0) == (t_value == 1e-3)
+
+
+@torch.no_grad()
+def test_both_estimators_have_the_exact_bound_as_their_mean():
+    model = tiny_model(block_size=4)
+    x0 = torch.tensor([[3, 1, 1, 6]])
+    exact = reference.exact_nelbo(model, x0)
+    for estimate, tolerance in ((M.nelbo, 0.02), (lambda *a: M.diffusion_loss(*a), 0.05)):
+        values = torch.stack([estimate(model, x0.expand(64, 4), generator(i)) for i in range(100)])
+        error = values.std().item() / 10
+        assert error < tolerance * exact
+        assert abs(values.mean().item() - exact) < 4 * error + 1e-3 * exact  # the loss leaves out t < eps = 1e-3
+
+
+@torch.no_grad()
+def test_the_bound_has_less_noise_than_the_loss():
+    model = tiny_model()
+    x0 = torch.randint(7, (8, 16))
+    noise = [torch.stack([f(model, x0, generator(i)) for i in range(200)]).std() for f in (M.nelbo, M.diffusion_loss)]
+    assert noise[0] < 0.7 * noise[1]
+
+
+def test_gradient_reaches_only_what_the_head_saw():
+    model = tiny_model(tie_weights=False)
+    M.diffusion_loss(model, torch.randint(7, (4, 16)), generator(0)).backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_the_analytic_step_is_the_ancestral_step():
+    t = torch.rand(1000, dtype=torch.float64)
+    s = t * torch.rand(1000, dtype=torch.float64)
+    t, s = torch.cat([t, torch.ones(2, dtype=torch.float64)]), torch.cat([s, torch.tensor([0.0, 0.5]).double()])
+    torch.testing.assert_close(M.reveal_rate(t, s, "analytic"), M.reveal_rate(t, s, "ancestral"))
+
+
+def total_variation(xs, exact):
+    """(n, T) samples, {tokens: probability} -> half the L1 distance."""
+    counts = {}
+    for x in map(tuple, xs.tolist()):
+        counts[x] = counts.get(x, 0) + 1 / len(xs)
+    return sum(abs(counts.get(x, 0) - exact.get(x, 0)) for x in counts.keys() | exact.keys()) / 2
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "analytic"])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_samples_have_exactly_the_ancestral_distribution(sampler, steps):
+    model = tiny_model(V=2, block_size=3)
+    exact = reference.exact_ancestral_distribution(model, 3, steps)
+    assert abs(sum(exact.values()) - 1) < 1e-5
+    xs = sample(model, blanks(model, 40_000, 3), steps, sampler, generator=generator(steps))
+    assert total_variation(xs, exact) < 0.012  # 8 outcomes, 40000 draws: 0.005 expected
+    if steps > 1:  # and it could tell another number of steps apart
+        assert total_variation(xs, reference.exact_ancestral_distribution(model, 3, 1)) > 0.02
+
+
+def test_the_literal_sampler_has_that_distribution_too():
+    model = tiny_model(V=2, block_size=3)
+    xs = reference.ancestral_sampler(model, blanks(model, 40_000, 3), 2, generator(0))
+    assert total_variation(xs, reference.exact_ancestral_distribution(model, 3, 2)) < 0.012
+
+
+@torch.no_grad()
+def test_first_hitting_is_the_limit_of_many_steps():
+    model = tiny_model(V=2, block_size=3)
+    exact = {}
+    for order in itertools.permutations(range(3)):  # one token at a time, in a uniformly random order
+        for x in itertools.product(range(2), repeat=3):
+            p, xt = 1 / 6, blanks(model, 1, 3)
+            for i in order:
+                p *= reference.subs_log_p(model, xt)[0, i, x[i]].exp().item()
+                xt[0, i] = x[i]
+            exact[x] = exact.get(x, 0) + p
+    xs = sample(model, blanks(model, 40_000, 3), 1, "first_hitting", generator=generator(0))
+    assert total_variation(xs, exact) < 0.012
+    many = reference.exact_ancestral_distribution(model, 3, 60)
+    assert sum(abs(exact[x] - many[x]) for x in exact) / 2 < 0.01
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "analytic", "first_hitting", "confidence"])
+@pytest.mark.parametrize("steps", [1, 3, 100])
+@pytest.mark.parametrize("length", [1, 8, 16, 17, 41])
+def test_every_blank_is_filled_and_nothing_else_is_touched(sampler, steps, length):
+    model = tiny_model()
+    template = blanks(model, 3, length)
+    template[0] = torch.arange(length) % 7  # a row without blanks
+    template[1, ::3] = 5  # infilling
+    template[2, : length // 2] = 2  # a prompt
+    seen = []
+    x = sample(model, template, steps, sampler, 0.9, 0.9, generator(0), lambda xt: seen.append(xt.clone()))
+    assert (x < 7).all() and torch.equal(x[template != 7], template[template != 7])
+    again = sample(model, template, steps, sampler, 0.9, 0.9, generator(0))
+    assert torch.equal(x, again)
+    for before, after in itertools.pairwise([template, *seen]):  # a token once revealed stays
+        assert torch.equal(before[before != 7], after[before != 7])
+    assert not seen or torch.equal(seen[-1], x)
+
+
+def test_forwards_stop_growing_when_there_are_more_steps_than_tokens(monkeypatch):
+    model = tiny_model()
+    rows = []
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda x: rows.append(len(x)) or hidden(x))
+    for sampler in ("ancestral", "first_hitting", "confidence"):
+        rows.clear()
+        sample(model, blanks(model, 4, 16), 5000, sampler, generator=generator(0))
+        assert len(rows) <= 16 and sum(rows) <= 4 * 16
+    rows.clear()
+    sample(model, blanks(model, 4, 16), 4, generator=generator(0))
+    assert len(rows) <= 4
+    rows.clear()
+    full = torch.zeros(2, 16, dtype=torch.long)
+    assert torch.equal(sample(model, full, 4, generator=generator(0)), full) and not rows
+
+
+def test_the_head_runs_once_per_token(monkeypatch):
+    model = tiny_model()
+    n = []
+    head = model.head
+    monkeypatch.setattr(model, "head", lambda h: n.append(h.size(0)) or head(h))
+    sample(model, blanks(model, 3, 16), 50, generator=generator(0))
+    assert sum(n) == 3 * 16
+
+
+def test_confidence_reveals_an_even_share_and_the_surest_first():
+    model = tiny_model()
+    left = []
+    sample(
+        model,
+        blanks(model, 1, 16),
+        4,
+        "confidence",
+        0,
+        generator=generator(0),
+        watch=lambda x: left.append((x == 7).sum()),
+    )
+    assert left == [12, 8, 4, 0]
+    seen = []
+    sample(
+        model, blanks(model, 1, 16), 16, "confidence", 0, generator=generator(0), watch=lambda x: seen.append(x.clone())
+    )
+    first = (seen[0] != 7).nonzero()[0, 1]
+    best = model(blanks(model, 1, 16))[0].softmax(-1).max(-1).values
+    assert best[first] == best.max()
+
+
+def test_bad_requests_are_refused(refused):
+    model = tiny_model()
+    assert "steps is 0" in refused(sample, model, blanks(model), 0)
+    assert "'euler'" in refused(sample, model, blanks(model), 4, "euler")
+    gpt = tiny_model(causal=True)
+    assert "autoregressive" in refused(sample, gpt, torch.zeros(1, 4, dtype=torch.long), 4)

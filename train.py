@@ -1,0 +1,367 @@
+"""
+Train a GPT or a masked diffusion language model.
+$ python train.py config/train_pydoc_char.py           (4 minutes on 2 CPU cores; --help prints the knobs below)
+$ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py
+
+`fit` is the only training loop of the project. A diffusion model converts from a GPT: --init_from=out/gpt/ckpt.pt.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import time
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from tqdm import tqdm
+
+import data
+from configurator import UserError, choose, configure, print_once, save_config
+from model import (
+    GPT,
+    GPTConfig,
+    ar_loss,
+    diffusion_loss,
+    generator,
+    load_checkpoint,
+    nelbo,
+    pick_device,
+    sample,
+    save_checkpoint,
+)
+
+# ----------------------------------------------------------------------------------------------------------------------
+dataset = "pydoc_char"  # a name under data/, or a folder that a prepare.py wrote
+objective = "diffusion"  # 'diffusion' | 'ar'
+out_dir = "out/train"
+init_from = "scratch"  # 'scratch' | 'resume' (out_dir) | a ckpt.pt, also of the other objective: it is converted
+# model
+block_size = 256  # tokens
+n_layer = 6
+n_head = 6
+n_embd = 384
+dropout = 0.0
+pos = "rope"  # 'rope' | 'learned'
+tie_weights = True
+attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
+# optimizer
+optimizer = "adamw"  # 'adamw' | 'muon': Muon for the matrices of the blocks, AdamW for the rest
+learning_rate = 1e-3
+max_iters = 2000  # optimizer steps
+warmup_iters = 100
+lr_schedule = "cosine"  # 'cosine' (down to min_lr) | 'constant', both after a linear warm-up
+min_lr = 0.1  # fraction of learning_rate at the end
+weight_decay = 0.1
+beta2 = 0.99  # of AdamW; beta1 is 0.9
+grad_clip = 1.0  # gradient norm; 0: off
+ema = 0.0  # decay of the averaged weights, e.g. 0.999; they are validated and sampled; 0: off
+batch_size = 16  # sequences per forward on each process
+gradient_accumulation_steps = 1  # forwards per step, over all processes
+random_length = 0.0  # fraction of diffusion batches cut to a random length (LLaDA: 0.01)
+# the run
+eval_interval = 500  # steps between validations; each one saves ckpt.pt
+eval_iters = 20  # validation batches
+sample_interval = 0  # steps between printed samples; 0: none
+log_interval = 10  # steps between log lines
+seed = 1337
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'cuda:1' | 'mps' | 'cpu'
+dtype = ""  # '' (bfloat16 where the hardware has it) | 'float32' | 'bfloat16'
+compile = False  # torch.compile the trunk
+wandb = ""  # a project name: also log to Weights & Biases
+cfg = configure(globals())
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def learning_rate_at(step, cfg):
+    """step 0 ... max_iters - 1 -> the learning rate of that step."""
+    if step < cfg.warmup_iters:
+        return cfg.learning_rate * (step + 1) / cfg.warmup_iters
+    if cfg.lr_schedule == "constant":
+        return cfg.learning_rate
+    progress = (step - cfg.warmup_iters) / max(1, cfg.max_iters - cfg.warmup_iters)
+    return cfg.learning_rate * (cfg.min_lr + (1 - cfg.min_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def make_optimizers(model, cfg):
+    """-> [AdamW] or [AdamW, Muon]. Weight decay on matrices only."""
+    choose("optimizer", cfg.optimizer, ("adamw", "muon"))
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    to_muon = {n for n, p in named if cfg.optimizer == "muon" and "blocks." in n and p.dim() == 2}
+    matrices = [p for n, p in named if p.dim() >= 2 and n not in to_muon]
+    others = [p for n, p in named if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizers = [torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, cfg.beta2), fused=True)]
+    if to_muon:  # match_rms_adamw scales its updates to AdamW's size, so that one learning rate serves both
+        matrices = [p for n, p in named if n in to_muon]
+        optimizers.append(
+            torch.optim.Muon(
+                matrices, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimizers
+
+
+class Loss(nn.Module):
+    """DDP synchronises gradients of what its forward computed: so the loss is the forward."""
+
+    def __init__(self, model, loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch, generator):
+        return self.loss(self.model, batch, generator)
+
+
+def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None):
+    """The training loop: model is trained in place on loss(model, get_batch(generator), generator).
+
+    Every random number of a step comes from a generator seeded by (seed, step, forward): a resumed run, or one on
+    another number of processes, continues with the same numbers, and nothing else can disturb them. Each validation
+    calls validate(model) -> nats per token and writes out_dir/ckpt.pt. Returns the averaged model. Raises
+    FloatingPointError at a loss that is not finite.
+    """
+    device, autocast, _ = pick_device(cfg.device, cfg.dtype)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if cfg.gradient_accumulation_steps % world:
+        raise UserError(
+            f"gradient_accumulation_steps {cfg.gradient_accumulation_steps} does not divide into {world} processes. "
+            f"Use --gradient_accumulation_steps={world * max(1, cfg.gradient_accumulation_steps // world)}."
+        )
+    path = os.path.join(cfg.out_dir, "ckpt.pt")
+    optimizers = make_optimizers(model, cfg)
+    weights = list(model.parameters())
+    averaged = [p.detach().clone() for p in weights] if cfg.ema else None
+    start = 0
+    if resume:
+        start = resume["step"]
+        for opt, state in zip(optimizers, resume["optimizers"], strict=True):
+            opt.load_state_dict(state)
+        if averaged:
+            averaged = [resume["ema"][n].to(device) for n, _ in model.named_parameters()]
+    log = open_log(cfg, start) if rank == 0 else None
+    if cfg.compile:
+        model.hidden = torch.compile(model.hidden)
+    objective = Loss(model, loss)
+    if world > 1:
+        objective = nn.parallel.DistributedDataParallel(objective, [device] if device.type == "cuda" else None)
+
+    def checkpoint(step, val_loss):
+        names = [n for n, _ in model.named_parameters()]
+        return {
+            "model_config": dataclasses.asdict(model.config),
+            "model": model.state_dict(),
+            "ema": dict(zip(names, averaged, strict=True)) if averaged else None,
+            "optimizers": [opt.state_dict() for opt in optimizers],
+            "step": step,
+            "val_loss": val_loss,
+            "config": vars(cfg),
+            "meta": meta,
+        }
+
+    def evaluate(step):
+        """Validates, samples and saves with the averaged weights in place."""
+        with averaged_weights(weights, averaged):
+            model.eval()
+            with torch.no_grad(), autocast:
+                val_loss = validate(model)
+            if show and cfg.sample_interval and step % cfg.sample_interval == 0 and rank == 0:
+                with torch.no_grad(), autocast:
+                    tqdm.write(f"--- step {step}\n{show(model, generator(cfg.seed, 'show', device=device))}\n---")
+            model.train()
+        if rank == 0:
+            save_checkpoint(path, checkpoint(step, val_loss))
+            log({"step": step, "val_loss": round(val_loss, 4)})
+            tqdm.write(f"step {step}: validation {val_loss:.4f} nats per token, saved to {path}")
+
+    model.train()
+    bar = tqdm(total=cfg.max_iters, initial=start, unit="step", disable=rank != 0, dynamic_ncols=True)
+    losses, began, tokens = [], time.time(), 0
+    for step in range(start, cfg.max_iters):
+        lr = learning_rate_at(step, cfg)
+        for opt in optimizers:
+            for group in opt.param_groups:
+                group["lr"] = lr
+        step_loss = 0
+        for i in range(rank, cfg.gradient_accumulation_steps, world):
+            batch = get_batch(generator(cfg.seed, step, i)).to(device, non_blocking=True)
+            if model.config.dropout:
+                torch.manual_seed(generator(cfg.seed, step, i, "dropout").initial_seed())
+            last = i + world >= cfg.gradient_accumulation_steps
+            with contextlib.nullcontext() if last or world == 1 else objective.no_sync():
+                with autocast:
+                    loss_i = objective(batch, generator(cfg.seed, step, i, "noise", device=device))
+                (loss_i * world / cfg.gradient_accumulation_steps).backward()
+            step_loss += loss_i.detach() * world / cfg.gradient_accumulation_steps
+            tokens += batch.numel() * world
+        if cfg.grad_clip:
+            nn.utils.clip_grad_norm_(weights, cfg.grad_clip)
+        for opt in optimizers:
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        if averaged:  # the average of a young run forgets faster, or it would remember the random start
+            torch._foreach_lerp_(averaged, [p.data for p in weights], 1 - min(cfg.ema, (step + 1) / (step + 10)))
+
+        losses.append(step_loss)
+        bar.update()
+        evaluating = (step + 1) % cfg.eval_interval == 0 or step + 1 == cfg.max_iters
+        if (step + 1) % cfg.log_interval == 0 or evaluating:
+            losses = torch.stack(losses)
+            if world > 1:
+                dist.all_reduce(losses, dist.ReduceOp.AVG if device.type == "cuda" else dist.ReduceOp.SUM)
+                losses = losses if device.type == "cuda" else losses / world
+            refuse_nan(losses.tolist(), step, lr, path)
+            speed = tokens / (time.time() - began)
+            bar.set_postfix_str(f"loss {losses.mean():.3f}, {speed:,.0f} tokens/s")
+            if rank == 0:
+                log(
+                    {
+                        "step": step + 1,
+                        "loss": round(losses.mean().item(), 4),
+                        "lr": lr,
+                        "tokens_per_s": round(speed),
+                    }
+                )
+            losses, began, tokens = [], time.time(), 0
+        if evaluating:
+            evaluate(step + 1)
+            began = time.time()
+    bar.close()
+    if averaged:
+        for p, average in zip(weights, averaged, strict=True):
+            p.data.copy_(average)
+    return model.eval()
+
+
+@contextlib.contextmanager
+def averaged_weights(weights, averaged):
+    """Inside, the weights are their averages (if there are any); outside, what they were."""
+    if not averaged:
+        yield
+        return
+    for p, average in zip(weights, averaged, strict=True):
+        p.data, average.data = average.data, p.data
+    try:
+        yield
+    finally:
+        for p, average in zip(weights, averaged, strict=True):
+            p.data, average.data = average.data, p.data
+
+
+def refuse_nan(losses, step, lr, path):
+    """losses: those since the last log, the last one of them step's."""
+    for i, value in enumerate(losses):
+        if not math.isfinite(value):
+            saved = f"The last good checkpoint is {path}." if os.path.exists(path) else "No checkpoint was saved yet."
+            raise UserError(
+                f"The loss became {value} at step {step + 1 - len(losses) + i + 1} with learning rate {lr:.2e}. "
+                f"{saved} Continue from it with --init_from=resume and a lower --learning_rate."
+            )
+
+
+def open_log(cfg, start):
+    """-> f(dict): appends a line to out_dir/log.jsonl (and to wandb). Lines after step `start` are redone: cut."""
+    path = os.path.join(cfg.out_dir, "log.jsonl")
+    lines = []
+    if start and os.path.exists(path):
+        with open(path, encoding="utf-8") as f:
+            lines = [line for line in f if line.endswith("\n") and json.loads(line)["step"] <= start]
+    file = open(path, "w", encoding="utf-8")
+    file.writelines(lines)
+    run = None
+    if cfg.wandb:
+        import wandb
+
+        run = wandb.init(project=cfg.wandb, name=cfg.out_dir, config=vars(cfg), resume="allow")
+
+    def log(record):
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        if run:
+            run.log(record, step=record["step"])
+
+    return log
+
+
+def make_model(cfg, vocab_size, device):
+    """-> GPT on device, and the checkpoint to resume from or None. Builds from scratch, resumes or converts."""
+    choose("objective", cfg.objective, ("diffusion", "ar"))
+    causal = cfg.objective == "ar"
+    names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "pos", "tie_weights", "attention")
+    config = GPTConfig(vocab_size=vocab_size, causal=causal, **{k: getattr(cfg, k) for k in names})
+    torch.manual_seed(cfg.seed)
+    if cfg.init_from == "scratch":
+        if os.path.exists(os.path.join(cfg.out_dir, "ckpt.pt")):
+            raise UserError(
+                f"{cfg.out_dir} already holds a run. Continue it with --init_from=resume, "
+                "choose another --out_dir, or delete it."
+            )
+        return GPT(config).to(device), None
+    path = os.path.join(cfg.out_dir, "ckpt.pt") if cfg.init_from == "resume" else cfg.init_from
+    saved = load_checkpoint(path, device)
+    was = GPTConfig(**saved["model_config"])
+    if was.vocab_size != vocab_size:
+        raise UserError(f"{path} has a vocabulary of {was.vocab_size}, but {cfg.dataset} one of {vocab_size}.")
+    if cfg.init_from == "resume":
+        if was.causal != causal:
+            raise UserError(f"{path} is not a {cfg.objective} model; start from it with --init_from={path}.")
+        model = GPT(dataclasses.replace(was, dropout=cfg.dropout, attention=cfg.attention)).to(device)
+        model.load_weights(saved["model"])
+        return model, saved
+    # conversion: the checkpoint's shape, this run's context, dropout and direction
+    config = dataclasses.replace(
+        was, causal=causal, block_size=cfg.block_size, dropout=cfg.dropout, attention=cfg.attention
+    )
+    model = GPT(config).to(device)
+    model.load_weights(saved["ema"] or saved["model"])
+    return model, None
+
+
+def main(cfg):
+    device, _, note = pick_device(cfg.device, cfg.dtype)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            cfg.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            device = torch.device(cfg.device)
+            torch.cuda.set_device(device)
+    corpus = data.load(cfg.dataset)
+    model, resume = make_model(cfg, corpus.meta["vocab_size"], device)
+    n_params = sum(p.numel() for p in model.parameters())
+    print_once(f"{n_params / 1e6:.2f} M parameters on {note}")
+    if resume and resume["step"] >= cfg.max_iters:
+        return print_once(f"{cfg.out_dir} is already trained for {resume['step']} steps.")
+    os.makedirs(cfg.out_dir, exist_ok=True)
+    save_config(cfg, cfg.out_dir, n_params=n_params, device_used=note)
+    ar = cfg.objective == "ar"
+    T = cfg.block_size
+
+    def get_batch(generator):
+        length = T
+        if cfg.random_length and torch.rand((), generator=generator) < cfg.random_length:
+            length = int(torch.randint(1, T + 1, (), generator=generator))
+        return data.batch(corpus.train, cfg.batch_size, length + ar, generator)
+
+    def validate(model):
+        """The same blocks and the same noise at every call."""
+        x = data.blocks(corpus.val, T + ar, cfg.eval_iters * cfg.batch_size).split(cfg.batch_size)
+        noise = generator(cfg.seed, "validation", device=device)
+        bound = ar_loss if ar else nelbo
+        return sum(bound(model, b.to(device), noise).item() * len(b) for b in x) / sum(map(len, x))
+
+    def show(model, noise):
+        if ar:
+            tokens = model.generate(torch.zeros(1, 1, dtype=torch.long, device=device), T - 1, generator=noise)
+        else:
+            tokens = sample(model, torch.full((1, T), model.mask_id, device=device), T, generator=noise)
+        return data.encoder(corpus.meta)[1](tokens[0].tolist())
+
+    fit(model, ar_loss if ar else diffusion_loss, get_batch, validate, cfg, resume, corpus.meta, show)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(cfg)
