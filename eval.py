@@ -1,6 +1,6 @@
 """
 Every number and plot: how likely real text is under a model, and how good its own text is.
-$ python eval.py --ckpt=out/demo/ckpt.pt,out/demo_ar/ckpt.pt --judge=out/demo_ar/ckpt.pt --out=out/eval   (1 minute)
+$ python eval.py config/eval_pydoc_char.py                                                                (1 minute)
 
 nelbo   nats per token of validation text: exact for a GPT, an upper bound (MDLM) for a diffusion model
 genppl  perplexity of a model's samples under a judge, an autoregressive model. Read it beside the entropy of the same
@@ -21,7 +21,7 @@ from model import ar_loss, generator, load_model, nelbo, pick_device
 from sample import draw_samples, prepare, start_token
 
 # ----------------------------------------------------------------------------------------------------------------------
-ckpt = "out/demo/ckpt.pt"  # one checkpoint, or several with commas between them
+ckpt = "out/pydoc_char/ckpt.pt"  # one checkpoint, or several with commas between them
 judge = ""  # an autoregressive checkpoint with the same vocabulary; needed for genppl (markov data: not needed)
 what = "nelbo,genppl"  # any of nelbo, genppl
 dataset = ""  # validation text; '': what the checkpoint was trained on
@@ -52,9 +52,10 @@ def likelihood(model, x, cfg):
     """
     device = model.wte.weight.device
     noise = generator(cfg.seed, "nelbo", device=device)
-    bound, draws = (ar_loss, 1) if model.config.causal else (nelbo, cfg.draws)
-    batches = [b for _ in range(draws) for b in x.split(cfg.batch_size)]
-    values = torch.tensor([bound(model, b.to(device), noise) for b in tqdm(batches, desc="likelihood", leave=False)])
+    ar = model.config.causal
+    batches = [b for _ in range(1 if ar else cfg.draws) for b in x.to(device).split(cfg.batch_size)]
+    bar = tqdm(batches, desc="likelihood", leave=False)
+    values = torch.tensor([ar_loss(model, b) if ar else nelbo(model, b, noise) for b in bar])
     weights = torch.tensor([float(len(b)) for b in batches])
     mean = (values * weights).sum() / weights.sum()
     error = ((values - mean).square() * weights).sum() / weights.sum() / max(len(batches) - 1, 1)
@@ -180,19 +181,23 @@ def judged(x, judge, autocast, meta, cfg):
     return row
 
 
-def print_tables(report):
+def tables(report):
+    """-> the text that is printed and saved as eval.txt."""
+    lines = []
     for path, r in report["likelihood"].items():
         bound = "<=" if r["kind"] == "upper bound" else " ="
-        print(
+        lines.append(
             f"{path}: validation {bound} {r['nats']:.4f} +- {r['error']:.4f} nats per token, "
             f"perplexity {r['ppl']:.2f}, {r['bits_per_char']:.3f} bits per character"
         )
     if report["rows"]:
         keys = [k for k in ("genppl", "true_ppl", "entropy", "s_per_sample") if any(k in r for r in report["rows"])]
-        print(f"\n{'model':34s} {'steps':>5s} " + " ".join(f"{k:>12s}" for k in keys))
+        lines.append(f"\n{'model':34s} {'steps':>5s} " + " ".join(f"{k:>12s}" for k in keys))
         for r in report["rows"]:
             numbers = " ".join(f"{r[k]:12.3f}" if k in r else " " * 12 for k in keys)
-            print(f"{r['model'][-34:]:34s} {r['steps'] or '':>5} {numbers}")
+            lines.append(f"{r['model'][-34:]:34s} {r['steps'] or '':>5} {numbers}")
+    lines.append(f"\n{report['hardware']}, seed {report['seed']}, torch {report['torch']}")
+    return "\n".join(lines)
 
 
 def plot(report, path):
@@ -225,15 +230,15 @@ def plot(report, path):
 
 def main(cfg):
     report = evaluate(cfg)
-    print_tables(report)
+    text = tables(report)
+    print(text)
     os.makedirs(cfg.out, exist_ok=True)
-    with open(os.path.join(cfg.out, "eval.json"), "w", encoding="utf-8") as f:
-        json.dump(report, f, indent=1)
-    saved = ["eval.json"]
     if report["rows"]:
         plot(report, os.path.join(cfg.out, "eval.png"))
-        saved.append("eval.png")
-    print(f"\n{report['hardware']}, seed {report['seed']}. Saved {' and '.join(saved)} in {cfg.out}")
+    for name, content in (("eval.json", json.dumps(report, indent=1)), ("eval.txt", text + "\n")):
+        with open(os.path.join(cfg.out, name), "w", encoding="utf-8") as f:
+            f.write(content)
+    print(f"Saved in {cfg.out}: eval.json, eval.txt{' and eval.png' * bool(report['rows'])}")
 
 
 if __name__ == "__main__":

@@ -304,17 +304,24 @@ def draw(logits, generator=None, temperature=1.0, top_k=0, top_p=1.0):
     if temperature == 0:
         return logits.argmax(-1)
     p = probabilities(logits, temperature, top_k, top_p)
-    if p.device.type == "mps":  # has no float64
-        return torch.multinomial(p.view(-1, p.size(-1)), 1, generator=generator).view(p.shape[:-1])
+    if p.device.type == "mps":
+        p = p.cpu()  # an Apple GPU has no float64
     cdf = p.cumsum(-1, dtype=torch.float64)
-    u = torch.rand(*p.shape[:-1], 1, dtype=torch.float64, device=p.device, generator=generator) * cdf[..., -1:]
-    return torch.searchsorted(cdf, u, right=True).squeeze(-1).clamp(max=p.size(-1) - 1)
+    u = uniform((*p.shape[:-1], 1), generator, p.device, torch.float64) * cdf[..., -1:]
+    return torch.searchsorted(cdf, u, right=True).squeeze(-1).clamp(max=p.size(-1) - 1).to(logits.device)
 
 
 def generator(*key, device="cpu"):
     """Any ints and strings -> a torch.Generator seeded by all of them. Same key, same numbers; other key, others."""
     digest = hashlib.sha256(repr(key).encode()).digest()
+    device = "cpu" if "mps" in str(device) else device  # an Apple GPU draws no float64: its numbers come from the CPU
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def uniform(shape, generator, device, dtype=torch.float32):
+    """-> numbers in [0, 1) of that shape on device, drawn where the generator lives (None: torch's own)."""
+    where = generator.device if generator else "cpu"
+    return torch.rand(shape, dtype=dtype, device=where, generator=generator).to(device)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -376,7 +383,7 @@ class WeightedNLL(torch.autograd.Function):
 
 
 def ar_loss(model, batch, generator=None):
-    """(B, T + 1) int64 -> nats per token: next-token cross-entropy of a causal model."""
+    """(B, T + 1) int64 -> nats per token: next-token cross-entropy of a causal model. Needs no noise."""
     x, y = batch[:, :-1], batch[:, 1:].flatten()
     h = model.hidden(x).flatten(0, 1)  # (B T, C)
     return model.nll(h, y, torch.full(y.shape, 1 / y.numel(), device=y.device))
@@ -386,30 +393,29 @@ def ar_loss(model, batch, generator=None):
 # masked diffusion (MDLM)
 
 
-def stratified_t(B, generator, eps=1e-3):
-    """-> (B, 1) in [eps, 1]: one random offset plus i / B, so that every batch sees all noise levels evenly."""
-    u = torch.rand((), device=generator.device, generator=generator)
-    u = (u + torch.arange(B, device=generator.device) / B) % 1  # (B)
-    return ((1 - eps) * u + eps)[:, None]
+def stratified(B, generator, device):
+    """-> (B, 1) in [0, 1): one random offset plus i / B, mod 1: every batch covers the unit interval evenly."""
+    u = uniform((1,), generator, device) + torch.arange(B, device=device) / B  # (B)
+    return (u % 1)[:, None]
 
 
 def add_noise(x0, t, mask_id, generator):
     """(B, T) int64, (B, 1) -> (B, T): each token becomes mask_id with probability t, since alpha_t = 1 - t."""
-    u = torch.rand(x0.shape, device=x0.device, generator=generator)
-    return torch.where(u < t, mask_id, x0)
+    return torch.where(uniform(x0.shape, generator, x0.device) < t, mask_id, x0)
 
 
-def diffusion_loss(model, x0, generator):
+def diffusion_loss(model, x0, generator, t_weight=1.0, eps=1e-3):
     """(B, T) int64 -> nats per token: a Monte Carlo estimate of the negative ELBO (MDLM eq. 10 with alpha_t = 1 - t).
 
     The head runs on masked positions only. Divided by all B T tokens, not by the masked ones: only then is it a bound
-    on the likelihood.
+    on the likelihood. DIFFERS if t_weight a < 1: noise level t weighs (2 - a) / t^a instead of 1 / t. That is no bound,
+    but the network does not see t, so its optimum is the same, and the few tokens of a small t drown the rest no more.
     """
-    t = stratified_t(x0.size(0), generator)  # (B, 1)
+    t = (1 - eps) * stratified(x0.size(0), generator, x0.device) + eps  # (B, 1)
     xt = add_noise(x0, t, model.mask_id, generator)
     masked = xt == model.mask_id  # (B, T), N of them
     h = model.hidden(xt)[masked]  # (N, C)
-    weights = (1 / t).expand(xt.shape)[masked] / x0.numel()  # (N)
+    weights = ((2 - t_weight) / t**t_weight).expand(xt.shape)[masked] / x0.numel()  # (N)
     return model.nll(h, x0[masked], weights)
 
 
@@ -420,11 +426,8 @@ def nelbo(model, x0, generator):
     tokens with weight T / l (LLaDA eq. 6): no eps, and the number of masks no longer varies. l is stratified over B.
     """
     B, T = x0.shape
-    u = torch.rand((), device=x0.device, generator=generator)
-    u = (u + torch.arange(B, device=x0.device) / B) % 1
-    n_masks = (u * T).long()[:, None] + 1  # (B, 1) in 1 ... T
-    order = torch.rand(x0.shape, device=x0.device, generator=generator).argsort(1).argsort(1)
-    masked = order < n_masks  # (B, T)
+    n_masks = (stratified(B, generator, x0.device) * T).long() + 1  # (B, 1) in 1 ... T
+    masked = uniform(x0.shape, generator, x0.device).argsort(1).argsort(1) < n_masks  # (B, T)
     h = model.hidden(x0.masked_fill(masked, model.mask_id))[masked]
     return model.nll(h, x0[masked], (1 / n_masks).expand(B, T)[masked] / B)
 
@@ -448,17 +451,18 @@ def reveal_order(blank, steps, sampler, generator):
     see t either, so the steps that reveal nothing in a row are left out of that row: with more steps than tokens the
     number of calls stops growing. first_hitting is the limit of infinitely many steps (Zheng et al. 2024).
     """
-    u = torch.rand(blank.shape, dtype=torch.float64, device=generator.device, generator=generator)  # (B, T)
+    device = "cpu" if blank.device.type == "mps" else blank.device
+    u = uniform(blank.shape, generator, device, torch.float64)  # (B, T)
     if sampler == "first_hitting":
         step = u + 1  # a reveal time of its own for every token
     else:
         t = 1 - torch.arange(steps + 1, dtype=torch.float64, device=u.device) / steps  # 1 ... 0
         kept = (1 - reveal_rate(t[:-1], t[1:], sampler)).cumprod(0)  # (K) P(still masked after the step)
         step = torch.searchsorted(1 - kept[:-1], u, right=True).double() + 1  # (B, T) in 1 ... K
-    step = step.masked_fill(~blank, 0)
+    step = step.masked_fill(~blank.to(device), 0)
     ordered, where = step.sort(1)
     call = torch.diff(ordered, dim=1, prepend=torch.zeros_like(ordered[:, :1])).ne(0).cumsum(1)
-    return torch.zeros_like(call).scatter(1, where, call)
+    return torch.zeros_like(call).scatter(1, where, call).to(blank.device)
 
 
 @torch.no_grad()
@@ -531,13 +535,10 @@ def pick_device(device="", dtype="", quiet=False):
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device is {device!r}, but this torch sees no GPU. Use --device=cpu.")
     if not dtype:
-        cpu_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        bf16 = {
-            "cuda": kind == "cuda" and torch.cuda.is_bf16_supported(False),
-            "cpu": cpu_bf16,
-            "mps": False,
-        }[kind]
-        dtype = "bfloat16" if bf16 else "float32"
+        cpu = torch.cpu.get_capabilities()
+        fast = kind == "cpu" and (cpu.get("amx_bf16") or cpu.get("avx512_bf16"))
+        fast = fast or (kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+        dtype = "bfloat16" if fast else "float32"
     choose("dtype", dtype, ("float32", "bfloat16"))
     if kind == "cpu":
         keep_freed_memory()

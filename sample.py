@@ -1,8 +1,8 @@
 """
 Text out of any checkpoint.
-$ python sample.py --ckpt=out/demo/ckpt.pt --steps=64                                                   (a few seconds)
-$ python sample.py --ckpt=out/demo/ckpt.pt --num_samples=1 --trace=True           (watch the text appear, step by step)
-$ python sample.py --ckpt=out/demo/ckpt.pt --infill="The ________ statement is used"
+$ python sample.py --ckpt=out/pydoc_char/ckpt.pt --steps=64                                             (a few seconds)
+$ python sample.py --ckpt=out/pydoc_char/ckpt.pt --num_samples=1 --trace=True            (watch the text appear)
+$ python sample.py --ckpt=out/pydoc_char/ckpt.pt --infill="The ________ statement is used"
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from configurator import UserError, configure
 from model import generator, load_model, pick_device, sample
 
 # ----------------------------------------------------------------------------------------------------------------------
-ckpt = "out/demo/ckpt.pt"
+ckpt = "out/pydoc_char/ckpt.pt"
 num_samples = 4
 steps = 64  # diffusion: K reverse steps; more steps, better text; more steps than tokens cost nothing more
 sampler = "ancestral"  # 'ancestral' | 'analytic' (the same law) | 'first_hitting' (K -> infinity) | 'confidence'

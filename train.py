@@ -8,6 +8,7 @@ $ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -60,6 +61,7 @@ grad_clip = 1.0  # gradient norm; 0: off
 ema = 0.0  # decay of the averaged weights, e.g. 0.999; they are validated and sampled; 0: off
 batch_size = 16  # sequences per forward on each process
 gradient_accumulation_steps = 1  # forwards per step, over all processes
+t_weight = 1.0  # diffusion: noise level t weighs 1/t^t_weight; 1.0 is the likelihood bound, 0.5 learns faster
 random_length = 0.0  # fraction of diffusion batches cut to a random length (LLaDA: 0.01)
 # the run
 eval_interval = 500  # steps between validations; each one saves ckpt.pt
@@ -69,7 +71,7 @@ log_interval = 10  # steps between log lines
 seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'cuda:1' | 'mps' | 'cpu'
 dtype = ""  # '' (bfloat16 where the hardware has it) | 'float32' | 'bfloat16'
-compile = False  # torch.compile the trunk
+compile = "auto"  # torch.compile the trunk for training: 'auto' (on cuda) | 'on' | 'off'
 wandb = ""  # a project name: also log to Weights & Biases
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
@@ -87,7 +89,6 @@ def learning_rate_at(step, cfg):
 
 def make_optimizers(model, cfg):
     """-> [AdamW] or [AdamW, Muon]. Weight decay on matrices only."""
-    choose("optimizer", cfg.optimizer, ("adamw", "muon"))
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     to_muon = {n for n, p in named if cfg.optimizer == "muon" and "blocks." in n and p.dim() == 2}
     matrices = [p for n, p in named if p.dim() >= 2 and n not in to_muon]
@@ -105,7 +106,7 @@ def make_optimizers(model, cfg):
 
 
 class Loss(nn.Module):
-    """DDP synchronises gradients of what its forward computed: so the loss is the forward."""
+    """The loss as a module: DDP synchronises the gradients of what its forward computed."""
 
     def __init__(self, model, loss):
         super().__init__()
@@ -120,15 +121,16 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
 
     Every random number of a step comes from a generator seeded by (seed, step, forward): a resumed run, or one on
     another number of processes, continues with the same numbers, and nothing else can disturb them. Each validation
-    calls validate(model) -> nats per token and writes out_dir/ckpt.pt. Returns the averaged model. Raises
-    FloatingPointError at a loss that is not finite.
+    calls validate(model) -> nats per token and writes out_dir/ckpt.pt. Returns the averaged model. Raises UserError
+    at a loss that is not finite, with the path of the last good checkpoint.
     """
     device, autocast, _ = pick_device(cfg.device, cfg.dtype)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if cfg.gradient_accumulation_steps % world:
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    n_forwards = cfg.gradient_accumulation_steps
+    if n_forwards % world:
         raise UserError(
-            f"gradient_accumulation_steps {cfg.gradient_accumulation_steps} does not divide into {world} processes. "
-            f"Use --gradient_accumulation_steps={world * max(1, cfg.gradient_accumulation_steps // world)}."
+            f"gradient_accumulation_steps {n_forwards} does not divide into {world} processes. "
+            f"Use --gradient_accumulation_steps={world * max(1, n_forwards // world)}."
         )
     path = os.path.join(cfg.out_dir, "ckpt.pt")
     optimizers = make_optimizers(model, cfg)
@@ -142,11 +144,15 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
         if averaged:
             averaged = [resume["ema"][n].to(device) for n, _ in model.named_parameters()]
     log = open_log(cfg, start) if rank == 0 else None
-    if cfg.compile:
-        model.hidden = torch.compile(model.hidden)
-    objective = Loss(model, loss)
+    compiled = (
+        torch.compile(model.hidden) if cfg.compile == "on" or (cfg.compile, device.type) == ("auto", "cuda") else None
+    )
+    if compiled:
+        model.hidden = compiled
     if world > 1:
-        objective = nn.parallel.DistributedDataParallel(objective, [device] if device.type == "cuda" else None)
+        loss_of = nn.parallel.DistributedDataParallel(Loss(model, loss), [device] if device.type == "cuda" else None)
+    else:
+        loss_of = functools.partial(loss, model)
 
     def checkpoint(step, val_loss):
         names = [n for n, _ in model.named_parameters()]
@@ -163,6 +169,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
 
     def evaluate(step):
         """Validates, samples and saves with the averaged weights in place."""
+        vars(model).pop("hidden", None)  # not compiled: its shapes vary
         with averaged_weights(weights, averaged):
             model.eval()
             with torch.no_grad(), autocast:
@@ -171,6 +178,8 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
                 with torch.no_grad(), autocast:
                     tqdm.write(f"--- step {step}\n{show(model, generator(cfg.seed, 'show', device=device))}\n---")
             model.train()
+        if compiled:
+            model.hidden = compiled
         if rank == 0:
             save_checkpoint(path, checkpoint(step, val_loss))
             log({"step": step, "val_loss": round(val_loss, 4)})
@@ -184,23 +193,23 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
         for opt in optimizers:
             for group in opt.param_groups:
                 group["lr"] = lr
-        step_loss = 0
-        for i in range(rank, cfg.gradient_accumulation_steps, world):
+        step_loss = 0.0
+        for i in range(rank, n_forwards, world):
             batch = get_batch(generator(cfg.seed, step, i)).to(device, non_blocking=True)
+            noise = generator(cfg.seed, step, i, "noise", device=device)
             if model.config.dropout:
-                torch.manual_seed(generator(cfg.seed, step, i, "dropout").initial_seed())
-            last = i + world >= cfg.gradient_accumulation_steps
-            with contextlib.nullcontext() if last or world == 1 else objective.no_sync():
+                torch.manual_seed(noise.initial_seed())  # nn.Dropout knows only the global generator
+            with loss_of.no_sync() if world > 1 and i + world < n_forwards else contextlib.nullcontext():
                 with autocast:
-                    loss_i = objective(batch, generator(cfg.seed, step, i, "noise", device=device))
-                (loss_i * world / cfg.gradient_accumulation_steps).backward()
-            step_loss += loss_i.detach() * world / cfg.gradient_accumulation_steps
+                    value = loss_of(batch, noise) * (world / n_forwards)
+                value.backward()
+            step_loss += value.detach()
             tokens += batch.numel() * world
         if cfg.grad_clip:
             nn.utils.clip_grad_norm_(weights, cfg.grad_clip)
         for opt in optimizers:
             opt.step()
-            opt.zero_grad(set_to_none=True)
+            opt.zero_grad()
         if averaged:  # the average of a young run forgets faster, or it would remember the random start
             torch._foreach_lerp_(averaged, [p.data for p in weights], 1 - min(cfg.ema, (step + 1) / (step + 10)))
 
@@ -210,8 +219,8 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
         if (step + 1) % cfg.log_interval == 0 or evaluating:
             losses = torch.stack(losses)
             if world > 1:
-                dist.all_reduce(losses, dist.ReduceOp.AVG if device.type == "cuda" else dist.ReduceOp.SUM)
-                losses = losses if device.type == "cuda" else losses / world
+                dist.all_reduce(losses)
+                losses /= world
             refuse_nan(losses.tolist(), step, lr, path)
             speed = tokens / (time.time() - began)
             bar.set_postfix_str(f"loss {losses.mean():.3f}, {speed:,.0f} tokens/s")
@@ -229,6 +238,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
             evaluate(step + 1)
             began = time.time()
     bar.close()
+    vars(model).pop("hidden", None)
     if averaged:
         for p, average in zip(weights, averaged, strict=True):
             p.data.copy_(average)
@@ -288,6 +298,12 @@ def open_log(cfg, start):
 def make_model(cfg, vocab_size, device):
     """-> GPT on device, and the checkpoint to resume from or None. Builds from scratch, resumes or converts."""
     choose("objective", cfg.objective, ("diffusion", "ar"))
+    choose("optimizer", cfg.optimizer, ("adamw", "muon"))
+    choose("lr_schedule", cfg.lr_schedule, ("cosine", "constant"))
+    choose("compile", cfg.compile, ("auto", "on", "off"))
+    for knob in ("max_iters", "batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters"):
+        if getattr(cfg, knob) < 1:
+            raise UserError(f"{knob} is {getattr(cfg, knob)}; it must be at least 1.")
     causal = cfg.objective == "ar"
     names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "pos", "tie_weights", "attention")
     config = GPTConfig(vocab_size=vocab_size, causal=causal, **{k: getattr(cfg, k) for k in names})
@@ -306,7 +322,9 @@ def make_model(cfg, vocab_size, device):
         raise UserError(f"{path} has a vocabulary of {was.vocab_size}, but {cfg.dataset} one of {vocab_size}.")
     if cfg.init_from == "resume":
         if was.causal != causal:
-            raise UserError(f"{path} is not a {cfg.objective} model; start from it with --init_from={path}.")
+            raise UserError(
+                f"{path} was trained with another objective than {cfg.objective!r}; use --init_from={path}."
+            )
         model = GPT(dataclasses.replace(was, dropout=cfg.dropout, attention=cfg.attention)).to(device)
         model.load_weights(saved["model"])
         return model, saved
@@ -346,19 +364,21 @@ def main(cfg):
 
     def validate(model):
         """The same blocks and the same noise at every call."""
-        x = data.blocks(corpus.val, T + ar, cfg.eval_iters * cfg.batch_size).split(cfg.batch_size)
+        x = data.blocks(corpus.val, T + ar, cfg.eval_iters * cfg.batch_size).to(device)
         noise = generator(cfg.seed, "validation", device=device)
-        bound = ar_loss if ar else nelbo
-        return sum(bound(model, b.to(device), noise).item() * len(b) for b in x) / sum(map(len, x))
+        parts = x.split(cfg.batch_size)
+        return sum((ar_loss(model, b) if ar else nelbo(model, b, noise)).item() * len(b) for b in parts) / len(x)
 
     def show(model, noise):
         if ar:
-            tokens = model.generate(torch.zeros(1, 1, dtype=torch.long, device=device), T - 1, generator=noise)
+            start = torch.full((1, 1), corpus.meta.get("eot", 0), device=device)
+            tokens = model.generate(start, T - 1, generator=noise)
         else:
             tokens = sample(model, torch.full((1, T), model.mask_id, device=device), T, generator=noise)
         return data.encoder(corpus.meta)[1](tokens[0].tolist())
 
-    fit(model, ar_loss if ar else diffusion_loss, get_batch, validate, cfg, resume, corpus.meta, show)
+    loss = ar_loss if ar else functools.partial(diffusion_loss, t_weight=cfg.t_weight)
+    fit(model, loss, get_batch, validate, cfg, resume, corpus.meta, show)
     if dist.is_initialized():
         dist.destroy_process_group()
 

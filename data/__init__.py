@@ -38,14 +38,12 @@ def load(dataset):
     return types.SimpleNamespace(meta=meta, **bins)
 
 
-def batch(tokens, batch_size, length, generator, device="cpu"):
+def batch(tokens, batch_size, length, generator):
     """(n,) token ids -> (batch_size, length) int64 from random places. Same generator state, same batch."""
     if len(tokens) < length:
         raise UserError(f"The corpus has {len(tokens)} tokens, fewer than one block of {length}. Lower --block_size.")
     starts = torch.randint(len(tokens) - length + 1, (batch_size,), generator=generator)
-    rows = np.stack([tokens[i : i + length] for i in starts.tolist()]).astype(np.int64)
-    x = torch.from_numpy(rows)
-    return x.pin_memory().to(device, non_blocking=True) if "cuda" in str(device) else x.to(device)
+    return torch.from_numpy(np.stack([tokens[i : i + length] for i in starts.tolist()]).astype(np.int64))
 
 
 def blocks(tokens, length, limit):

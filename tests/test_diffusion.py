@@ -3,6 +3,7 @@ python -m pytest tests/test_diffusion.py          masked diffusion: the loss, th
 """
 
 import itertools
+import math
 
 import pytest
 import reference
@@ -17,10 +18,10 @@ def blanks(model, B=1, T=8):
     return torch.full((B, T), model.mask_id)
 
 
-def test_stratified_times_cover_the_unit_interval_evenly():
-    t = M.stratified_t(64, generator(0)).flatten().sort().values
-    assert 1e-3 <= t[0] and t[-1] <= 1
-    torch.testing.assert_close(t.diff(), torch.full((63,), (1 - 1e-3) / 64), atol=1e-5, rtol=0)
+def test_stratified_numbers_cover_the_unit_interval_evenly():
+    u = M.stratified(64, generator(0), "cpu").flatten()
+    assert u.min() >= 0 and u.max() < 1
+    torch.testing.assert_close(u.sort().values.diff(), torch.full((63,), 1 / 64), atol=1e-6, rtol=0)
 
 
 def test_noise_masks_each_token_with_probability_t():
@@ -45,10 +46,27 @@ def test_diffusion_loss_equals_the_dense_one(t_value, monkeypatch):
 
     monkeypatch.setattr(M, "add_noise", spy)
     if t_value:
-        monkeypatch.setattr(M, "stratified_t", lambda B, g: torch.full((B, 1), t_value))
+        u = (t_value - 1e-3) / (1 - 1e-3)
+        monkeypatch.setattr(M, "stratified", lambda B, *_: torch.full((B, 1), u))
     fast = M.diffusion_loss(model, x0, generator(3))
     torch.testing.assert_close(fast, reference.diffusion_loss(model, x0, seen["xt"], seen["t"]))
     assert (fast == 0) == (t_value == 1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("a", [1.0, 0.5, 0.0])
+def test_t_weight_reweights_noise_levels_and_keeps_the_scale(a, monkeypatch):
+    model = tiny_model()
+    x0 = torch.randint(7, (4, 16))
+    for t in (0.3, 0.9):
+        monkeypatch.setattr(M, "stratified", lambda B, *_, u=(t - 1e-3) / (1 - 1e-3): torch.full((B, 1), u))
+        bound, other = (M.diffusion_loss(model, x0, generator(1), w) for w in (1.0, a))
+        torch.testing.assert_close(other / bound, torch.tensor((2 - a) * t ** (1 - a)))
+    monkeypatch.undo()
+    for p in model.parameters():
+        p.zero_()  # every token costs log 7, at every noise level
+    mean = torch.stack([M.diffusion_loss(model, x0, generator(i), a) for i in range(400)]).mean()
+    assert abs(mean - math.log(7)) < 0.03
 
 
 @torch.no_grad()

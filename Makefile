@@ -1,0 +1,32 @@
+# make demo    from an empty machine to generated text: sets up, trains a GPT, turns it into a diffusion model, evaluates
+# make test    sets up and runs every test, offline
+# Both may be run again: they skip what is done and continue what was interrupted. Needs python 3.10 or newer.
+
+PYTHON ?= python3
+PY = .venv/bin/python
+AR = out/pydoc_char_ar/ckpt.pt
+DIFFUSION = out/pydoc_char/ckpt.pt
+
+demo: .venv/ready data/pydoc_char/meta.json
+	$(PY) train.py config/train_pydoc_char_ar.py $(if $(wildcard $(AR)),--init_from=resume)
+	$(PY) train.py config/train_pydoc_char.py $(if $(wildcard $(DIFFUSION)),--init_from=resume)
+	$(PY) sample.py --ckpt=$(AR) --num_samples=2
+	$(PY) sample.py --ckpt=$(DIFFUSION) --num_samples=2 --steps=128
+	test out/demo/eval.txt -nt $(DIFFUSION) || $(PY) eval.py config/eval_pydoc_char.py
+	@cat out/demo/eval.txt
+
+test: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(PY) -m pytest tests
+
+data/pydoc_char/meta.json: .venv/ready
+	$(PY) data/pydoc_char/prepare.py
+
+.venv/ready: requirements.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'nanoSDTT needs python 3.10 or newer')"
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install -r requirements.txt
+	touch .venv/ready
+
+.PHONY: demo test

@@ -1,0 +1,22 @@
+"""
+A language whose entropy is known exactly: watch the bound come down to it, 3 minutes on 2 CPU cores.
+
+$ python train.py config/train_markov.py
+"""
+
+dataset = "markov"
+objective = "diffusion"
+out_dir = "out/markov"
+block_size = 64
+n_layer = 3
+n_head = 4
+n_embd = 128
+batch_size = 64
+optimizer = "muon"
+learning_rate = 3e-3
+min_lr = 0.0
+warmup_iters = 50
+max_iters = 2000
+ema = 0.998
+eval_interval = 250
+eval_iters = 50

@@ -1,0 +1,201 @@
+"""
+How fast and how small, as ratios measured in one run: our step beside its literal twin and beside the floor.
+$ python tests/bench.py                                                            (10 minutes on 2 CPU cores)
+$ python tests/bench.py --work=diffusion --shape=B                                 (one row)
+
+twin    tests/reference.py, written as the papers' own code computes it: dense B x T x V logits and losses, a draw at
+        every position of every sampling step (with MDLM's cache), no KV cache, torch's default attention
+floor   the operations (matrix products only) over the rate of a large bfloat16 product, measured in the same run;
+        for cached decoding the bytes of the weights over the rate of a matrix-vector product
+Every measurement is a process of its own, so that peak memory (resident, of the whole process) is its own.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import reference
+import torch
+
+import train
+from configurator import configure
+from model import GPT, GPTConfig, ar_loss, diffusion_loss, generator, pick_device, sample
+
+# ----------------------------------------------------------------------------------------------------------------------
+work = "all"  # 'all' | 'ar' | 'diffusion' (training steps) | 'sample' | 'decode'
+shape = "all"  # 'all' | 'A' (6 x 384, V 65) | 'B' (4 x 256, V 50304)
+who = "both"  # 'both' | 'ours' | 'twin'
+steps = 0  # sampling steps; 0: all of 16, 64 and 1024
+repeats = 9  # training steps measured; the median counts
+profile = True  # say where the time of our training step goes
+cfg = configure(globals())
+# ----------------------------------------------------------------------------------------------------------------------
+
+SHAPES = {"A": (6, 384, 65, 16), "B": (4, 256, 50304, 8)}  # layers, width, V, batch size; length 256
+T = 256
+
+
+def seconds(f, n):
+    """Median time of n calls after two to warm up."""
+    times = []
+    for _ in range(n + 2):
+        began = time.perf_counter()
+        f()
+        times.append(time.perf_counter() - began)
+    return sorted(times[2:])[n // 2]
+
+
+def matmul_rate():
+    """-> bfloat16 operations per second of a product of the size that training makes."""
+    a, b = torch.randn(4096, 1024, dtype=torch.bfloat16), torch.randn(1024, 4096, dtype=torch.bfloat16)
+    return 2 * 4096 * 1024 * 4096 / seconds(lambda: a @ b, 9)
+
+
+def vector_rate():
+    """-> bytes per second of a float32 matrix-vector product."""
+    w, x = torch.randn(4096, 4096), torch.randn(1, 4096)
+    return w.numel() * 4 / seconds(lambda: torch.nn.functional.linear(x, w), 9)
+
+
+def make(name, causal):
+    L, C, V, B = SHAPES[name]
+    torch.manual_seed(0)
+    config = GPTConfig(block_size=T, vocab_size=V, n_layer=L, n_head=C // 64, n_embd=C, causal=causal)
+    return GPT(config), torch.randint(V, (B, T + causal), generator=generator(1))
+
+
+def operations(name, masked, forward_only=False):
+    """Multiply-adds x 2 of one step: trunk and attention on all tokens, the head on a share `masked` of them."""
+    L, C, V, B = SHAPES[name]
+    per_token = 2 * 12 * L * C * C + 4 * L * T * C + masked * 2 * V * C
+    return per_token * B * T * (1 if forward_only else 3)
+
+
+def training(work, name, who):
+    """-> ms a step and, for ours, where it goes."""
+    _, autocast, _ = pick_device()
+    causal = work == "ar"
+    model, x0 = make(name, causal)
+    optimizers = train.make_optimizers(model, train.cfg)
+    calls = iter(range(10**6))
+
+    def loss():
+        noise = generator(next(calls))
+        if who == "ours":
+            return (ar_loss if causal else diffusion_loss)(model, x0, noise)
+        if causal:
+            return reference.ar_loss(model, x0)
+        t = torch.rand(x0.size(0), 1, generator=noise) * 0.999 + 0.001
+        xt = torch.where(torch.rand(x0.shape, generator=noise) < t, model.mask_id, x0)
+        return reference.diffusion_loss(model, x0, xt, t)
+
+    def step():
+        with autocast:
+            value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for opt in optimizers:
+            opt.step()
+            opt.zero_grad()
+
+    result = {"ms": 1e3 * seconds(step, cfg.repeats)}
+    result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    result["floor_ms"] = 1e3 * operations(name, 1.0 if causal else 0.5) / matmul_rate()
+    if cfg.profile and who == "ours":
+        with torch.profiler.profile() as p:
+            step()
+        result["goes"] = where_it_goes(p)
+    return result
+
+
+GROUPS = {"products": ("mm", "bmm", "addmm"), "softmax, norm": ("softmax", "layer_norm", "logsumexp")}
+GROUPS |= {"copies, casts": ("copy_", "cat", "fill_", "zero_"), "optimizer": ("adam", "vector_norm")}
+
+
+def where_it_goes(profile):
+    """-> "products 45 %, ...": the share of each kind of operation in the time spent inside operations."""
+    share = dict.fromkeys([*GROUPS, "elementwise and rest"], 0.0)
+    for event in profile.key_averages():
+        kind = next((g for g, names in GROUPS.items() if any(n in event.key for n in names)), "elementwise and rest")
+        share[kind] += event.self_cpu_time_total
+    total = sum(share.values())
+    return ", ".join(f"{k} {100 * v / total:.0f} %" for k, v in share.items())
+
+
+def sampling(name, who, steps):
+    """4 x 256 tokens."""
+    _, autocast, _ = pick_device()
+    model, _ = make(name, False)
+    xt = torch.full((4, T), model.mask_id)
+    fill = (
+        sample
+        if who == "ours"
+        else lambda model, xt, steps, generator: reference.ancestral_sampler(model, xt, steps, generator)
+    )
+    with autocast, torch.no_grad():
+        fill(model.eval(), xt, 2, generator=generator(0))
+        began = time.perf_counter()
+        fill(model, xt, steps, generator=generator(0))
+    ms = 1e3 * (time.perf_counter() - began)
+    L, C, V, _ = SHAPES[name]
+    calls = T * (1 - (1 - 1 / steps) ** T) if steps > T else steps  # of a row; the twin may need more, never fewer
+    trunk = (2 * 12 * L * C * C + 4 * L * T * C) * 4 * T * calls
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return {"ms": ms, "floor_ms": 1e3 * (trunk + 2 * V * C * 4 * T) / matmul_rate(), "peak_mb": peak}
+
+
+def decoding(name, who):
+    """255 tokens at batch 1 in float32, with our KV cache or without -> ms per token."""
+    pick_device()
+    model, _ = make(name, True)
+    start = torch.zeros(1, 1, dtype=torch.long)
+
+    def generate():
+        model.eval().generate(start, T - 1, generator=generator(0), use_cache=who == "ours")
+
+    ms = 1e3 * seconds(generate, 3 if who == "ours" else 1) / (T - 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    bytes_read = sum(4 * p.numel() for p in model.parameters())
+    return {"ms": ms, "floor_ms": 1e3 * bytes_read / vector_rate(), "peak_mb": peak}
+
+
+def measure(work, name, who, steps):
+    if work == "sample":
+        return sampling(name, who, steps)
+    return decoding(name, who) if work == "decode" else training(work, name, who)
+
+
+def main(cfg):
+    works = ["ar", "diffusion", "sample", "decode"] if cfg.work == "all" else [cfg.work]
+    shapes = ["A", "B"] if cfg.shape == "all" else [cfg.shape]
+    print(f"{pick_device()[2]}, {torch.get_num_threads()} threads, torch {torch.__version__}; milliseconds")
+    print(f"{'work':24s} {'twin':>8s} {'ours':>8s} {'ratio':>6s} {'floor':>7s} {'twin MB':>8s} {'our MB':>7s}")
+    for work, name in [(w, s) for w in works for s in shapes]:
+        counts = [cfg.steps] if cfg.steps else [16, 64, 1024] if name == "A" else [16, 64]
+        for steps in counts if work == "sample" else [0]:
+            got = {}
+            for who in ("twin", "ours"):
+                command = [sys.executable, __file__, f"--work={work}", f"--shape={name}", f"--who={who}"]
+                command += [f"--steps={steps}", f"--repeats={cfg.repeats}", f"--profile={cfg.profile}"]
+                lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+                got[who] = json.loads(lines[-1])
+            twin, ours = got["twin"], got["ours"]
+            label = {"sample": f"sample 4 x 256, {steps} steps", "decode": "decode, per token"}.get(
+                work, f"{work} step"
+            )
+            print(
+                f"{name} {label:22s} {twin['ms']:8.1f} {ours['ms']:8.1f} {twin['ms'] / ours['ms']:6.1f} "
+                f"{ours['floor_ms']:7.1f} {twin['peak_mb']:8d} {ours['peak_mb']:7d}  {ours.get('goes', '')}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    if cfg.who == "both":
+        main(cfg)
+    else:
+        print(json.dumps(measure(cfg.work, cfg.shape, cfg.who, cfg.steps)))

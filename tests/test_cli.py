@@ -1,0 +1,161 @@
+"""
+python -m pytest tests/test_cli.py          knobs, sample.py, and every command a README reader types, at toy size
+"""
+
+import glob
+import json
+import os
+import re
+import runpy
+
+import pytest
+import torch
+from conftest import ROOT, run
+
+import configurator
+import data
+import eval as evaluation
+import sample as S
+import train
+from model import GPTConfig
+
+KNOBS = {"lr": 1e-3, "n_layer": 4, "name": "x", "flag": False, "steps": [1, 2]}
+
+
+def test_values_take_the_type_of_the_default():
+    argv = ["--lr=1", "--n_layer=8", "--name=a=b", "--flag=True", "--steps=4,8"]
+    got = configurator.parse(argv, KNOBS)
+    assert got == {"lr": 1.0, "n_layer": 8, "name": "a=b", "flag": True, "steps": [4, 8]}
+    assert type(got["lr"]) is float
+    assert configurator.parse(["--steps=[4]", "--name=7", "--steps=16"], KNOBS) == {"name": "7", "steps": [16]}
+
+
+def test_later_settings_win_and_files_may_compute(tmp_path):
+    file = tmp_path / "c.py"
+    file.write_text("import math\n_half = 4\nn_layer = 2 * _half\nlr = 1\n")
+    assert configurator.parse([str(file), "--n_layer=3"], KNOBS) == {"lr": 1.0, "n_layer": 3}
+    assert configurator.parse(["--n_layer=3", str(file)], KNOBS) == {"lr": 1.0, "n_layer": 8}
+
+
+def test_mistakes_in_knobs_are_refused_with_the_nearest_name(tmp_path, refused):
+    file = tmp_path / "c.py"
+    file.write_text("n_layers = 2\n")
+    for argv, words in {
+        (str(file),): ["n_layers", "c.py", "n_layer?"],
+        ("--n_laye=3",): ["n_laye ", "n_layer?"],
+        ("--zzz=3",): ["zzz", "--help"],
+        ("--n_layer=2.5",): ["int", "2.5", "4"],
+        ("--n_layer=two",): ["int", "'two'"],
+        ("--flag=1",): ["bool", "False"],
+        ("--n_layer",): ["--n_layer=VALUE"],
+        ("config/none.py",): ["config/none.py", "--key=value"],
+    }.items():
+        said = refused(configurator.parse, list(argv), KNOBS)
+        assert all(w in said for w in words), said
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "eval.py"])
+def test_help_prints_every_knob_with_its_comment(script):
+    out, _ = run(script, "--help")
+    knobs = runpy.run_path(os.path.join(ROOT, script))["cfg"]
+    assert all(re.search(rf"^{k} = ", out, re.M) for k in vars(knobs))
+    assert "import" not in out.replace("torch.compile", "")
+
+
+def test_importing_a_script_parses_and_prints_nothing():
+    out, _ = run("-c", "import sys; sys.argv = ['x', '--nonsense=1']; import train, sample, eval")
+    assert out == ""
+
+
+def test_a_misspelt_knob_is_one_line_on_the_terminal():
+    _, said = run("train.py", "--learning_rat=1", ok=False)
+    assert said.count("\n") == 1 and "learning_rate?" in said
+
+
+@pytest.mark.parametrize("path", sorted(glob.glob(os.path.join(ROOT, "config", "*.py"))))
+def test_every_config_file_holds_only_knobs_and_a_possible_model(path):
+    name = os.path.basename(path)
+    script = name.split("_")[0]
+    assert f"{script}.py config/{name}" in open(path).read().split('"""')[1]  # the command that runs it
+    defaults = vars({"train": train, "eval": evaluation}[script].cfg)
+    knobs = defaults | configurator.parse([path], defaults)
+    if script == "eval":
+        return
+    shape = {k: knobs[k] for k in ("block_size", "n_layer", "n_head", "n_embd", "dropout", "pos", "attention")}
+    assert GPTConfig(vocab_size=65, **shape)
+    assert knobs["warmup_iters"] < knobs["max_iters"] and knobs["out_dir"].startswith("out/")
+
+
+TOY = ["--block_size=32", "--n_layer=1", "--n_head=2", "--n_embd=32", "--batch_size=8", "--max_iters=20"]
+TOY += ["--eval_interval=10", "--eval_iters=1", "--warmup_iters=2", "--device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def out(pydoc, tmp_path_factory):
+    """The README's first commands at toy size -> folder with ar/ckpt.pt and d/ckpt.pt."""
+    out = tmp_path_factory.mktemp("out")
+    ar = ["config/train_pydoc_char_ar.py", f"--dataset={pydoc}", *TOY, f"--out_dir={out}/ar"]
+    run("train.py", *ar)
+    diffusion = ["config/train_pydoc_char.py", f"--dataset={pydoc}", *TOY, f"--out_dir={out}/d"]
+    run("train.py", *diffusion, f"--init_from={out}/ar/ckpt.pt", "--sample_interval=10")
+    return out
+
+
+def test_a_run_saves_its_knobs_and_its_log(out):
+    config = json.loads((out / "d" / "config.json").read_text())
+    assert config["batch_size"] == 8 and config["objective"] == "diffusion" and config["n_params"] > 0
+    log = [json.loads(line) for line in (out / "d" / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in log if "val_loss" in r] == [10, 20] and all("lr" in r for r in log if "loss" in r)
+
+
+def text_of(stdout):
+    """sample.py's output -> the sampled texts."""
+    return [s.split("\n", 1)[1] for s in ("\n" + stdout).split(f"\n{'-' * 40} sample ")[1:]]
+
+
+def test_sampling_commands(out, tmp_path):
+    ckpt = f"--ckpt={out}/d/ckpt.pt"
+    first, _ = run("sample.py", ckpt, "--steps=8", "--num_samples=2")
+    again, _ = run("sample.py", ckpt, "--steps=8", "--num_samples=2")
+    other, _ = run("sample.py", ckpt, "--steps=8", "--num_samples=2", "--seed=2")
+    assert text_of(first)[0] == text_of(again)[0] != text_of(other)[0] and len(text_of(first)) == 2
+    prompted, _ = run("sample.py", ckpt, "--prompt=The if statement", "--length=80", "--top_p=0.9")
+    assert all(t.startswith("The if statement") for t in text_of(prompted))
+    (tmp_path / "t.txt").write_text('"____" is a ______ of')
+    filled, _ = run("sample.py", ckpt, f"--infill=FILE:{tmp_path}/t.txt", "--sampler=confidence", "--num_samples=1")
+    assert re.match(r'"[^░]{4}" is a [^░]{6} of', text_of(filled)[0], re.S)
+    traced, _ = run("sample.py", ckpt, "--trace=True", "--steps=4")
+    assert "░" in traced and "0 of 32 tokens masked" in traced
+    ar, _ = run(
+        "sample.py", f"--ckpt={out}/ar/ckpt.pt", "--prompt=In", "--length=100", "--temperature=0.8", "--top_k=5"
+    )
+    assert all(t.startswith("In") for t in text_of(ar))
+
+
+def test_sampling_mistakes(out, refused):
+    def refuse(which, *argv):
+        cfg = configurator.parse([f"--ckpt={out}/{which}/ckpt.pt", "--device=cpu", *argv], vars(S.cfg))
+        return refused(S.main, type(S.cfg)(**{**vars(S.cfg), **cfg}))
+
+    assert "steps is 0" in refuse("d", "--steps=0")
+    assert "no room in 32" in refuse("d", "--prompt=" + "x" * 32)
+    assert "no blank '_'" in refuse("d", "--infill=no blanks")
+    assert "either" in refuse("d", "--infill=_", "--prompt=x")
+    assert "not a file" in refuse("d", "--prompt=FILE:none.txt")
+    assert "num_samples is 0" in refuse("d", "--num_samples=0")
+    assert "has no" in refuse("d", "--prompt=\u4e16")
+    assert "autoregressive" in refuse("ar", "--infill=a _ b")
+    assert "autoregressive" in refuse("ar", "--trace=True")
+    assert "There is no checkpoint" in refuse("none")
+
+
+def test_evaluation_command(out, tmp_path):
+    args = [f"--ckpt={out}/d/ckpt.pt,{out}/ar/ckpt.pt", f"--judge={out}/ar/ckpt.pt", "--steps=2,4", "--num_samples=4"]
+    stdout, _ = run("eval.py", *args, "--eval_blocks=8", f"--out={tmp_path}")
+    assert "bits per character" in stdout and "real text" in stdout and os.path.exists(tmp_path / "eval.png")
+
+
+def test_the_vocabulary_travels_in_the_checkpoint(out):
+    meta = torch.load(out / "d" / "ckpt.pt", weights_only=True)["meta"]
+    encode, decode = data.encoder(meta)
+    assert decode(encode("The if statement")) == "The if statement"

@@ -1,0 +1,148 @@
+"""
+python -m pytest tests/test_data.py          what prepare.py writes, what data reads, and what both refuse
+"""
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run
+
+import data
+from model import generator
+
+SHAKESPEARE = os.path.join(ROOT, "data", "shakespeare_char", "input.txt")
+
+
+def test_pydoc_comes_back_as_it_went_in(pydoc):
+    corpus = data.load(pydoc)
+    encode, decode = data.encoder(corpus.meta)
+    text = decode(np.concatenate([corpus.train, corpus.val]).tolist())
+    assert hashlib.sha256(text.encode()).hexdigest() == corpus.meta["sha256"]
+    assert len(corpus.val) == corpus.meta["val_tokens"] and abs(len(corpus.val) / len(text) - 0.1) < 0.001
+    assert encode(decode(corpus.val[:50].tolist())) == corpus.val[:50].tolist()
+    assert 'The "if" statement' in text
+
+
+def test_preparing_again_writes_the_same_files(pydoc):
+    before = {f: open(os.path.join(pydoc, f), "rb").read() for f in sorted(os.listdir(pydoc))}
+    run("data/pydoc_char/prepare.py", f"--out_dir={pydoc}")
+    assert sorted(before) == ["meta.json", "train.bin", "val.bin"]  # and no temporary file
+    assert before == {f: open(os.path.join(pydoc, f), "rb").read() for f in before}
+
+
+def test_markov_has_the_entropy_it_says(markov):
+    corpus = data.load(markov)
+    P, pi = (np.array(corpus.meta[k]) for k in ("transition", "stationary"))
+    np.testing.assert_allclose(pi @ P, pi, atol=1e-12)
+    x = corpus.train.astype(int)
+    empirical = -np.log(P[x[:-1], x[1:]]).mean()
+    assert abs(empirical - corpus.meta["entropy_rate"]) < 0.01
+    assert np.abs(np.bincount(x, minlength=8) / len(x) - pi).max() < 0.01
+    _, said = run("data/markov/prepare.py", f"--out_dir={markov}", "--vocab_size=99", ok=False)
+    assert "vocab_size" in said
+
+
+def test_a_batch_is_a_function_of_its_generator(pydoc):
+    tokens = data.load(pydoc).train
+    a, b = (data.batch(tokens, 4, 16, generator(5)) for _ in range(2))
+    assert torch.equal(a, b) and a.dtype == torch.int64 and a.shape == (4, 16)
+    assert not torch.equal(a, data.batch(tokens, 4, 16, generator(6)))
+    text = bytes(tokens[:].astype(np.uint8))
+    assert all(bytes(row.to(torch.uint8).tolist()) in text for row in a)
+    last = data.batch(tokens[:16], 2, 16, generator(0))  # a corpus of exactly one block
+    assert last[0].tolist() == tokens[:16].tolist()
+
+
+def test_blocks_lie_side_by_side_and_spread_over_the_text():
+    x = data.blocks(np.arange(100), 10, 3)
+    assert x[:, 0].tolist() == [0, 40, 90] and x[1].tolist() == list(range(40, 50))
+    assert len(data.blocks(np.arange(100), 10, 99)) == 10
+
+
+def test_what_is_missing_or_too_short_is_named(pydoc, tmp_path, refused):
+    assert "python data/openwebtext/prepare.py" in refused(data.load, "openwebtext")
+    assert "fewer than one block of 16" in refused(data.batch, np.arange(9), 4, 16, generator(0))
+    assert "fewer than one block of 16" in refused(data.blocks, np.arange(9), 16, 4)
+    encode, _ = data.encoder(data.load(pydoc).meta)
+    assert "no '\\u4e16'" in refused(encode, "hello \u4e16").encode("ascii", "backslashreplace").decode()
+
+
+def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path):
+    data.write(str(tmp_path), [70_000, 1], [2], {"tokenizer": "char", "vocab_size": 70_001})
+    assert data.load(str(tmp_path)).train.tolist() == [70_000, 1]
+
+
+def test_an_interrupted_write_leaves_nothing_half_written(tmp_path, monkeypatch, refused):
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: real(a, b) if "train" in a else (_ for _ in ()).throw(OSError))
+    with pytest.raises(OSError):
+        data.write(str(tmp_path), [1, 2], [1], {"tokenizer": "char", "vocab_size": 3})
+    monkeypatch.setattr(os, "replace", real)
+    assert not os.path.exists(tmp_path / "val.bin") and not os.path.exists(tmp_path / "meta.json")
+    assert "missing" in refused(data.load, str(tmp_path))
+
+
+def test_your_own_text_replaces_the_download(tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("to be or not to be\n" * 20)
+    run("data/shakespeare_char/prepare.py", f"--input={mine}", f"--out_dir={tmp_path / 'out'}")
+    meta = data.load(str(tmp_path / "out")).meta
+    assert meta["itos"] == sorted(set("to be or not to be\n")) and meta["train_tokens"] == 342
+
+
+def test_a_bad_download_is_refused_by_its_hash(tmp_path):
+    (tmp_path / "input.txt").write_text("not Shakespeare")
+    _, said = run("data/shakespeare_char/prepare.py", f"--out_dir={tmp_path}", ok=False)
+    assert "sha256" in said and "--input=" in said and said.count("\n") == 1
+    assert os.listdir(tmp_path) == ["input.txt"]
+
+
+def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, refused):
+    def offline(*args, **kw):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    said = refused(data.tiny_shakespeare, str(tmp_path))
+    assert "no network" in said and f"{tmp_path}/input.txt" in said and "--input=FILE" in said
+    assert os.listdir(tmp_path) == []
+    assert "not a file" in refused(data.tiny_shakespeare, str(tmp_path), "/nowhere.txt")
+
+
+@pytest.mark.skipif(not os.path.exists(SHAKESPEARE), reason="needs data/shakespeare_char/input.txt")
+def test_shakespeare_has_the_numbers_that_everyone_knows(tmp_path):
+    run("data/shakespeare_char/prepare.py", f"--input={SHAKESPEARE}", f"--out_dir={tmp_path}/char")
+    meta = data.load(f"{tmp_path}/char").meta
+    assert (meta["vocab_size"], meta["train_tokens"], meta["val_tokens"]) == (65, 1003854, 111540)
+    assert meta["sha256"] == data.SHAKESPEARE_SHA256
+
+
+def have_gpt2():
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR")
+    return bool(folder and os.path.isdir(folder) and os.listdir(folder))
+
+
+@pytest.mark.skipif(not have_gpt2(), reason="needs the GPT-2 vocabulary in TIKTOKEN_CACHE_DIR")
+def test_byte_pairs_of_shakespeare_and_of_local_web_text(tmp_path):
+    if os.path.exists(SHAKESPEARE):
+        run("data/shakespeare/prepare.py", f"--input={SHAKESPEARE}", f"--out_dir={tmp_path}/bpe")
+        meta = data.load(f"{tmp_path}/bpe").meta
+        assert (meta["vocab_size"], meta["train_tokens"], meta["val_tokens"]) == (50257, 301966, 36059)
+    documents = [f"Document number {i}.\n\nIt has two paragraphs." for i in range(40)]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": d}) + "\n" for d in documents))
+    for i, d in enumerate(documents):
+        (tmp_path / f"web_{i}.txt").write_text(d)
+    os.makedirs(tmp_path / "cache")
+    for files in ("web.jsonl", "web_*.txt"):
+        out = tmp_path / files.split(".")[-1]
+        args = [f"--input={tmp_path}/{files}", f"--out_dir={out}", "--num_proc=2"]
+        run("data/openwebtext/prepare.py", *args, env={"HF_HOME": f"{tmp_path}/cache"})
+        corpus = data.load(str(out))
+        _, decode = data.encoder(corpus.meta)
+        text = decode(corpus.train.tolist()) + decode(corpus.val.tolist())
+        assert sorted(text.split("<|endoftext|>")) == sorted(["", *documents])
+    _, said = run("data/openwebtext/prepare.py", f"--input={tmp_path}/none.txt", ok=False)
+    assert "matches no file" in said

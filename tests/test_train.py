@@ -1,0 +1,250 @@
+"""
+python -m pytest tests/test_train.py          the loop: exact resume, kill -9, DDP, conversion, learning
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, knobs, run
+
+import data
+import train
+from model import load_checkpoint, load_model, save_checkpoint
+
+
+def same(a, b):
+    """Two checkpoints' weights, averages and optimizer states, bit for bit."""
+    assert a["step"] == b["step"]
+    flat = [torch.utils._pytree.tree_leaves([c["model"], c["ema"], c["optimizers"]]) for c in (a, b)]
+    return all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(*flat, strict=True))
+
+
+def trained(cfg):
+    train.main(cfg)
+    return load_checkpoint(os.path.join(cfg.out_dir, "ckpt.pt"))
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "ar"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_n_plus_n_steps_equal_2n(objective, optimizer, pydoc, tmp_path, monkeypatch):
+    kw = dict(dataset=pydoc, objective=objective, optimizer=optimizer, dropout=0.1, ema=0.9, random_length=0.5)
+    whole = trained(knobs(tmp_path / "whole", **kw))
+    calls, real = [], data.batch
+
+    def batch(*args):
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(data, "batch", batch)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(knobs(tmp_path / "parts", **kw))  # stopped in step 5; step 3 is saved
+    monkeypatch.setattr(data, "batch", real)
+    parts = trained(knobs(tmp_path / "parts", **kw, init_from="resume"))
+    assert same(whole, parts)
+    logs = [open(tmp_path / d / "log.jsonl").read().splitlines() for d in ("whole", "parts")]
+    steps = [[json.loads(line)["step"] for line in log] for log in logs]
+    assert steps[0] == steps[1] == [3, 3, 6, 6]
+
+
+def test_validation_and_samples_do_not_change_training(pydoc, tmp_path):
+    kw = dict(dataset=pydoc, dropout=0.1)
+    a = trained(knobs(tmp_path / "a", **kw))
+    b = trained(knobs(tmp_path / "b", **kw, eval_interval=1, sample_interval=1, eval_iters=5))
+    assert same(a, b)
+
+
+def test_accumulated_steps_are_one_big_batch_in_pieces(pydoc, tmp_path):
+    """Two forwards of 4 sequences take the gradient of the mean over all 8."""
+    seen = []
+
+    def loss(model, batch, noise):
+        seen.append(batch)
+        return train.ar_loss(model, batch)
+
+    cfg = knobs(tmp_path, dataset=pydoc, objective="ar", gradient_accumulation_steps=2, max_iters=1, grad_clip=0.0)
+    model, _ = train.make_model(cfg, data.load(pydoc).meta["vocab_size"], "cpu")
+    twin, _ = train.make_model(cfg, data.load(pydoc).meta["vocab_size"], "cpu")
+    corpus = data.load(pydoc).train
+    tmp_path.mkdir(exist_ok=True)
+    cfg.dtype = "float32"
+    train.fit(model, loss, lambda g: data.batch(corpus, 4, 17, g), lambda m: 0.0, cfg)
+    assert len(seen) == 2 and not torch.equal(*seen)
+    opt = train.make_optimizers(twin, cfg)[0]
+    for group in opt.param_groups:
+        group["lr"] = train.learning_rate_at(0, cfg)
+    train.ar_loss(twin, torch.cat(seen)).backward()
+    opt.step()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_a_gpt_converts_to_diffusion_and_back(pydoc, tmp_path):
+    gpt = trained(knobs(tmp_path / "gpt", dataset=pydoc, objective="ar", ema=0.5))
+    kw = dict(dataset=pydoc, max_iters=1, learning_rate=0.0, block_size=32)
+    diffusion = trained(
+        knobs(tmp_path / "d", **kw, objective="diffusion", init_from=str(tmp_path / "gpt" / "ckpt.pt"), n_embd=64)
+    )
+    assert diffusion["model_config"]["n_embd"] == 16 and diffusion["model_config"]["block_size"] == 32
+    assert diffusion["model"]["wte.weight"].size(0) == gpt["model"]["wte.weight"].size(0) + 1
+    assert torch.equal(diffusion["model"]["wte.weight"][:-1], gpt["ema"]["wte.weight"])
+    back = trained(knobs(tmp_path / "b", **kw, objective="ar", init_from=str(tmp_path / "d" / "ckpt.pt")))
+    assert torch.equal(back["model"]["wte.weight"], gpt["ema"]["wte.weight"])
+
+
+def test_the_average_starts_fast_and_is_what_gets_loaded(pydoc, tmp_path):
+    saved = trained(knobs(tmp_path, dataset=pydoc, ema=0.999))
+    model, _ = load_model(tmp_path / "ckpt.pt")
+    assert torch.equal(model.wte.weight, saved["ema"]["wte.weight"])
+    assert not torch.equal(saved["ema"]["wte.weight"], saved["model"]["wte.weight"])
+
+
+def test_learning_rate_warms_up_and_decays():
+    cfg = knobs("x", learning_rate=1.0, warmup_iters=4, max_iters=14, min_lr=0.1)
+    lrs = [train.learning_rate_at(i, cfg) for i in range(15)]
+    assert lrs[:5] == [0.25, 0.5, 0.75, 1.0, 1.0] and lrs[9] == pytest.approx(0.55) and lrs[14] == pytest.approx(0.1)
+    assert sorted(lrs[4:], reverse=True) == lrs[4:]
+    cfg.lr_schedule = "constant"
+    assert train.learning_rate_at(13, cfg) == 1.0
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_rate_and_checkpoint(pydoc, tmp_path, monkeypatch, refused):
+    real, calls = train.diffusion_loss, []
+
+    def loss(*args, **kw):
+        calls.append(1)
+        return real(*args, **kw) * (float("nan") if len(calls) == 5 else 1)
+
+    monkeypatch.setattr(train, "diffusion_loss", loss)
+    said = refused(train.main, knobs(tmp_path, dataset=pydoc))
+    assert "nan at step 5" in said and "learning rate" in said and str(tmp_path / "ckpt.pt") in said
+    assert load_checkpoint(tmp_path / "ckpt.pt")["step"] == 3
+
+
+def test_a_killed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "ckpt.pt"
+    save_checkpoint(path, {"model_config": {}, "step": 1})
+
+    def full_disk(*args):
+        args[1].write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(path, {"model_config": {}, "step": 2})
+    assert load_checkpoint(path)["step"] == 1
+
+
+def test_checkpoints_that_are_missing_damaged_or_foreign_are_refused(pydoc, tmp_path, refused):
+    assert "no checkpoint" in refused(load_checkpoint, str(tmp_path / "none.pt"))
+    saved = trained(knobs(tmp_path, dataset=pydoc))
+    whole = (tmp_path / "ckpt.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    assert "damaged" in refused(load_checkpoint, str(tmp_path / "cut.pt"))
+    torch.save({"weights": 1}, tmp_path / "other.pt")
+    assert "not a nanoSDTT checkpoint" in refused(load_checkpoint, str(tmp_path / "other.pt"))
+    said = refused(train.main, knobs(tmp_path, dataset=pydoc))
+    assert "already holds a run" in said and "--init_from=resume" in said
+    said = refused(train.main, knobs(tmp_path, dataset=pydoc, objective="ar", init_from="resume"))
+    assert "another objective than 'ar'" in said
+    saved["model_config"]["vocab_size"] = 5
+    save_checkpoint(tmp_path / "v.pt", saved)
+    said = refused(train.main, knobs(tmp_path / "v", dataset=pydoc, init_from=str(tmp_path / "v.pt")))
+    assert "vocabulary of 5" in said
+
+
+def test_a_finished_run_resumes_to_nothing(pydoc, tmp_path, capsys):
+    train.main(knobs(tmp_path, dataset=pydoc))
+    before = (tmp_path / "ckpt.pt").read_bytes()
+    train.main(knobs(tmp_path, dataset=pydoc, init_from="resume"))
+    assert "already trained for 6 steps" in capsys.readouterr().out and (tmp_path / "ckpt.pt").read_bytes() == before
+
+
+def test_other_mistakes_are_refused_before_any_work(pydoc, tmp_path, refused):
+    bad = dict(objective="gan", optimizer="sgd", dtype="float16", device="tpu", pos="alibi", lr_schedule="linear")
+    for knob, value in bad.items():
+        assert repr(value) in refused(train.main, knobs(tmp_path, dataset=pydoc, **{knob: value}))
+    assert "prepare.py" in refused(train.main, knobs(tmp_path, dataset="shakespear"))
+    assert not os.path.exists(tmp_path / "ckpt.pt")
+
+
+TOY = [
+    f"--{k}={v}"
+    for k, v in dict(
+        block_size=16, n_layer=2, n_head=2, n_embd=16, batch_size=4, warmup_iters=2, eval_iters=1, ema=0.9, dropout=0.1
+    ).items()
+]
+
+
+def test_kill_9_at_random_moments_and_resume_to_the_same_bits(pydoc, tmp_path):
+    """A run that is killed again and again ends with the bits of one that is not."""
+    args = [f"--dataset={pydoc}", *TOY, "--max_iters=400", "--eval_interval=20", "--log_interval=5"]
+    run("train.py", *args, f"--out_dir={tmp_path}/whole")
+    kills, rng = 0, random.Random(0)
+    for _ in range(12):
+        resume = ["--init_from=resume"] if (tmp_path / "killed" / "ckpt.pt").exists() else []
+        process = subprocess.Popen(
+            [sys.executable, "train.py", *args, f"--out_dir={tmp_path}/killed", *resume],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        log = tmp_path / "killed" / "log.jsonl"
+        before = log.stat().st_mtime if log.exists() else 0
+        while process.poll() is None and not (log.exists() and log.stat().st_mtime > before):
+            time.sleep(0.01)  # until training has begun
+        try:
+            process.wait(timeout=rng.random() * 1.5 if kills < 3 else None)
+            break
+        except subprocess.TimeoutExpired:
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    else:
+        pytest.fail("the run never finished")
+    assert process.returncode == 0 and kills >= 2
+    assert same(load_checkpoint(tmp_path / "whole/ckpt.pt"), load_checkpoint(tmp_path / "killed/ckpt.pt"))
+    logs = [(tmp_path / d / "log.jsonl").read_text().splitlines() for d in ("whole", "killed")]
+    strip = [[{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in log] for log in logs]
+    assert strip[0] == strip[1]
+
+
+def test_two_processes_train_as_one(pydoc, tmp_path):
+    """Same global batch, same noise, same loss; weights equal but for the order of a sum."""
+    args = [f"--dataset={pydoc}", *TOY[:-1], "--dropout=0.0", "--gradient_accumulation_steps=4"]
+    args += ["--max_iters=6", "--eval_interval=3", "--log_interval=1", "--dtype=float32", "--device=cpu"]
+    run("train.py", *args, f"--out_dir={tmp_path}/one")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run(*launcher, "train.py", *args, f"--out_dir={tmp_path}/two", env={"OMP_NUM_THREADS": "1"})
+    one, two = (load_checkpoint(tmp_path / d / "ckpt.pt") for d in ("one", "two"))
+    for name in one["model"]:
+        torch.testing.assert_close(one["model"][name], two["model"][name], atol=2e-5, rtol=1e-4)
+    losses = [
+        [r["loss"] for r in map(json.loads, open(tmp_path / d / "log.jsonl")) if "loss" in r] for d in ("one", "two")
+    ]
+    assert len(losses[0]) == 6
+    np.testing.assert_allclose(*losses, atol=2e-4)
+    _, said = run(*launcher, "train.py", *args, "--gradient_accumulation_steps=3", f"--out_dir={tmp_path}/x", ok=False)
+    assert "does not divide into 2 processes" in said
+
+
+@pytest.mark.parametrize("objective", ["ar", "diffusion"])
+def test_the_loss_approaches_the_known_entropy_from_above(objective, markov, tmp_path):
+    """On a language whose entropy is known, 600 steps come within 0.1 nats of it, and never below it."""
+    meta = data.load(markov).meta
+    floor = (meta["stationary_entropy"] + 15 * meta["entropy_rate"]) / 16  # of a block of 16 tokens
+    kw = dict(n_embd=64, batch_size=64, max_iters=600, eval_interval=600, learning_rate=3e-3, optimizer="muon")
+    saved = trained(knobs(tmp_path, dataset=markov, objective=objective, **kw, warmup_iters=20, eval_iters=30))
+    if objective == "ar":
+        floor = meta["entropy_rate"]  # its first token is context
+    assert -0.02 < saved["val_loss"] - floor < 0.1
