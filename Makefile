@@ -4,15 +4,15 @@
 
 PYTHON ?= python3
 PY = .venv/bin/python
-AR = out/pydoc_char_ar/ckpt.pt
-DIFFUSION = out/pydoc_char/ckpt.pt
+AR = out/pydoc_ar/ckpt.pt
+DIFFUSION = out/pydoc/ckpt.pt
 
-demo: .venv/ready data/pydoc_char/meta.json
-	$(PY) train.py config/train_pydoc_char_ar.py $(if $(wildcard $(AR)),--init_from=resume)
-	$(PY) train.py config/train_pydoc_char.py $(if $(wildcard $(DIFFUSION)),--init_from=resume)
+demo: .venv/ready data/pydoc/meta.json
+	$(PY) train.py config/train_pydoc_ar.py $(if $(wildcard $(AR)),--init_from=resume)
+	$(PY) train.py config/train_pydoc.py $(if $(wildcard $(DIFFUSION)),--init_from=resume)
 	$(PY) sample.py --ckpt=$(AR) --num_samples=2
-	$(PY) sample.py --ckpt=$(DIFFUSION) --num_samples=2 --steps=128
-	test out/demo/eval.txt -nt $(DIFFUSION) || $(PY) eval.py config/eval_pydoc_char.py
+	$(PY) sample.py --ckpt=$(DIFFUSION) --num_samples=2 --steps=64
+	test out/demo/eval.txt -nt $(DIFFUSION) || $(PY) eval.py config/eval_pydoc.py
 	@cat out/demo/eval.txt
 
 test: .venv/ready
@@ -20,8 +20,8 @@ test: .venv/ready
 	.venv/bin/ruff format --check .
 	$(PY) -m pytest tests
 
-data/pydoc_char/meta.json: .venv/ready
-	$(PY) data/pydoc_char/prepare.py
+data/pydoc/meta.json: .venv/ready
+	$(PY) data/pydoc/prepare.py
 
 .venv/ready: requirements.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'nanoSDTT needs python 3.10 or newer')"

@@ -1,6 +1,6 @@
 """
 Knobs: a script's own globals, changed by python config files and by --key=value, later ones winning.
-$ python train.py config/train_pydoc_char.py --batch_size=32 --learning_rate=1e-3      (--help prints every knob)
+$ python train.py config/train_pydoc.py --batch_size=32 --learning_rate=1e-3      (--help prints every knob)
 
 How it differs from nanoGPT's configurator: it is imported, not exec'd, so a debugger can step through it; a misspelt
 knob is refused in a file as well as on the command line; and importing a script parses nothing.
@@ -44,9 +44,9 @@ def parse(argv, knobs):
     changed = {}
     for arg in argv:
         if not arg.startswith("--"):
-            if not os.path.exists(arg):
+            if not (os.path.isfile(arg) and arg.endswith(".py")):
                 raise UserError(f"{arg} is not a config file. Knobs are given as --key=value; config/ holds the files.")
-            given = {k: v for k, v in runpy.run_path(arg).items() if is_knob(k, v)}
+            given = {k: v for k, v in runpy.run_path(arg).items() if k[0] != "_" and not is_helper(v)}
             changed.update({k: check(k, v, knobs, arg) for k, v in given.items()})
         elif "=" not in arg:
             raise UserError(f"{arg} has no value. Write {arg}=VALUE.")
@@ -74,7 +74,7 @@ def check(key, value, knobs, where):
     wanted = type(knobs[key])
     if wanted is float and type(value) is int:
         value = float(value)
-    if type(value) is not wanted:
+    if type(value) is not wanted or (wanted is list and {type(v) for v in value} - {type(knobs[key][0])}):
         raise UserError(f"{key} (in {where}) takes {wanted.__name__}, such as {knobs[key]!r}, but got {value!r}.")
     return value
 
@@ -85,8 +85,22 @@ def choose(name, value, choices):
         raise UserError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}.")
 
 
+def check_range(cfg, names, low, high=float("inf")):
+    """Refuses a knob outside low ... high."""
+    for name in names:
+        value = getattr(cfg, name)
+        if not low <= value <= high:
+            limits = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
+            raise UserError(f"{name} is {value}; it must be {limits}.")
+
+
 def is_knob(name, value):
     return not name.startswith("_") and isinstance(value, (bool, int, float, str, list))
+
+
+def is_helper(value):
+    """What a config file may hold beside knobs: modules, functions, classes."""
+    return callable(value) or isinstance(value, types.ModuleType)
 
 
 def knob_block(path):

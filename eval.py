@@ -1,12 +1,13 @@
 """
 Every number and plot: how likely real text is under a model, and how good its own text is.
-$ python eval.py config/eval_pydoc_char.py                                                                (1 minute)
+$ python eval.py config/eval_pydoc.py                                                                (1 minute)
 
 nelbo   nats per token of validation text: exact for a GPT, an upper bound (MDLM) for a diffusion model
 genppl  perplexity of a model's samples under a judge, an autoregressive model. Read it beside the entropy of the same
         samples: a low perplexity with an entropy below that of real text is repetition, not quality.
 """
 
+import itertools
 import json
 import math
 import os
@@ -16,12 +17,12 @@ import torch
 from tqdm import tqdm
 
 import data
-from configurator import UserError, choose, configure
+from configurator import UserError, check_range, choose, configure
 from model import ar_loss, generator, load_model, nelbo, pick_device
 from sample import draw_samples, prepare, start_token
 
 # ----------------------------------------------------------------------------------------------------------------------
-ckpt = "out/pydoc_char/ckpt.pt"  # one checkpoint, or several with commas between them
+ckpt = "out/pydoc/ckpt.pt"  # one checkpoint, or several with commas between them
 judge = ""  # an autoregressive checkpoint with the same vocabulary; needed for genppl (markov data: not needed)
 what = "nelbo,genppl"  # any of nelbo, genppl
 dataset = ""  # validation text; '': what the checkpoint was trained on
@@ -56,9 +57,10 @@ def likelihood(model, x, cfg):
     batches = [b for _ in range(1 if ar else cfg.draws) for b in x.to(device).split(cfg.batch_size)]
     bar = tqdm(batches, desc="likelihood", leave=False)
     values = torch.tensor([ar_loss(model, b) if ar else nelbo(model, b, noise) for b in bar])
-    weights = torch.tensor([float(len(b)) for b in batches])
+    weights = torch.tensor([float(len(b)) for b in x.split(cfg.batch_size)])
+    values = values.view(-1, len(weights)).mean(0)  # over the draws: only other text is independent
     mean = (values * weights).sum() / weights.sum()
-    error = ((values - mean).square() * weights).sum() / weights.sum() / max(len(batches) - 1, 1)
+    error = ((values - mean).square() * weights).sum() / weights.sum() / max(len(weights) - 1, 1)
     return mean.item(), error.sqrt().item()
 
 
@@ -85,9 +87,9 @@ def sample_entropy(x):
 
 
 def markov_nats(x, meta):
-    """(n, L) int64 -> exact nats per token under the true language of data/markov: -log pi(x_1) prod P(x_i, x_i+1)."""
-    pi, P = (torch.tensor(meta[k], dtype=torch.float64) for k in ("stationary", "transition"))
-    return -(pi[x[:, 0]].log() + P[x[:, :-1], x[:, 1:]].log().sum(1)).mean().item() / x.size(1)
+    """(n, L) int64 -> exact nats per token, given the first, under the true language of data/markov."""
+    P = torch.tensor(meta["transition"], dtype=torch.float64)
+    return -P[x[:, :-1], x[:, 1:]].log().mean().item()
 
 
 def draw_many(model, meta, cfg, n_steps, size):
@@ -96,16 +98,16 @@ def draw_many(model, meta, cfg, n_steps, size):
     template = torch.full((1, size), -1, device=device)
     if model.config.causal:
         template[0, 0] = start_token(meta)
-    rows, began = [], time.time()
+    rows, began = [], time.perf_counter()
     for i in tqdm(range(0, cfg.num_samples, cfg.batch_size), desc=f"{n_steps} steps", leave=False):
         n = min(cfg.batch_size, cfg.num_samples - i)
         noise = generator(cfg.seed, "genppl", i, device=device)
         rows.append(draw_samples(model, template.expand(n, -1), cfg, n_steps, noise).cpu())
-    return torch.cat(rows), (time.time() - began) / cfg.num_samples
+    return torch.cat(rows), (time.perf_counter() - began) / cfg.num_samples
 
 
 def same_vocabulary(a, b):
-    return all(a.get(k) == b.get(k) for k in ("tokenizer", "vocab_size", "itos"))
+    return all(a.get(k) == b.get(k) for k in ("tokenizer", "vocab_size", "itos", "transition"))
 
 
 def evaluate(cfg):
@@ -113,9 +115,11 @@ def evaluate(cfg):
     wanted = cfg.what.split(",")
     for w in wanted:
         choose("what", w, ("nelbo", "genppl"))
-    for n in cfg.steps:
-        if n < 1:
-            raise UserError(f"steps has {n}; sampling takes at least 1 step.")
+    if min(cfg.steps, default=0) < 1:
+        raise UserError(f"steps is {cfg.steps}; sampling takes at least 1 step.")
+    check_range(cfg, ("num_samples", "batch_size", "draws", "eval_blocks"), 1)
+    if cfg.length == 1:
+        raise UserError("length is 1, but the first token of a sample is not judged. Use at least 2.")
     device, autocast, note = pick_device(cfg.device, cfg.dtype)
     models = {path: prepare(path, cfg) for path in cfg.ckpt.split(",")}
     first = next(iter(models.values()))[1]
@@ -215,7 +219,7 @@ def plot(report, path):
             line = [(r["steps"], r[key]) for r in diffusion if r["model"] == model]
             ax.plot(*zip(*line, strict=True), "o-", label=model)
         flat = [r for r in report["rows"] if not r["steps"] or r["causal"]]
-        for r, style in zip(flat, ("--", ":", "-."), strict=False):
+        for r, style in zip(flat, itertools.cycle(("--", ":", "-.")), strict=False):
             ax.axhline(r[key], linestyle=style, color="gray" if r["steps"] else "black", label=r["model"])
         ax.set_xscale("log", base=2)
         ax.set_xlabel("sampling steps")

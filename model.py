@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import dataclasses
 import hashlib
+import importlib.util
 import math
 import os
 
@@ -47,6 +48,10 @@ class GPTConfig:
     def __post_init__(self):
         choose("pos", self.pos, ("rope", "learned"))
         choose("attention", self.attention, ("sdpa", "manual", "flash_attn"))
+        if self.attention == "flash_attn" and not importlib.util.find_spec("flash_attn"):
+            raise UserError(
+                "attention is 'flash_attn', but the package is missing: pip install flash-attn, or use 'sdpa'."
+            )
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads.")
         if self.pos == "rope" and self.n_embd // self.n_head % 2:
@@ -228,7 +233,8 @@ class GPT(nn.Module):
 
     def nll(self, h, targets, weights):
         """(N, C), (N,) int64, (N,) float32 -> scalar: sum of weights * -log p(targets | h), never N x V at once."""
-        return WeightedNLL.apply(h, self.head_weight, self.head_bias, targets, weights, self.config.vocab_size)
+        args = h, self.head_weight, self.head_bias, targets, weights, self.config.vocab_size
+        return WeightedNLL.apply(*args, torch.is_grad_enabled())  # inside apply, grad mode is always off
 
     def load_weights(self, weights):
         """A state_dict of this shape, or of its twin with the other `causal`: only the [MASK] row differs.
@@ -328,58 +334,54 @@ def uniform(shape, generator, device, dtype=torch.float32):
 # losses
 
 
-LOGITS_AT_ONCE_CPU, LOGITS_AT_ONCE_GPU = 2**23, 2**26  # 32 and 256 MB in float32
+ROWS_AT_ONCE = {"cpu": (128, 2**19), "cuda": (1024, 2**26), "mps": (256, 2**22)}  # at least rows, else logits
 
 
 class WeightedNLL(torch.autograd.Function):
     """sum_n weights_n * -log softmax(h_n W^T + b)[target_n], in chunks of rows.
 
     d nll / d logits = softmax - onehot needs nothing but the logits, so the gradient is finished chunk by chunk in the
-    forward pass and no N x V tensor ever exists: at V = 50k that is a third of the memory of cross_entropy.
+    forward pass and no N x V tensor ever exists: two buffers serve all chunks.
     """
 
     @staticmethod
-    def forward(ctx, h, weight, bias, targets, weights, V):
+    def forward(ctx, h, weight, bias, targets, weights, V, need_grad):
         dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype
         W = weight[:V].to(dtype)  # (V, C)
-        rows = max(1, (LOGITS_AT_ONCE_CPU if h.device.type == "cpu" else LOGITS_AT_ONCE_GPU) // V)
-        need_grad = any(ctx.needs_input_grad)
+        at_least, logits_at_once = ROWS_AT_ONCE[h.device.type]
+        rows = max(1, min(h.size(0), max(at_least, logits_at_once // V)))
+        z_low = torch.empty(rows, V, dtype=dtype, device=h.device)
+        z = torch.empty(rows, V, device=h.device)
         loss = torch.zeros((), device=h.device)
-        dh = torch.zeros_like(h) if need_grad else None
-        dW = torch.zeros_like(weight) if need_grad else None
-        db = torch.zeros_like(bias) if need_grad and bias is not None else None
+        if need_grad:
+            dh, dW, dW_low = torch.zeros_like(h), torch.zeros_like(weight), torch.empty_like(W)
+            db = None if bias is None else torch.zeros_like(bias)
+            ctx.grads = dh, dW, db  # not save_for_backward: nobody else holds them, so backward may scale them in place
         with torch.autocast(h.device.type, enabled=False):
             for i in range(0, h.size(0), rows):
-                hi, wi, ti = (
-                    h[i : i + rows].to(dtype),
-                    weights[i : i + rows, None],
-                    targets[i : i + rows, None],
-                )
-                z = (hi @ W.T).float()  # (n, V)
+                hi, wi, ti = h[i : i + rows].to(dtype), weights[i : i + rows, None], targets[i : i + rows, None]
+                n = hi.size(0)
+                zi = z[:n].copy_(torch.mm(hi, W.T, out=z_low[:n]))  # (n, V)
                 if bias is not None:
-                    z += bias
-                lse = z.logsumexp(-1, keepdim=True)  # (n, 1)
-                loss += ((lse - z.gather(1, ti)) * wi).sum()
-                if need_grad:
-                    dz = z.sub_(lse).exp_()  # softmax
-                    dz.scatter_add_(1, ti, dz.new_full((), -1.0).expand(ti.shape))  # - onehot
-                    dz.mul_(wi)
-                    if db is not None:
-                        db += dz.sum(0)
-                    dz = dz.to(dtype)
-                    dh[i : i + rows] = dz @ W
-                    dW[:V] += dz.T @ hi
-        ctx.grads = (
-            dh,
-            dW,
-            db,
-        )  # not save_for_backward: nobody else holds them, so backward may scale them in place
+                    zi += bias
+                lse = zi.logsumexp(-1, keepdim=True)  # (n, 1)
+                loss += ((lse - zi.gather(1, ti)) * wi).sum()
+                if not need_grad:
+                    continue
+                zi.sub_(lse).exp_()  # softmax
+                zi.scatter_add_(1, ti, zi.new_full((), -1.0).expand(ti.shape)).mul_(wi)  # - onehot
+                if bias is not None:
+                    db += zi.sum(0)
+                dz = z_low[:n].copy_(zi)
+                dh[i : i + n] = dz @ W
+                dW[:V] += torch.mm(dz.T, hi, out=dW_low)
         return loss
 
     @staticmethod
     def backward(ctx, grad):
         dh, dW, db = ctx.grads
-        return dh.mul_(grad), dW.mul_(grad), None if db is None else db.mul_(grad), None, None, None
+        ctx.grads = None
+        return dh.mul_(grad), dW.mul_(grad), None if db is None else db.mul_(grad), None, None, None, None
 
 
 def ar_loss(model, batch, generator=None):
@@ -479,7 +481,9 @@ def sample(model, xt, steps, sampler="ancestral", temperature=1.0, top_p=1.0, ge
         raise UserError("This is an autoregressive model: it generates left to right and cannot fill in blanks.")
     xt, size = xt.clone(), model.config.block_size
     fill = fill_by_confidence if sampler == "confidence" else fill_at_random
-    starts = range(0, max(xt.size(1) - size, 0) + size // 2, max(size // 2, 1))  # 0, size/2, ... and the last reaches L
+    starts = range(
+        0, max(xt.size(1) - size, 0) + max(size // 2, 1), max(size // 2, 1)
+    )  # 0, size/2, ... and the last reaches L
     for start in starts:
         start = min(start, max(xt.size(1) - size, 0))
         window = xt[:, start : start + size]  # a view: filling it fills xt
@@ -487,14 +491,20 @@ def sample(model, xt, steps, sampler="ancestral", temperature=1.0, top_p=1.0, ge
     return xt
 
 
+def in_chunks(f, h, V):
+    """f: (n, C) -> (n, ...), row by row, applied to a few rows of (N, C) at a time: no N x V tensor when V is large."""
+    return torch.cat([f(part) for part in h.split(max(1, 2**25 // V))])
+
+
 def fill_at_random(model, xt, steps, sampler, temperature, top_p, generator, watch):
     """(B, T), in place: ancestral, analytic and first_hitting, which differ only in the order of reveals."""
-    call = reveal_order(xt == model.mask_id, steps, sampler, generator)  # (B, T)
+    mask_id = model.mask_id
+    call = reveal_order(xt == mask_id, steps, sampler, generator)  # (B, T)
     for i in range(1, int(call.max()) + 1):
         reveal = call == i  # (B, T), N of them
         rows = reveal.any(1)
         h = model.hidden(xt[rows])[reveal[rows]]  # (N, C): the head runs on what this step reveals
-        xt[reveal] = draw(model.head(h), generator, temperature, top_p=top_p)
+        xt[reveal] = in_chunks(lambda part: draw(model.head(part), generator, temperature, top_p=top_p), h, mask_id)
         if watch:
             watch()
 
@@ -508,11 +518,18 @@ def fill_by_confidence(model, xt, steps, sampler, temperature, top_p, generator,
         rows = n_reveal > 0
         if not rows.any():
             continue
-        p = probabilities(model.head(model.hidden(xt[rows])[masked[rows]]), temperature, top_p=top_p)  # (N, V)
-        tokens = draw(p.log(), generator)
-        candidates = xt[rows].masked_scatter(masked[rows], tokens)
-        confidence = torch.full(candidates.shape, -1.0, device=xt.device)
-        confidence[masked[rows]] = p.gather(1, tokens[:, None]).squeeze(1)
+
+        def candidates_of(h):
+            """(n, C) -> (n, 2): tokens drawn, and the untempered probability that the model gives them."""
+            logits = model.head(h).float()
+            tokens = draw(logits, generator, temperature, top_p=top_p)[:, None]
+            return torch.cat([tokens.double(), logits.softmax(-1).gather(1, tokens).double()], 1)
+
+        h = model.hidden(xt[rows])[masked[rows]]  # (N, C)
+        tokens, p = in_chunks(candidates_of, h, model.mask_id).unbind(1)
+        candidates = xt[rows].masked_scatter(masked[rows], tokens.long())
+        confidence = torch.full(candidates.shape, -1.0, dtype=p.dtype, device=xt.device)
+        confidence[masked[rows]] = p
         rank = confidence.argsort(1, descending=True).argsort(1)
         xt[rows] = torch.where(rank < n_reveal[rows, None], candidates, xt[rows])
         if watch:
@@ -523,7 +540,7 @@ def fill_by_confidence(model, xt, steps, sampler, temperature, top_p, generator,
 # devices and checkpoints
 
 
-def pick_device(device="", dtype="", quiet=False):
+def pick_device(device="", dtype=""):
     """'' or a torch device, '' or 'float32' | 'bfloat16' -> device, autocast context, what was chosen and why (str)."""
     if not device:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -532,8 +549,9 @@ def pick_device(device="", dtype="", quiet=False):
         why = "as asked"
     kind = device.split(":")[0]
     choose("device", kind, ("cuda", "mps", "cpu"))
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device is {device!r}, but this torch sees no GPU. Use --device=cpu.")
+    n_devices = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}[kind]
+    if int(device.partition(":")[2] or 0) >= n_devices:
+        raise UserError(f"device is {device!r}, but this torch sees {n_devices} of that kind. Use --device=cpu.")
     if not dtype:
         cpu = torch.cpu.get_capabilities()
         fast = kind == "cpu" and (cpu.get("amx_bf16") or cpu.get("avx512_bf16"))
@@ -549,7 +567,7 @@ def pick_device(device="", dtype="", quiet=False):
 def keep_freed_memory():
     """glibc hands every freed tensor over 32 MB back to the kernel and faults its pages in again at the next step.
 
-    Keeping them makes a training step on a CPU 1.3x to 1.6x faster. Does nothing where there is no glibc.
+    Keeping them makes the step of a model with a large vocabulary 1.3x faster. Does nothing where there is no glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -572,7 +590,7 @@ def save_checkpoint(path, checkpoint):
 def load_checkpoint(path, device="cpu"):
     """-> the dict that train.fit saved. Runs no code from the file. Raises UserError if it is missing or damaged."""
     if not os.path.isfile(path):
-        raise UserError(f"There is no checkpoint {path}. Train one with: python train.py config/train_pydoc_char.py")
+        raise UserError(f"There is no checkpoint {path}. Train one, for example with: make demo")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=False)
     except Exception as error:  # torch raises five different kinds for a damaged file

@@ -1,8 +1,8 @@
 """
 Text out of any checkpoint.
-$ python sample.py --ckpt=out/pydoc_char/ckpt.pt --steps=64                                             (a few seconds)
-$ python sample.py --ckpt=out/pydoc_char/ckpt.pt --num_samples=1 --trace=True            (watch the text appear)
-$ python sample.py --ckpt=out/pydoc_char/ckpt.pt --infill="The ________ statement is used"
+$ python sample.py --ckpt=out/pydoc/ckpt.pt --steps=64                                             (a few seconds)
+$ python sample.py --ckpt=out/pydoc/ckpt.pt --num_samples=1 --trace=True            (watch the text appear)
+$ python sample.py --ckpt=out/pydoc/ckpt.pt --infill="The ________ statement is used"
 """
 
 import contextlib
@@ -13,11 +13,11 @@ import time
 import torch
 
 import data
-from configurator import UserError, configure
+from configurator import UserError, check_range, configure
 from model import generator, load_model, pick_device, sample
 
 # ----------------------------------------------------------------------------------------------------------------------
-ckpt = "out/pydoc_char/ckpt.pt"
+ckpt = "out/pydoc/ckpt.pt"
 num_samples = 4
 steps = 64  # diffusion: K reverse steps; more steps, better text; more steps than tokens cost nothing more
 sampler = "ancestral"  # 'ancestral' | 'analytic' (the same law) | 'first_hitting' (K -> infinity) | 'confidence'
@@ -40,15 +40,12 @@ cfg = configure(globals())
 def prepare(path, cfg):
     """-> model, its checkpoint, the context to sample it in, and a note on device and number format.
 
-    Whole sequences go through in bfloat16. On a CPU a cached autoregressive step multiplies one row, which is faster
-    in float32; on a GPU its weights are converted once instead of being cast at every token.
+    Whole sequences go through in bfloat16. A cached autoregressive step on a CPU multiplies one row: float32 is faster.
     """
     device, autocast, note = pick_device(cfg.device, cfg.dtype)
     model, checkpoint = load_model(path, device, cfg.attention)
-    if model.config.causal:
-        if note.endswith("bfloat16") and device.type == "cuda":
-            model.bfloat16()
-        autocast = contextlib.nullcontext()
+    if model.config.causal and device.type == "cpu":
+        autocast, note = contextlib.nullcontext(), note.replace("bfloat16", "float32")
     return model, checkpoint, autocast, note
 
 
@@ -57,11 +54,13 @@ def draw_samples(model, template, cfg, steps, noise, watch=None):
 
     Diffusion fills any blanks. An autoregressive model needs all known tokens, at least one, to stand at the beginning.
     """
+    check_range(cfg, ("temperature", "top_k"), 0)
+    check_range(cfg, ("top_p",), 1e-6, 1)
     if not model.config.causal:
         xt = template.masked_fill(template < 0, model.mask_id)
         return sample(model, xt, steps, cfg.sampler, cfg.temperature, cfg.top_p, noise, watch)
     n_known = int((template[0] >= 0).sum())
-    if (template[:, :n_known] < 0).any():
+    if n_known == 0 or (template[:, :n_known] < 0).any():
         raise UserError("An autoregressive model cannot fill in blanks before known text. Use a diffusion checkpoint.")
     known, n_new = template[:, :n_known], template.size(1) - n_known
     return model.generate(known, n_new, cfg.temperature, cfg.top_k, cfg.top_p, noise)
@@ -79,6 +78,8 @@ def make_template(cfg, model, meta):
     if cfg.prompt and cfg.infill:
         raise UserError("Give either --prompt or --infill: a template with blanks may begin with any text.")
     if cfg.infill:
+        if cfg.length or not cfg.blank:
+            raise UserError("--infill takes its length from the template, and --blank must not be empty.")
         parts = read_text(cfg.infill).split(cfg.blank)
         if len(parts) == 1:
             raise UserError(f"The infill template has no blank {cfg.blank!r}. Mark blanks with it, or set --blank.")
@@ -98,8 +99,8 @@ def read_text(text):
         return text
     if not os.path.isfile(text[5:]):
         raise UserError(f"{text[5:]} is not a file.")
-    with open(text[5:], encoding="utf-8") as f:
-        return f.read()
+    with open(text[5:], "rb") as f:
+        return data.as_text(f.read(), text[5:])
 
 
 def show_blanks(ids, decode, mask_id):
@@ -130,8 +131,8 @@ def tracer(decode, mask_id, frames_per_second=20):
 
 
 def main(cfg):
-    if cfg.num_samples < 1:
-        raise UserError(f"num_samples is {cfg.num_samples}; draw at least 1.")
+    check_range(cfg, ("num_samples",), 1)
+    sys.stdout.reconfigure(errors="replace")  # a Windows pipe cannot write every character
     model, checkpoint, autocast, note = prepare(cfg.ckpt, cfg)
     device, meta = model.wte.weight.device, checkpoint["meta"]
     decode = data.encoder(meta)[1]
@@ -142,13 +143,13 @@ def main(cfg):
             raise UserError("--trace shows masks disappearing; an autoregressive checkpoint has none.")
         watch = tracer(decode, model.mask_id)
     n = 1 if cfg.trace else cfg.num_samples
-    began = time.time()
+    began = time.perf_counter()
     with torch.no_grad(), autocast:
         noise = generator(cfg.seed, device=device)
         x = draw_samples(model, template.expand(n, -1), cfg, cfg.steps, noise, watch)
     for i, row in enumerate(x.tolist()):
         print(f"{'-' * 40} sample {i + 1}\n{decode(row)}")
-    print(f"{'-' * 40}\n{n} x {x.size(1)} tokens in {time.time() - began:.2f} s on {note}, seed {cfg.seed}")
+    print(f"{'-' * 40}\n{n} x {x.size(1)} tokens in {time.perf_counter() - began:.2f} s on {note}, seed {cfg.seed}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """
 Train a GPT or a masked diffusion language model.
-$ python train.py config/train_pydoc_char.py           (4 minutes on 2 CPU cores; --help prints the knobs below)
+$ python train.py config/train_pydoc.py           (4 minutes on 2 CPU cores; --help prints the knobs below)
 $ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py
 
 `fit` is the only training loop of the project. A diffusion model converts from a GPT: --init_from=out/gpt/ckpt.pt.
@@ -9,6 +9,7 @@ $ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import torch.nn as nn
 from tqdm import tqdm
 
 import data
-from configurator import UserError, choose, configure, print_once, save_config
+from configurator import UserError, check_range, choose, configure, print_once, save_config
 from model import (
     GPT,
     GPTConfig,
@@ -35,7 +36,7 @@ from model import (
 )
 
 # ----------------------------------------------------------------------------------------------------------------------
-dataset = "pydoc_char"  # a name under data/, or a folder that a prepare.py wrote
+dataset = "pydoc"  # a name under data/, or a folder that a prepare.py wrote
 objective = "diffusion"  # 'diffusion' | 'ar'
 out_dir = "out/train"
 init_from = "scratch"  # 'scratch' | 'resume' (out_dir) | a ckpt.pt, also of the other objective: it is converted
@@ -66,7 +67,7 @@ random_length = 0.0  # fraction of diffusion batches cut to a random length (LLa
 # the run
 eval_interval = 500  # steps between validations; each one saves ckpt.pt
 eval_iters = 20  # validation batches
-sample_interval = 0  # steps between printed samples; 0: none
+sample_interval = 0  # steps between printed samples, a multiple of eval_interval; 0: none
 log_interval = 10  # steps between log lines
 seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'cuda:1' | 'mps' | 'cpu'
@@ -139,6 +140,11 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
     start = 0
     if resume:
         start = resume["step"]
+        if (len(resume["optimizers"]), bool(resume["ema"])) != (len(optimizers), bool(cfg.ema)):
+            was = resume["config"]
+            raise UserError(
+                f"{path} was trained with --optimizer={was['optimizer']} --ema={was['ema']}; resume it with the same."
+            )
         for opt, state in zip(optimizers, resume["optimizers"], strict=True):
             opt.load_state_dict(state)
         if averaged:
@@ -180,6 +186,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
             model.train()
         if compiled:
             model.hidden = compiled
+        refuse_nan([val_loss], step - 1, lr, path)
         if rank == 0:
             save_checkpoint(path, checkpoint(step, val_loss))
             log({"step": step, "val_loss": round(val_loss, 4)})
@@ -187,7 +194,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
 
     model.train()
     bar = tqdm(total=cfg.max_iters, initial=start, unit="step", disable=rank != 0, dynamic_ncols=True)
-    losses, began, tokens = [], time.time(), 0
+    losses, began, tokens = [], time.perf_counter(), 0
     for step in range(start, cfg.max_iters):
         lr = learning_rate_at(step, cfg)
         for opt in optimizers:
@@ -222,7 +229,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
                 dist.all_reduce(losses)
                 losses /= world
             refuse_nan(losses.tolist(), step, lr, path)
-            speed = tokens / (time.time() - began)
+            speed = tokens / (time.perf_counter() - began)
             bar.set_postfix_str(f"loss {losses.mean():.3f}, {speed:,.0f} tokens/s")
             if rank == 0:
                 log(
@@ -233,10 +240,10 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
                         "tokens_per_s": round(speed),
                     }
                 )
-            losses, began, tokens = [], time.time(), 0
+            losses, began, tokens = [], time.perf_counter(), 0
         if evaluating:
             evaluate(step + 1)
-            began = time.time()
+            began = time.perf_counter()
     bar.close()
     vars(model).pop("hidden", None)
     if averaged:
@@ -264,10 +271,12 @@ def refuse_nan(losses, step, lr, path):
     """losses: those since the last log, the last one of them step's."""
     for i, value in enumerate(losses):
         if not math.isfinite(value):
-            saved = f"The last good checkpoint is {path}." if os.path.exists(path) else "No checkpoint was saved yet."
+            mend = f"The last good checkpoint is {path}: continue from it with --init_from=resume and a lower"
+            if not os.path.exists(path):
+                mend = "No checkpoint was saved yet: start again with a lower"
+            at = step + 1 - len(losses) + i + 1
             raise UserError(
-                f"The loss became {value} at step {step + 1 - len(losses) + i + 1} with learning rate {lr:.2e}. "
-                f"{saved} Continue from it with --init_from=resume and a lower --learning_rate."
+                f"The loss became {value} at step {at} with learning rate {lr:.2e}. {mend} --learning_rate."
             )
 
 
@@ -278,8 +287,10 @@ def open_log(cfg, start):
     if start and os.path.exists(path):
         with open(path, encoding="utf-8") as f:
             lines = [line for line in f if line.endswith("\n") and json.loads(line)["step"] <= start]
-    file = open(path, "w", encoding="utf-8")
-    file.writelines(lines)
+    with open(f"{path}.tmp", "w", encoding="utf-8") as f:
+        f.writelines(lines)
+    os.replace(f"{path}.tmp", path)  # a kill in between loses no line
+    file = open(path, "a", encoding="utf-8")
     run = None
     if cfg.wandb:
         import wandb
@@ -301,40 +312,48 @@ def make_model(cfg, vocab_size, device):
     choose("optimizer", cfg.optimizer, ("adamw", "muon"))
     choose("lr_schedule", cfg.lr_schedule, ("cosine", "constant"))
     choose("compile", cfg.compile, ("auto", "on", "off"))
-    for knob in ("max_iters", "batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters"):
-        if getattr(cfg, knob) < 1:
-            raise UserError(f"{knob} is {getattr(cfg, knob)}; it must be at least 1.")
+    counts = ("max_iters", "batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval")
+    check_range(cfg, ("block_size",), 2)
+    check_range(cfg, (*counts, "n_layer", "n_head", "n_embd"), 1)
+    check_range(cfg, ("learning_rate", "weight_decay", "grad_clip", "warmup_iters", "sample_interval"), 0)
+    check_range(cfg, ("dropout", "ema", "beta2"), 0, 0.999999)
+    check_range(cfg, ("min_lr", "random_length", "t_weight"), 0, 1)
+    if cfg.sample_interval % cfg.eval_interval:
+        raise UserError(
+            f"sample_interval {cfg.sample_interval} is not a multiple of eval_interval {cfg.eval_interval}."
+        )
+    if cfg.wandb and not importlib.util.find_spec("wandb"):
+        raise UserError(f"wandb is {cfg.wandb!r}, but the package is missing. Install it with: pip install wandb")
     causal = cfg.objective == "ar"
     names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "pos", "tie_weights", "attention")
     config = GPTConfig(vocab_size=vocab_size, causal=causal, **{k: getattr(cfg, k) for k in names})
     torch.manual_seed(cfg.seed)
+    if cfg.init_from != "resume" and os.path.exists(os.path.join(cfg.out_dir, "ckpt.pt")):
+        raise UserError(
+            f"{cfg.out_dir} already holds a run. Continue it with --init_from=resume, "
+            "choose another --out_dir, or delete it."
+        )
     if cfg.init_from == "scratch":
-        if os.path.exists(os.path.join(cfg.out_dir, "ckpt.pt")):
-            raise UserError(
-                f"{cfg.out_dir} already holds a run. Continue it with --init_from=resume, "
-                "choose another --out_dir, or delete it."
-            )
         return GPT(config).to(device), None
     path = os.path.join(cfg.out_dir, "ckpt.pt") if cfg.init_from == "resume" else cfg.init_from
     saved = load_checkpoint(path, device)
     was = GPTConfig(**saved["model_config"])
     if was.vocab_size != vocab_size:
         raise UserError(f"{path} has a vocabulary of {was.vocab_size}, but {cfg.dataset} one of {vocab_size}.")
+    config = dataclasses.replace(was, dropout=cfg.dropout, attention=cfg.attention)  # the shape is the checkpoint's
     if cfg.init_from == "resume":
         if was.causal != causal:
             raise UserError(
                 f"{path} was trained with another objective than {cfg.objective!r}; use --init_from={path}."
             )
-        model = GPT(dataclasses.replace(was, dropout=cfg.dropout, attention=cfg.attention)).to(device)
-        model.load_weights(saved["model"])
-        return model, saved
-    # conversion: the checkpoint's shape, this run's context, dropout and direction
-    config = dataclasses.replace(
-        was, causal=causal, block_size=cfg.block_size, dropout=cfg.dropout, attention=cfg.attention
-    )
+        weights, resume = saved["model"], saved
+    else:  # conversion: this run's context and direction
+        config = dataclasses.replace(config, causal=causal, block_size=cfg.block_size)
+        weights, resume = saved["ema"] or saved["model"], None
+    vars(cfg).update({k: getattr(config, k) for k in names})  # so that config.json tells what was used
     model = GPT(config).to(device)
-    model.load_weights(saved["ema"] or saved["model"])
-    return model, None
+    model.load_weights(weights)
+    return model, resume
 
 
 def main(cfg):
@@ -351,23 +370,25 @@ def main(cfg):
     print_once(f"{n_params / 1e6:.2f} M parameters on {note}")
     if resume and resume["step"] >= cfg.max_iters:
         return print_once(f"{cfg.out_dir} is already trained for {resume['step']} steps.")
-    os.makedirs(cfg.out_dir, exist_ok=True)
-    save_config(cfg, cfg.out_dir, n_params=n_params, device_used=note)
+    if int(os.environ.get("RANK", 0)) == 0:
+        os.makedirs(cfg.out_dir, exist_ok=True)
+        save_config(cfg, cfg.out_dir, n_params=n_params, device_used=note)
     ar = cfg.objective == "ar"
     T = cfg.block_size
 
     def get_batch(generator):
         length = T
-        if cfg.random_length and torch.rand((), generator=generator) < cfg.random_length:
+        if not ar and cfg.random_length and torch.rand((), generator=generator) < cfg.random_length:
             length = int(torch.randint(1, T + 1, (), generator=generator))
         return data.batch(corpus.train, cfg.batch_size, length + ar, generator)
 
+    val = data.blocks(corpus.val, T + ar, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
+
     def validate(model):
         """The same blocks and the same noise at every call."""
-        x = data.blocks(corpus.val, T + ar, cfg.eval_iters * cfg.batch_size).to(device)
         noise = generator(cfg.seed, "validation", device=device)
-        parts = x.split(cfg.batch_size)
-        return sum((ar_loss(model, b) if ar else nelbo(model, b, noise)).item() * len(b) for b in parts) / len(x)
+        losses = [(ar_loss(model, b) if ar else nelbo(model, b, noise)).item() * len(b) for b in val]
+        return sum(losses) / sum(map(len, val))
 
     def show(model, noise):
         if ar:

@@ -1,16 +1,13 @@
 """
-The second part of `make demo`: the GPT becomes a masked diffusion model, 5 minutes on 2 CPU cores.
+The diffusion model of train_pydoc.py on single characters: harder, since it must learn to spell first.
 
 $ python train.py config/train_pydoc_char.py
 """
 
-from config.train_pydoc_char_ar import *
+from config.train_pydoc import *
 
-objective = "diffusion"
+dataset = "pydoc_char"
 out_dir = "out/pydoc_char"
-init_from = "out/pydoc_char_ar/ckpt.pt"  # same weights, causal = False, one new embedding row for [MASK]
-t_weight = 0.5
+init_from = "out/pydoc_char_ar/ckpt.pt"
 max_iters = 2200
-ema = 0.995
 eval_interval = 550
-sample_interval = 550

@@ -2,9 +2,12 @@
 Datasets: data/<name>/prepare.py writes train.bin, val.bin (token ids) and meta.json; this file writes and reads them.
 """
 
+import difflib
 import hashlib
+import http.client
 import json
 import os
+import re
 import types
 import urllib.request
 
@@ -29,13 +32,22 @@ def load(dataset):
     folder = dataset if os.path.isdir(dataset) else os.path.join(os.path.dirname(__file__), dataset)
     for name in ("meta.json", "train.bin", "val.bin"):
         if not os.path.exists(os.path.join(folder, name)):
-            path = os.path.relpath(os.path.join(folder, name))
-            raise UserError(f"{path} is missing. Make it with: python data/{os.path.basename(folder)}/prepare.py")
+            raise UserError(f"{os.path.join(folder, name)} is missing. {how_to_make(folder)}")
     with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
         meta = json.load(f)
     dtype = token_dtype(meta["vocab_size"])
     bins = {s: np.memmap(os.path.join(folder, f"{s}.bin"), dtype=dtype, mode="r") for s in ("train", "val")}
     return types.SimpleNamespace(meta=meta, **bins)
+
+
+def how_to_make(folder):
+    """The command that prepares a dataset, or the names of those that there are."""
+    root, name = os.path.split(folder)
+    known = sorted(d for d in os.listdir(os.path.dirname(__file__)) if os.path.exists(f"{root}/{d}/prepare.py"))
+    if name in known:
+        return f"Make it with: python data/{name}/prepare.py"
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}"
 
 
 def batch(tokens, batch_size, length, generator):
@@ -60,14 +72,17 @@ def encoder(meta):
     if meta["tokenizer"] == "gpt2":
         bpe = gpt2()
         return (lambda text: bpe.encode(text, allowed_special={"<|endoftext|>"})), bpe.decode
-    itos = meta["itos"]
-    stoi = {c: i for i, c in enumerate(itos)}
+    itos = meta["itos"]  # characters, and perhaps longer pieces: the longest that fits is taken
+    stoi = {piece: i for i, piece in enumerate(itos)}
+    longest_first = re.compile("|".join(re.escape(piece) for piece in sorted(itos, key=len, reverse=True)))
 
     def encode(text):
         unknown = sorted(set(text) - stoi.keys())
         if unknown:
-            raise UserError(f"The vocabulary has no {unknown[0]!r}. It has: {''.join(itos)!r}")
-        return [stoi[c] for c in text]
+            raise UserError(
+                f"The vocabulary has no {unknown[0]!r}. It has: {''.join(c for c in itos if len(c) == 1)!r}"
+            )
+        return [stoi[piece] for piece in longest_first.findall(text)]
 
     return encode, lambda ids: "".join(itos[i] for i in ids)
 
@@ -104,6 +119,8 @@ def atomic_write(path, content):
 def write(folder, train, val, meta):
     """Token ids and meta -> folder/train.bin, val.bin, meta.json."""
     dtype = token_dtype(meta["vocab_size"])
+    if not (len(train) and len(val)):
+        raise UserError(f"The text has {len(train)} training and {len(val)} validation tokens. Give a longer one.")
     for name, ids in (("train", train), ("val", val)):
         atomic_write(os.path.join(folder, f"{name}.bin"), np.ascontiguousarray(ids, dtype=dtype))
     write_meta(folder, {**meta, "train_tokens": len(train), "val_tokens": len(val)})
@@ -141,7 +158,7 @@ def tiny_shakespeare(folder, input=""):
         try:
             with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
                 content = response.read()
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise UserError(
                 f"Could not download {SHAKESPEARE_URL} ({error}). Save it as {path}, or pass --input=FILE."
             ) from None
@@ -151,7 +168,17 @@ def tiny_shakespeare(folder, input=""):
         content = f.read()
     if not input:
         check_hash(content, SHAKESPEARE_SHA256, path)
-    return content.decode()
+    return as_text(content, path)
+
+
+def as_text(content, where):
+    """bytes -> str. Raises UserError if they are not UTF-8."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where} is not UTF-8 text ({error.reason} at byte {error.start}). Convert it first."
+        ) from None
 
 
 def check_hash(content, sha256, where):

@@ -27,6 +27,16 @@ def test_pydoc_comes_back_as_it_went_in(pydoc):
     assert 'The "if" statement' in text
 
 
+def test_word_pieces_come_back_as_they_went_in(tmp_path):
+    run("data/pydoc/prepare.py", f"--out_dir={tmp_path}", "--n_pieces=300")
+    corpus = data.load(str(tmp_path))
+    encode, decode = data.encoder(corpus.meta)
+    text = decode(corpus.train.tolist()) + decode(corpus.val.tolist())
+    assert hashlib.sha256(text.encode()).hexdigest() == corpus.meta["sha256"]
+    assert len(text) > 1.7 * (len(corpus.train) + len(corpus.val))  # pieces are longer than characters
+    assert decode(encode("is xyzzy the")) == "is xyzzy the" and len(encode(" the")) == 1
+
+
 def test_preparing_again_writes_the_same_files(pydoc):
     before = {f: open(os.path.join(pydoc, f), "rb").read() for f in sorted(os.listdir(pydoc))}
     run("data/pydoc_char/prepare.py", f"--out_dir={pydoc}")
@@ -110,6 +120,9 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, refused):
     assert "no network" in said and f"{tmp_path}/input.txt" in said and "--input=FILE" in said
     assert os.listdir(tmp_path) == []
     assert "not a file" in refused(data.tiny_shakespeare, str(tmp_path), "/nowhere.txt")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    assert "not UTF-8" in refused(data.tiny_shakespeare, str(tmp_path), str(tmp_path / "latin.txt"))
+    assert "longer" in refused(data.write_chars, str(tmp_path / "out"), "", "nothing")
 
 
 @pytest.mark.skipif(not os.path.exists(SHAKESPEARE), reason="needs data/shakespeare_char/input.txt")

@@ -89,7 +89,7 @@ def test_the_bound_has_less_noise_than_the_loss():
     assert noise[0] < 0.7 * noise[1]
 
 
-def test_gradient_reaches_only_what_the_head_saw():
+def test_gradient_reaches_every_weight():
     model = tiny_model(tie_weights=False)
     M.diffusion_loss(model, torch.randint(7, (4, 16)), generator(0)).backward()
     assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in model.parameters())

@@ -130,6 +130,14 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_and_checkpoint(pydoc, tm
     assert load_checkpoint(tmp_path / "ckpt.pt")["step"] == 3
 
 
+def test_weights_that_are_not_finite_are_never_saved(pydoc, tmp_path, monkeypatch, refused):
+    """The loss of the last step was fine; its gradient was not."""
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda ps, c: [p.grad.mul_(float("nan")) for p in ps])
+    said = refused(train.main, knobs(tmp_path, dataset=pydoc, eval_interval=1))
+    assert "nan at step 1" in said and "No checkpoint was saved yet: start again" in said
+    assert not os.path.exists(tmp_path / "ckpt.pt")
+
+
 def test_a_killed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "ckpt.pt"
     save_checkpoint(path, {"model_config": {}, "step": 1})
@@ -154,6 +162,11 @@ def test_checkpoints_that_are_missing_damaged_or_foreign_are_refused(pydoc, tmp_
     assert "not a nanoSDTT checkpoint" in refused(load_checkpoint, str(tmp_path / "other.pt"))
     said = refused(train.main, knobs(tmp_path, dataset=pydoc))
     assert "already holds a run" in said and "--init_from=resume" in said
+    said = refused(train.main, knobs(tmp_path, dataset=pydoc, init_from=str(tmp_path / "ckpt.pt")))
+    assert "already holds a run" in said
+    for kw in (dict(ema=0.9), dict(optimizer="muon")):
+        said = refused(train.main, knobs(tmp_path, dataset=pydoc, init_from="resume", max_iters=9, **kw))
+        assert "--optimizer=adamw --ema=0.0" in said
     said = refused(train.main, knobs(tmp_path, dataset=pydoc, objective="ar", init_from="resume"))
     assert "another objective than 'ar'" in said
     saved["model_config"]["vocab_size"] = 5
@@ -173,7 +186,14 @@ def test_other_mistakes_are_refused_before_any_work(pydoc, tmp_path, refused):
     bad = dict(objective="gan", optimizer="sgd", dtype="float16", device="tpu", pos="alibi", lr_schedule="linear")
     for knob, value in bad.items():
         assert repr(value) in refused(train.main, knobs(tmp_path, dataset=pydoc, **{knob: value}))
-    assert "prepare.py" in refused(train.main, knobs(tmp_path, dataset="shakespear"))
+    assert "Did you mean shakespeare?" in refused(train.main, knobs(tmp_path, dataset="shakespear"))
+    for knob in ("max_iters", "batch_size", "block_size", "n_head", "log_interval"):
+        assert f"{knob} is 0; it must be at least" in refused(train.main, knobs(tmp_path, dataset=pydoc, **{knob: 0}))
+    for knob in ("dropout", "ema", "random_length"):
+        assert f"{knob} is 1.5" in refused(train.main, knobs(tmp_path, dataset=pydoc, **{knob: 1.5}))
+    assert "multiple" in refused(train.main, knobs(tmp_path, dataset=pydoc, sample_interval=4))
+    assert "pip install wandb" in refused(train.main, knobs(tmp_path, dataset=pydoc, wandb="x"))
+    assert "sees 0" in refused(train.main, knobs(tmp_path, dataset=pydoc, device="cuda:7"))
     assert not os.path.exists(tmp_path / "ckpt.pt")
 
 

@@ -70,7 +70,7 @@ def write_bin(path, split):
     at, n_batches = 0, min(1024, len(split))
     for i in tqdm(range(n_batches), desc=os.path.basename(path)):
         shard = split.shard(num_shards=n_batches, index=i, contiguous=True).with_format("numpy")
-        ids = np.concatenate(shard["ids"])
+        ids = np.concatenate(list(shard[:]["ids"]))
         out[at : at + len(ids)] = ids
         at += len(ids)
     out.flush()

@@ -1,6 +1,6 @@
 """
 Tiny Shakespeare as GPT-2 byte pairs: 0.3 M tokens for the real vocabulary of 50257.
-$ python data/shakespeare/prepare.py                 (a second; downloads 1 MB, or reads input.txt beside this file)
+$ python data/shakespeare/prepare.py                 (a second; downloads 1 MB, or reads out_dir/input.txt)
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """
 Tiny Shakespeare (Karpathy 2015), as characters: 1.1 M of them, 65 different ones.
-$ python data/shakespeare_char/prepare.py            (a second; downloads 1 MB, or reads input.txt beside this file)
+$ python data/shakespeare_char/prepare.py            (a second; downloads 1 MB, or reads out_dir/input.txt)
 """
 
 import os

@@ -1,0 +1,17 @@
+"""
+The second part of `make demo`: the GPT becomes a masked diffusion model, 5 minutes on 2 CPU cores.
+
+$ python train.py config/train_pydoc.py
+"""
+
+from config.train_pydoc_ar import *
+
+objective = "diffusion"
+out_dir = "out/pydoc"
+init_from = "out/pydoc_ar/ckpt.pt"  # same weights, causal = False, one new embedding row for [MASK]
+dropout = 0.0
+t_weight = 0.5
+max_iters = 2000
+ema = 0.995
+eval_interval = 200
+sample_interval = 1000

@@ -1,0 +1,24 @@
+"""
+The first part of `make demo`: a small GPT on Python's language reference, 1 minute on 2 CPU cores.
+It is the judge of the samples and the start of the diffusion model.
+
+$ python train.py config/train_pydoc_ar.py
+"""
+
+dataset = "pydoc"
+objective = "ar"
+out_dir = "out/pydoc_ar"
+block_size = 128
+n_layer = 4
+n_head = 4
+n_embd = 256
+dropout = 0.1
+batch_size = 16
+optimizer = "muon"
+learning_rate = 3e-3
+min_lr = 0.02
+warmup_iters = 40
+max_iters = 350
+ema = 0.98
+eval_interval = 50
+eval_iters = 8
