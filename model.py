@@ -481,11 +481,9 @@ def sample(model, xt, steps, sampler="ancestral", temperature=1.0, top_p=1.0, ge
         raise UserError("This is an autoregressive model: it generates left to right and cannot fill in blanks.")
     xt, size = xt.clone(), model.config.block_size
     fill = fill_by_confidence if sampler == "confidence" else fill_at_random
-    starts = range(
-        0, max(xt.size(1) - size, 0) + max(size // 2, 1), max(size // 2, 1)
-    )  # 0, size/2, ... and the last reaches L
-    for start in starts:
-        start = min(start, max(xt.size(1) - size, 0))
+    last, stride = max(xt.size(1) - size, 0), max(size // 2, 1)
+    for start in range(0, last + stride, stride):
+        start = min(start, last)
         window = xt[:, start : start + size]  # a view: filling it fills xt
         fill(model, window, steps, sampler, temperature, top_p, generator, watch and (lambda: watch(xt)))
     return xt
@@ -600,11 +598,10 @@ def load_checkpoint(path, device="cpu"):
     return checkpoint
 
 
-def load_model(path, device="cpu", attention=""):
+def load_model(path, device="cpu", attention="sdpa"):
     """-> GPT in eval mode with the averaged weights where there are any, and the checkpoint's dict."""
     checkpoint = load_checkpoint(path, device)
-    config = GPTConfig(**checkpoint["model_config"])
-    config.attention = attention or config.attention
+    config = GPTConfig(**{**checkpoint["model_config"], "attention": attention})  # not the one it was trained with
     model = GPT(config).to(device)
     model.load_weights(checkpoint["ema"] or checkpoint["model"])
     return model.eval(), checkpoint

@@ -2,7 +2,7 @@
 Text out of any checkpoint.
 $ python sample.py --ckpt=out/pydoc/ckpt.pt --steps=64                                             (a few seconds)
 $ python sample.py --ckpt=out/pydoc/ckpt.pt --num_samples=1 --trace=True            (watch the text appear)
-$ python sample.py --ckpt=out/pydoc/ckpt.pt --infill="The ________ statement is used"
+$ python sample.py --ckpt=out/pydoc/ckpt.pt --infill='The ___ statement is used'
 """
 
 import contextlib

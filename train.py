@@ -1,6 +1,6 @@
 """
 Train a GPT or a masked diffusion language model.
-$ python train.py config/train_pydoc.py           (4 minutes on 2 CPU cores; --help prints the knobs below)
+$ python train.py config/train_pydoc.py           (6 minutes on 2 CPU cores; --help prints the knobs)
 $ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py
 
 `fit` is the only training loop of the project. A diffusion model converts from a GPT: --init_from=out/gpt/ckpt.pt.
@@ -337,10 +337,10 @@ def make_model(cfg, vocab_size, device):
         return GPT(config).to(device), None
     path = os.path.join(cfg.out_dir, "ckpt.pt") if cfg.init_from == "resume" else cfg.init_from
     saved = load_checkpoint(path, device)
-    was = GPTConfig(**saved["model_config"])
+    was = GPTConfig(**{**saved["model_config"], "attention": cfg.attention})
     if was.vocab_size != vocab_size:
         raise UserError(f"{path} has a vocabulary of {was.vocab_size}, but {cfg.dataset} one of {vocab_size}.")
-    config = dataclasses.replace(was, dropout=cfg.dropout, attention=cfg.attention)  # the shape is the checkpoint's
+    config = dataclasses.replace(was, dropout=cfg.dropout)  # the shape is the checkpoint's
     if cfg.init_from == "resume":
         if was.causal != causal:
             raise UserError(

@@ -1,22 +1,15 @@
 """
-Tiny Shakespeare, characters, about 15 minutes on 2 CPU cores.
+Tiny Shakespeare, characters: the GPT of train_shakespeare_char_ar.py becomes a diffusion model, 9 more minutes.
 
 $ python train.py config/train_shakespeare_char.py
 """
 
-dataset = "shakespeare_char"
+from config.train_shakespeare_char_ar import *
+
 objective = "diffusion"
 out_dir = "out/shakespeare_char"
-block_size = 128
-n_layer = 6
-n_head = 4
-n_embd = 256
-batch_size = 32
-optimizer = "muon"
-learning_rate = 3e-3
-min_lr = 0.02
-warmup_iters = 50
-max_iters = 2800
+init_from = "out/shakespeare_char_ar/ckpt.pt"
+t_weight = 0.5
+max_iters = 2600
 ema = 0.998
-eval_interval = 700
-eval_iters = 20
+eval_interval = 650

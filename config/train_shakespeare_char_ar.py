@@ -1,10 +1,22 @@
 """
-The autoregressive twin of train_shakespeare_char.py, for the same minutes.
+Tiny Shakespeare, characters, a GPT: 5 minutes on 2 CPU cores. The start of train_shakespeare_char.py.
 
 $ python train.py config/train_shakespeare_char_ar.py
 """
 
-from config.train_shakespeare_char import *
-
+dataset = "shakespeare_char"
 objective = "ar"
 out_dir = "out/shakespeare_char_ar"
+block_size = 128
+n_layer = 6
+n_head = 4
+n_embd = 256
+batch_size = 16
+optimizer = "muon"
+learning_rate = 3e-3
+min_lr = 0.02
+warmup_iters = 50
+max_iters = 1500
+ema = 0.99
+eval_interval = 250
+eval_iters = 20

@@ -1,5 +1,5 @@
 """
-Tiny Shakespeare, characters, the shape of nanoGPT's own config, for one GPU.
+Tiny Shakespeare, characters, from scratch in the shape of nanoGPT's own config, for one GPU.
 
 $ python train.py config/train_shakespeare_char_gpu.py
 """
@@ -7,6 +7,7 @@ $ python train.py config/train_shakespeare_char_gpu.py
 from config.train_shakespeare_char import *
 
 out_dir = "out/shakespeare_char_gpu"
+init_from = "scratch"
 block_size = 256
 n_layer = 6
 n_head = 6
