@@ -156,11 +156,12 @@ def evaluate(cfg):
                 nats, error = likelihood(model, x, cfg)
             chars = len(data.encoder(corpus.meta)[1](x.flatten().tolist())) / x.numel()  # per token
             kind = "exact" if model.config.causal else "upper bound"
-            row = {"kind": kind, "nats": nats, "error": error, "ppl": math.exp(nats)}
-            report["likelihood"][path] = row | {
-                "bits_per_char": nats / math.log(2) / chars,
-                "tokens": x.numel(),
-            }
+            row = {"kind": kind, "nats": nats, "error": error, "ppl": math.exp(nats), "tokens": x.numel()}
+            row["bits_per_char"] = nats / math.log(2) / chars
+            if "entropy_rate" in meta:  # of a diffusion block: the first token has nothing before it
+                T, rate = model.config.block_size, meta["entropy_rate"]
+                row["truth"] = rate if model.config.causal else (meta["stationary_entropy"] + (T - 1) * rate) / T
+            report["likelihood"][path] = row
     if "genppl" in wanted:
         rows = report["rows"]
         for path, (model, _, context, _) in models.items():
@@ -193,6 +194,7 @@ def tables(report):
         lines.append(
             f"{path}: validation {bound} {r['nats']:.4f} +- {r['error']:.4f} nats per token, "
             f"perplexity {r['ppl']:.2f}, {r['bits_per_char']:.3f} bits per character"
+            + (f"; the true entropy is {r['truth']:.4f}" if "truth" in r else "")
         )
     if report["rows"]:
         keys = [k for k in ("genppl", "true_ppl", "entropy", "s_per_sample") if any(k in r for r in report["rows"])]

@@ -90,6 +90,10 @@ def test_the_report_has_every_row_and_the_plot_is_a_picture(trained, tmp_path, c
         (trained["ar"], 16),
         ("real text", None),
     ]
+    meta = load_checkpoint(trained["ar"])["meta"]
+    rate, first = meta["entropy_rate"], meta["stationary_entropy"]
+    assert report["likelihood"][trained["ar"]]["truth"] == rate
+    assert report["likelihood"][trained["diffusion"]]["truth"] == pytest.approx((first + 15 * rate) / 16)
     assert all(r["genppl"] > 1 and r["true_ppl"] > 1 and 0 < r["entropy"] <= math.log(8) for r in report["rows"])
     assert (tmp_path / "out" / "eval.png").read_bytes()[:4] == b"\x89PNG"
     assert "seed 1337" in capsys.readouterr().out
