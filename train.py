@@ -34,6 +34,7 @@ from model import (
     sample,
     save_checkpoint,
 )
+from sample import start_token
 
 # ----------------------------------------------------------------------------------------------------------------------
 dataset = "pydoc"  # a name under data/, or a folder that a prepare.py wrote
@@ -392,7 +393,7 @@ def main(cfg):
 
     def show(model, noise):
         if ar:
-            start = torch.full((1, 1), corpus.meta.get("eot", 0), device=device)
+            start = torch.full((1, 1), start_token(corpus.meta), device=device)
             tokens = model.generate(start, T - 1, generator=noise)
         else:
             tokens = sample(model, torch.full((1, T), model.mask_id, device=device), T, generator=noise)
