@@ -106,10 +106,6 @@ def draw_many(model, meta, cfg, n_steps, size):
     return torch.cat(rows), (time.perf_counter() - began) / cfg.num_samples
 
 
-def same_vocabulary(a, b):
-    return all(a.get(k) == b.get(k) for k in ("tokenizer", "vocab_size", "itos", "transition"))
-
-
 def evaluate(cfg):
     """-> dict: everything eval.json holds. Reads all checkpoints before any work, so that mistakes show at once."""
     wanted = cfg.what.split(",")
@@ -134,7 +130,7 @@ def evaluate(cfg):
         raise UserError("genppl needs a judge: --judge=CKPT of an autoregressive model, or leave it out: --what=nelbo.")
     corpus = data.load(cfg.dataset or first["config"]["dataset"])
     for path, other in {**metas, "the dataset": corpus.meta}.items():
-        if not same_vocabulary(meta, other):
+        if not data.same_vocabulary(meta, other):
             raise UserError(
                 f"{path} has another vocabulary than {cfg.ckpt.split(',')[0]}; their numbers do not compare."
             )

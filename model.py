@@ -228,13 +228,27 @@ class GPT(nn.Module):
         """(..., C) -> (..., V) logits."""
         return F.linear(h, self.head_weight[: self.config.vocab_size], self.head_bias)
 
+    def frozen_head(self):
+        """-> f: (n, C) -> (n, V) float32 logits, outside autograd; the weights are cast to autocast's type once."""
+        W, kind = self.head_weight[: self.config.vocab_size].detach(), self.wte.weight.device.type
+        W = W.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else W
+        b = 0 if self.head_bias is None else self.head_bias.detach()
+        return lambda h: F.linear(h.to(W.dtype), W).float() + b
+
     def forward(self, idx):
         return self.head(self.hidden(idx))
 
+    def head_loss(self, h, loss_of, *rows):
+        """(N, C), loss_of, (N, ...) rows -> scalar: the sum of loss_of((n, V) logits, *n of the rows) -> (n,) losses.
+
+        Never N x V at once.
+        """
+        args = loss_of, h, self.head_weight, self.head_bias, self.config.vocab_size
+        return HeadLoss.apply(*args, torch.is_grad_enabled(), *rows)  # inside apply, grad mode is always off
+
     def nll(self, h, targets, weights):
-        """(N, C), (N,) int64, (N,) float32 -> scalar: sum of weights * -log p(targets | h), never N x V at once."""
-        args = h, self.head_weight, self.head_bias, targets, weights, self.config.vocab_size
-        return WeightedNLL.apply(*args, torch.is_grad_enabled())  # inside apply, grad mode is always off
+        """(N, C), (N,) int64, (N,) float32 -> scalar: sum of weights * -log p(targets | h)."""
+        return self.head_loss(h, weighted_nll, targets, weights)
 
     def load_weights(self, weights):
         """A state_dict of this shape, or of its twin with the other `causal`: only the [MASK] row differs.
@@ -337,42 +351,41 @@ def uniform(shape, generator, device, dtype=torch.float32):
 ROWS_AT_ONCE = {"cpu": (128, 2**19), "cuda": (1024, 2**26), "mps": (256, 2**22)}  # at least rows, else logits
 
 
-class WeightedNLL(torch.autograd.Function):
-    """sum_n weights_n * -log softmax(h_n W^T + b)[target_n], in chunks of rows.
+class HeadLoss(torch.autograd.Function):
+    """sum_n loss_of(h_n W^T + b, rows_n), in chunks of n.
 
-    d nll / d logits = softmax - onehot needs nothing but the logits, so the gradient is finished chunk by chunk in the
-    forward pass and no N x V tensor ever exists: two buffers serve all chunks.
+    The gradient of a chunk's losses by its logits is taken at once and carried on to h, W and b: no N x V tensor ever
+    exists, and nothing is computed twice (under checkpointing it would be).
     """
 
     @staticmethod
-    def forward(ctx, h, weight, bias, targets, weights, V, need_grad):
+    def forward(ctx, loss_of, h, weight, bias, V, need_grad, *rows):
         dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype
         W = weight[:V].to(dtype)  # (V, C)
         at_least, logits_at_once = ROWS_AT_ONCE[h.device.type]
-        rows = max(1, min(h.size(0), max(at_least, logits_at_once // V)))
-        z_low = torch.empty(rows, V, dtype=dtype, device=h.device)
-        z = torch.empty(rows, V, device=h.device)
+        n = max(1, min(h.size(0), max(at_least, logits_at_once // V)))
+        low = torch.empty(n, V, dtype=dtype, device=h.device)
         loss = torch.zeros((), device=h.device)
+        ctx.n_rows = len(rows)
         if need_grad:
             dh, dW, dW_low = torch.zeros_like(h), torch.zeros_like(weight), torch.empty_like(W)
             db = None if bias is None else torch.zeros_like(bias)
             ctx.grads = dh, dW, db  # not save_for_backward: nobody else holds them, so backward may scale them in place
         with torch.autocast(h.device.type, enabled=False):
-            for i in range(0, h.size(0), rows):
-                hi, wi, ti = h[i : i + rows].to(dtype), weights[i : i + rows, None], targets[i : i + rows, None]
-                n = hi.size(0)
-                zi = z[:n].copy_(torch.mm(hi, W.T, out=z_low[:n]))  # (n, V)
+            for i in range(0, h.size(0), n):
+                hi = h[i : i + n].to(dtype)
+                z = torch.mm(hi, W.T, out=low[: len(hi)]).to(torch.float32, copy=True)  # (n, V)
                 if bias is not None:
-                    zi += bias
-                lse = zi.logsumexp(-1, keepdim=True)  # (n, 1)
-                loss += ((lse - zi.gather(1, ti)) * wi).sum()
+                    z += bias
+                with torch.set_grad_enabled(need_grad):
+                    value = loss_of(z.requires_grad_(need_grad), *(r[i : i + n] for r in rows)).sum()
+                loss += value.detach()
                 if not need_grad:
                     continue
-                zi.sub_(lse).exp_()  # softmax
-                zi.scatter_add_(1, ti, zi.new_full((), -1.0).expand(ti.shape)).mul_(wi)  # - onehot
+                (dz,) = torch.autograd.grad(value, z)
                 if bias is not None:
-                    db += zi.sum(0)
-                dz = z_low[:n].copy_(zi)
+                    db += dz.sum(0)
+                dz = low[: len(hi)].copy_(dz)
                 dh[i : i + n] = dz @ W
                 dW[:V] += torch.mm(dz.T, hi, out=dW_low)
         return loss
@@ -381,7 +394,12 @@ class WeightedNLL(torch.autograd.Function):
     def backward(ctx, grad):
         dh, dW, db = ctx.grads
         ctx.grads = None
-        return dh.mul_(grad), dW.mul_(grad), None if db is None else db.mul_(grad), None, None, None, None
+        return None, dh.mul_(grad), dW.mul_(grad), None if db is None else db.mul_(grad), *[None] * (2 + ctx.n_rows)
+
+
+def weighted_nll(logits, targets, weights):
+    """(n, V), (n,) int64, (n,) -> (n,)."""
+    return weights * F.cross_entropy(logits, targets, reduction="none")
 
 
 def ar_loss(model, batch, generator=None):
@@ -446,8 +464,9 @@ def reveal_rate(t, s, sampler="ancestral"):
     return ((-sigma_s).exp() - (-sigma_t).exp()) / -torch.expm1(-sigma_t)
 
 
-def reveal_order(blank, steps, sampler, generator):
-    """(B, T) bool -> (B, T) int64: by which network call (1, 2, ...) of its row each blank is revealed; 0 elsewhere.
+def reveal_order(blank, times, sampler, generator):
+    """(B, T) bool, (K + 1) or (B, K + 1) float64 falling to 0 -> (B, T) int64: by which network call of its row each
+    blank is revealed (1, 2, ...); 0 elsewhere.
 
     Which tokens a step reveals does not depend on the network, so all of it is drawn beforehand. The network does not
     see t either, so the steps that reveal nothing in a row are left out of that row: with more steps than tokens the
@@ -458,9 +477,9 @@ def reveal_order(blank, steps, sampler, generator):
     if sampler == "first_hitting":
         step = u + 1  # a reveal time of its own for every token
     else:
-        t = 1 - torch.arange(steps + 1, dtype=torch.float64, device=u.device) / steps  # 1 ... 0
-        kept = (1 - reveal_rate(t[:-1], t[1:], sampler)).cumprod(0)  # (K) P(still masked after the step)
-        step = torch.searchsorted(1 - kept[:-1], u, right=True).double() + 1  # (B, T) in 1 ... K
+        times = times.to(device)
+        kept = (1 - reveal_rate(times[..., :-1], times[..., 1:], sampler)).cumprod(-1)  # P(still masked after the step)
+        step = torch.searchsorted(1 - kept[..., :-1], u, right=True).double() + 1  # (B, T) in 1 ... K
     step = step.masked_fill(~blank.to(device), 0)
     ordered, where = step.sort(1)
     call = torch.diff(ordered, dim=1, prepend=torch.zeros_like(ordered[:, :1])).ne(0).cumsum(1)
@@ -497,7 +516,8 @@ def in_chunks(f, h, V):
 def fill_at_random(model, xt, steps, sampler, temperature, top_p, generator, watch):
     """(B, T), in place: ancestral, analytic and first_hitting, which differ only in the order of reveals."""
     mask_id = model.mask_id
-    call = reveal_order(xt == mask_id, steps, sampler, generator)  # (B, T)
+    times = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps  # 1 ... 0
+    call = reveal_order(xt == mask_id, times, sampler, generator)  # (B, T)
     for i in range(1, int(call.max()) + 1):
         reveal = call == i  # (B, T), N of them
         rows = reveal.any(1)

@@ -118,13 +118,14 @@ class Loss(nn.Module):
         return self.loss(self.model, batch, generator)
 
 
-def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None):
+def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None, name="ckpt.pt", first=0):
     """The training loop: model is trained in place on loss(model, get_batch(generator), generator).
 
     Every random number of a step comes from a generator seeded by (seed, step, forward): a resumed run, or one on
     another number of processes, continues with the same numbers, and nothing else can disturb them. Each validation
-    calls validate(model) -> nats per token and writes out_dir/ckpt.pt. Returns the averaged model. Raises UserError
-    at a loss that is not finite, with the path of the last good checkpoint.
+    calls validate(model) -> nats per token and writes out_dir/name. Returns the averaged model. Raises UserError
+    at a loss that is not finite, with the path of the last good checkpoint. first: the steps of earlier rounds, which
+    the seeds and the log count on from.
     """
     device, autocast, _ = pick_device(cfg.device, cfg.dtype)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -134,7 +135,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
             f"gradient_accumulation_steps {n_forwards} does not divide into {world} processes. "
             f"Use --gradient_accumulation_steps={world * max(1, n_forwards // world)}."
         )
-    path = os.path.join(cfg.out_dir, "ckpt.pt")
+    path = os.path.join(cfg.out_dir, name)
     optimizers = make_optimizers(model, cfg)
     weights = list(model.parameters())
     averaged = [p.detach().clone() for p in weights] if cfg.ema else None
@@ -150,7 +151,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
             opt.load_state_dict(state)
         if averaged:
             averaged = [resume["ema"][n].to(device) for n, _ in model.named_parameters()]
-    log = open_log(cfg, start) if rank == 0 else None
+    log = open_log(cfg, first + start) if rank == 0 else None
     compiled = (
         torch.compile(model.hidden) if cfg.compile == "on" or (cfg.compile, device.type) == ("auto", "cuda") else None
     )
@@ -190,7 +191,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
         refuse_nan([val_loss], step - 1, lr, path)
         if rank == 0:
             save_checkpoint(path, checkpoint(step, val_loss))
-            log({"step": step, "val_loss": round(val_loss, 4)})
+            log({"step": first + step, "val_loss": round(val_loss, 4)})
             tqdm.write(f"step {step}: validation {val_loss:.4f} nats per token, saved to {path}")
 
     model.train()
@@ -203,8 +204,8 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
                 group["lr"] = lr
         step_loss = 0.0
         for i in range(rank, n_forwards, world):
-            batch = get_batch(generator(cfg.seed, step, i)).to(device, non_blocking=True)
-            noise = generator(cfg.seed, step, i, "noise", device=device)
+            batch = get_batch(generator(cfg.seed, first + step, i)).to(device, non_blocking=True)
+            noise = generator(cfg.seed, first + step, i, "noise", device=device)
             if model.config.dropout:
                 torch.manual_seed(noise.initial_seed())  # nn.Dropout knows only the global generator
             with loss_of.no_sync() if world > 1 and i + world < n_forwards else contextlib.nullcontext():
@@ -235,7 +236,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
             if rank == 0:
                 log(
                     {
-                        "step": step + 1,
+                        "step": first + step + 1,
                         "loss": round(losses.mean().item(), 4),
                         "lr": lr,
                         "tokens_per_s": round(speed),
@@ -307,24 +308,43 @@ def open_log(cfg, start):
     return log
 
 
-def make_model(cfg, vocab_size, device):
-    """-> GPT on device, and the checkpoint to resume from or None. Builds from scratch, resumes or converts."""
-    choose("objective", cfg.objective, ("diffusion", "ar"))
+def check_loop(cfg):
+    """Refuses values of the knobs that fit reads, before any work."""
     choose("optimizer", cfg.optimizer, ("adamw", "muon"))
     choose("lr_schedule", cfg.lr_schedule, ("cosine", "constant"))
     choose("compile", cfg.compile, ("auto", "on", "off"))
     counts = ("max_iters", "batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval")
-    check_range(cfg, ("block_size",), 2)
-    check_range(cfg, (*counts, "n_layer", "n_head", "n_embd"), 1)
+    check_range(cfg, counts, 1)
     check_range(cfg, ("learning_rate", "weight_decay", "grad_clip", "warmup_iters", "sample_interval"), 0)
     check_range(cfg, ("dropout", "ema", "beta2"), 0, 0.999999)
-    check_range(cfg, ("min_lr", "random_length", "t_weight"), 0, 1)
+    check_range(cfg, ("min_lr",), 0, 1)
     if cfg.sample_interval % cfg.eval_interval:
         raise UserError(
             f"sample_interval {cfg.sample_interval} is not a multiple of eval_interval {cfg.eval_interval}."
         )
     if cfg.wandb and not importlib.util.find_spec("wandb"):
         raise UserError(f"wandb is {cfg.wandb!r}, but the package is missing. Install it with: pip install wandb")
+
+
+def join_processes(cfg):
+    """-> this process's device, and a note on it. Under torchrun, joins the other processes first."""
+    device, _, note = pick_device(cfg.device, cfg.dtype)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            cfg.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            device = torch.device(cfg.device)
+            torch.cuda.set_device(device)
+    return device, note
+
+
+def make_model(cfg, vocab_size, device):
+    """-> GPT on device, and the checkpoint to resume from or None. Builds from scratch, resumes or converts."""
+    choose("objective", cfg.objective, ("diffusion", "ar"))
+    check_range(cfg, ("block_size",), 2)
+    check_range(cfg, ("n_layer", "n_head", "n_embd"), 1)
+    check_range(cfg, ("random_length", "t_weight"), 0, 1)
+    check_loop(cfg)
     causal = cfg.objective == "ar"
     names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "pos", "tie_weights", "attention")
     config = GPTConfig(vocab_size=vocab_size, causal=causal, **{k: getattr(cfg, k) for k in names})
@@ -357,14 +377,23 @@ def make_model(cfg, vocab_size, device):
     return model, resume
 
 
+def mean_over(batches, f):
+    """Batches and f(batch) -> scalar tensor: the mean of f, each batch weighed by its sequences."""
+    return sum(f(b).item() * len(b) for b in batches) / sum(map(len, batches))
+
+
+def show_sample(model, noise, meta, steps):
+    """-> the text of one sample; a diffusion model takes that many steps."""
+    T, device = model.config.block_size, model.wte.weight.device
+    if model.config.causal:
+        tokens = model.generate(torch.full((1, 1), start_token(meta), device=device), T - 1, generator=noise)
+    else:
+        tokens = sample(model, torch.full((1, T), model.mask_id, device=device), steps, generator=noise)
+    return data.encoder(meta)[1](tokens[0].tolist())
+
+
 def main(cfg):
-    device, _, note = pick_device(cfg.device, cfg.dtype)
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        if device.type == "cuda":
-            cfg.device = f"cuda:{os.environ['LOCAL_RANK']}"
-            device = torch.device(cfg.device)
-            torch.cuda.set_device(device)
+    device, note = join_processes(cfg)
     corpus = data.load(cfg.dataset)
     model, resume = make_model(cfg, corpus.meta["vocab_size"], device)
     n_params = sum(p.numel() for p in model.parameters())
@@ -388,17 +417,9 @@ def main(cfg):
     def validate(model):
         """The same blocks and the same noise at every call."""
         noise = generator(cfg.seed, "validation", device=device)
-        losses = [(ar_loss(model, b) if ar else nelbo(model, b, noise)).item() * len(b) for b in val]
-        return sum(losses) / sum(map(len, val))
+        return mean_over(val, lambda b: ar_loss(model, b) if ar else nelbo(model, b, noise))
 
-    def show(model, noise):
-        if ar:
-            start = torch.full((1, 1), start_token(corpus.meta), device=device)
-            tokens = model.generate(start, T - 1, generator=noise)
-        else:
-            tokens = sample(model, torch.full((1, T), model.mask_id, device=device), T, generator=noise)
-        return data.encoder(corpus.meta)[1](tokens[0].tolist())
-
+    show = functools.partial(show_sample, meta=corpus.meta, steps=T)
     loss = ar_loss if ar else functools.partial(diffusion_loss, t_weight=cfg.t_weight)
     fit(model, loss, get_batch, validate, cfg, resume, corpus.meta, show)
     if dist.is_initialized():

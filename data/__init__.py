@@ -87,6 +87,11 @@ def encoder(meta):
     return encode, lambda ids: "".join(itos[i] for i in ids)
 
 
+def same_vocabulary(a, b):
+    """Two metas: do their token ids mean the same?"""
+    return all(a.get(k) == b.get(k) for k in ("tokenizer", "vocab_size", "itos", "transition"))
+
+
 def gpt2():
     """-> the GPT-2 tokenizer. tiktoken downloads it once, to TIKTOKEN_CACHE_DIR if that is set."""
     import tiktoken

@@ -143,3 +143,73 @@ def top_p_set(p, top_p):
         chosen.append(i)
         total += float(p[i])
     return sorted(chosen)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# SDTT
+
+
+@torch.no_grad()
+def sdtt_targets(teacher, xt, t, dt, k, reveals, pick, eps=1e-5):
+    """Algorithm 1, dense -> (B, T, V) log-probabilities, zeros where xt is not masked.
+
+    reveals(i, t_i, s_i) -> (B, T) bool and pick((B, T, V) log_p) -> (B, T) are the random numbers of step i.
+    """
+    V = teacher.mask_id
+    z, targets = xt.clone(), torch.zeros(*xt.shape, V)
+    for i in range(k):
+        t_i = (t - i * dt).clamp(min=eps)
+        s_i = (t_i - dt).clamp(min=eps)
+        log_p = teacher(z).log_softmax(-1)  # (B, T, V)
+        revealed = reveals(i, t_i, s_i) & (z == V)
+        targets = torch.where(revealed[..., None], log_p, targets)
+        z = torch.where(revealed, pick(log_p), z)
+    return torch.where((z == V)[..., None], log_p, targets)  # still masked: the last step's
+
+
+def divergence(kind, log_p, log_q):
+    """Two lists of V log-probabilities, of the student and of the teacher -> float, term by term."""
+    total = 0.0
+    for a, b in zip(log_p, log_q, strict=True):
+        p, q = math.exp(a), math.exp(b)
+        m = (p + q) / 2
+        total += {
+            "kl_bwd": p * math.log(p / q),
+            "kl_fwd": q * math.log(q / p),
+            "tvd": abs(p - q) / 2,
+            "mse": (a - b) ** 2,
+            "jsd": (p * math.log(p / m) + q * math.log(q / m)) / 2,
+        }[kind]
+    return total
+
+
+@torch.no_grad()
+def expected_sdtt_targets(teacher, xt, t, dt, k, eps=1e-5):
+    """(T,) -> (T, V): the mean of Algorithm 1's targets, as probabilities, over every path of reveals and tokens."""
+    V = teacher.mask_id
+    states = {(tuple(xt.tolist()), (None,) * len(xt)): 1.0}  # (z, the target of each position so far): probability
+    table = {}
+    for i in range(k):
+        t_i = max(t - i * dt, eps)
+        rate = (t_i - max(t_i - dt, eps)) / t_i
+        after = {}
+        for (z, targets), weight in states.items():
+            if z not in table:
+                table[z] = teacher(torch.tensor([z]))[0].softmax(-1)  # (T, V)
+            choices = []
+            for j, token in enumerate(z):
+                if token != V:
+                    choices.append([(token, targets[j], 1.0)])
+                else:
+                    stays = [(V, z, 1 - rate)]
+                    choices.append(stays + [(v, z, rate * table[z][j, v].item()) for v in range(V)])
+            for path in itertools.product(*choices):
+                key = tuple(c[0] for c in path), tuple(c[1] for c in path)
+                after[key] = after.get(key, 0.0) + weight * math.prod(c[2] for c in path)
+        states = after
+    mean = torch.zeros(len(xt), V)
+    for (_, targets), weight in states.items():
+        for j, z in enumerate(targets):
+            if z is not None:  # the state of the network's input that its target came from
+                mean[j] += weight * table[z][j]
+    return mean

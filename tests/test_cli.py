@@ -14,6 +14,7 @@ from conftest import ROOT, run
 
 import configurator
 import data
+import distill
 import eval as evaluation
 import sample as S
 import train
@@ -64,7 +65,7 @@ def test_mistakes_in_knobs_are_refused_with_the_nearest_name(tmp_path, refused):
         assert all(w in said for w in words), said
 
 
-@pytest.mark.parametrize("script", ["train.py", "sample.py", "eval.py"])
+@pytest.mark.parametrize("script", ["train.py", "distill.py", "sample.py", "eval.py"])
 def test_help_prints_every_knob_with_its_comment(script):
     out, _ = run(script, "--help")
     knobs = runpy.run_path(os.path.join(ROOT, script))["cfg"]
@@ -73,7 +74,7 @@ def test_help_prints_every_knob_with_its_comment(script):
 
 
 def test_importing_a_script_parses_and_prints_nothing():
-    out, _ = run("-c", "import sys; sys.argv = ['x', '--nonsense=1']; import train, sample, eval")
+    out, _ = run("-c", "import sys; sys.argv = ['x', '--nonsense=1']; import train, distill, sample, eval")
     assert out == ""
 
 
@@ -85,11 +86,12 @@ def test_a_misspelt_knob_is_one_line_on_the_terminal():
 @pytest.mark.parametrize("path", sorted(glob.glob(os.path.join(ROOT, "config", "*.py"))))
 def test_every_config_file_holds_only_knobs_and_a_possible_model(path):
     name = os.path.basename(path)
-    script = name.split("_")[0]
-    assert f"{script}.py config/{name}" in open(path).read().split('"""')[1]  # the command that runs it
-    defaults = vars({"train": train, "eval": evaluation}[script].cfg)
-    knobs = defaults | configurator.parse([path], defaults)
-    if script == "eval":
+    script = {"sdtt": distill, "eval": evaluation}.get(name.split("_")[0], train)
+    assert f"{script.__name__}.py config/{name}" in open(path).read().split('"""')[1]  # the command that runs it
+    knobs = vars(script.cfg) | configurator.parse([path], vars(script.cfg))
+    if script is distill:
+        assert distill.plan_rounds(type(distill.cfg)(**knobs))
+    if script is not train:
         return
     shape = {k: knobs[k] for k in ("block_size", "n_layer", "n_head", "n_embd", "dropout", "pos", "attention")}
     assert GPTConfig(vocab_size=65, **shape)

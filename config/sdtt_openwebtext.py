@@ -1,0 +1,26 @@
+"""
+The paper's recipe (Deschenaux & Gulcehre 2024, section 4): 7 rounds of 10,000 steps, from 1024 sampling steps to 8.
+
+One node of 8 GPUs:   torchrun --standalone --nproc_per_node=8 distill.py config/sdtt_openwebtext.py
+Two nodes, on each:   torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 \
+                          distill.py config/sdtt_openwebtext.py
+First:                the teacher, config/train_openwebtext.py
+"""
+
+teacher = "out/openwebtext/ckpt.pt"  # small, 1024 tokens
+out_dir = "out/sdtt_openwebtext"
+orig_steps = 1024
+rounds = 7
+iters_per_round = 10_000
+learning_rate = 6e-5
+warmup_iters = 500
+lr_schedule = "constant"
+beta2 = 0.999
+weight_decay = 0.0
+grad_clip = 1.0
+batch_size = 16
+gradient_accumulation_steps = 8  # over all processes: 8 x 16 = 128 sequences
+reset_optimizer = False  # as in the released configuration
+ema_teacher = False
+ema = 0.9999
+eval_interval = 1000

@@ -1,0 +1,17 @@
+"""
+The third part of `make demo`: three rounds of SDTT, 3 minutes on 2 CPU cores.
+
+$ python distill.py config/sdtt_pydoc.py
+"""
+
+teacher = "out/pydoc/ckpt.pt"
+out_dir = "out/sdtt_pydoc"
+orig_steps = 32
+rounds = 3
+iters_per_round = 300
+learning_rate = 2e-4
+warmup_iters = 20
+batch_size = 16
+gradient_accumulation_steps = 1
+ema = 0.99
+eval_interval = 100
