@@ -5,13 +5,17 @@ $ python eval.py config/eval_pydoc.py                                           
 nelbo   nats per token of validation text: exact for a GPT, an upper bound (MDLM) for a diffusion model
 genppl  perplexity of a model's samples under a judge, an autoregressive model. Read it beside the entropy of the same
         samples: a low perplexity with an entropy below that of real text is repetition, not quality.
+latency seconds per sample: a diffusion model at each number of steps, a GPT with its KV cache, small and large batches
 """
 
+import dataclasses
+import glob
 import itertools
 import json
 import math
 import os
 import time
+import types
 
 import torch
 from tqdm import tqdm
@@ -22,9 +26,9 @@ from model import ar_loss, generator, load_model, nelbo, pick_device
 from sample import draw_samples, prepare, start_token
 
 # ----------------------------------------------------------------------------------------------------------------------
-ckpt = "out/pydoc/ckpt.pt"  # one checkpoint, or several with commas between them
+ckpt = "out/pydoc/ckpt.pt"  # one checkpoint, or several with commas between them; out/sdtt/round_*.pt is every round
 judge = ""  # an autoregressive checkpoint with the same vocabulary; needed for genppl (markov data: not needed)
-what = "nelbo,genppl"  # any of nelbo, genppl
+what = "nelbo,genppl"  # any of nelbo, genppl, latency
 dataset = ""  # validation text; '': what the checkpoint was trained on
 steps = [4, 8, 16, 32, 64, 128, 256]  # diffusion sampling steps, one row of the table each
 sampler = "ancestral"  # see sample.py
@@ -32,7 +36,9 @@ num_samples = 64  # for genppl and entropy
 length = 0  # tokens per sample; 0: the smallest context among model and judge
 temperature = 1.0
 top_k = 0
-top_p = 1.0
+top_p = 1.0  # of diffusion samples
+ar_top_p = [1.0]  # of autoregressive samples: one row of the table each
+latency_batch = [1, 8]  # samples at a time when latency is measured
 eval_blocks = 512  # validation blocks at most, spread evenly over the text
 draws = 4  # noise draws per block for nelbo
 batch_size = 16
@@ -40,7 +46,7 @@ seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu'
 dtype = ""  # '' (bfloat16 where the hardware has it) | 'float32' | 'bfloat16'
 attention = "sdpa"
-out = "out/eval"  # folder for eval.json and eval.png
+out = "out/eval"  # folder for eval.json, eval.txt, eval.png and latency.png
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -92,12 +98,17 @@ def markov_nats(x, meta):
     return -P[x[:, :-1], x[:, 1:]].log().mean().item()
 
 
-def draw_many(model, meta, cfg, n_steps, size):
-    """-> (num_samples, size) int64 on the CPU, seconds per sample."""
-    device = model.wte.weight.device
-    template = torch.full((1, size), -1, device=device)
+def empty_page(model, meta, size):
+    """-> (1, size) int64 of -1, blanks; an autoregressive model gets its start token."""
+    template = torch.full((1, size), -1, device=model.wte.weight.device)
     if model.config.causal:
         template[0, 0] = start_token(meta)
+    return template
+
+
+def draw_many(model, meta, cfg, n_steps, size):
+    """-> (num_samples, size) int64 on the CPU, seconds per sample."""
+    template, device = empty_page(model, meta, size), model.wte.weight.device
     rows, began = [], time.perf_counter()
     for i in tqdm(range(0, cfg.num_samples, cfg.batch_size), desc=f"{n_steps} steps", leave=False):
         n = min(cfg.batch_size, cfg.num_samples - i)
@@ -106,18 +117,42 @@ def draw_many(model, meta, cfg, n_steps, size):
     return torch.cat(rows), (time.perf_counter() - began) / cfg.num_samples
 
 
+def seconds_per_sample(model, meta, cfg, n_steps, size, batch, repeats=3):
+    """-> the median over repeats of the seconds that `batch` samples of `size` tokens take at once, over batch."""
+    template, times = empty_page(model, meta, size).expand(batch, -1), []
+    for i in range(repeats + 1):  # the first one warms up
+        began = time.perf_counter()
+        draw_samples(model, template, cfg, n_steps, generator(cfg.seed, i, device=template.device)).cpu()
+        times.append((time.perf_counter() - began) / batch)
+    return sorted(times[1:])[repeats // 2]
+
+
+def paths_of(ckpt):
+    """'a.pt,out/round_*.pt' -> the paths in that order, round_10 after round_9."""
+    paths = []
+    for pattern in ckpt.split(","):
+        found = sorted(glob.glob(pattern), key=lambda p: (len(p), p)) if "*" in pattern else [pattern]
+        if not found:
+            raise UserError(f"No file matches {pattern}.")
+        paths += found
+    return paths
+
+
 def evaluate(cfg):
     """-> dict: everything eval.json holds. Reads all checkpoints before any work, so that mistakes show at once."""
     wanted = cfg.what.split(",")
     for w in wanted:
-        choose("what", w, ("nelbo", "genppl"))
-    if min(cfg.steps, default=0) < 1:
-        raise UserError(f"steps is {cfg.steps}; sampling takes at least 1 step.")
+        choose("what", w, ("nelbo", "genppl", "latency"))
+    for name in ("steps", "latency_batch"):
+        if min(getattr(cfg, name), default=0) < 1:
+            raise UserError(f"{name} is {getattr(cfg, name)}; it takes numbers from 1 up.")
+    if not all(0 < p <= 1 for p in cfg.ar_top_p):
+        raise UserError(f"ar_top_p is {cfg.ar_top_p}; each must be above 0 and at most 1.")
     check_range(cfg, ("num_samples", "batch_size", "draws", "eval_blocks"), 1)
     if cfg.length == 1:
         raise UserError("length is 1, but the first token of a sample is not judged. Use at least 2.")
     device, autocast, note = pick_device(cfg.device, cfg.dtype)
-    models = {path: prepare(path, cfg) for path in cfg.ckpt.split(",")}
+    models = {path: prepare(path, cfg) for path in paths_of(cfg.ckpt)}
     first = next(iter(models.values()))[1]
     meta, metas = first["meta"], {path: checkpoint["meta"] for path, (_, checkpoint, *_) in models.items()}
     judge = None
@@ -131,9 +166,7 @@ def evaluate(cfg):
     corpus = data.load(cfg.dataset or first["config"]["dataset"])
     for path, other in {**metas, "the dataset": corpus.meta}.items():
         if not data.same_vocabulary(meta, other):
-            raise UserError(
-                f"{path} has another vocabulary than {cfg.ckpt.split(',')[0]}; their numbers do not compare."
-            )
+            raise UserError(f"{path} has another vocabulary than {next(iter(models))}; their numbers do not compare.")
     sizes = [m[0].config.block_size for m in models.values()] + ([judge.config.block_size] if judge else [])
     size = cfg.length or min(sizes)
     report = {
@@ -143,7 +176,7 @@ def evaluate(cfg):
         "tokens_per_sample": size,
         "rows": [],
     }
-    report |= {"num_samples": cfg.num_samples, "sampler": cfg.sampler, "likelihood": {}}
+    report |= {"num_samples": cfg.num_samples, "sampler": cfg.sampler, "likelihood": {}, "latency": []}
 
     if "nelbo" in wanted:
         for path, (model, *_) in models.items():
@@ -161,13 +194,25 @@ def evaluate(cfg):
     if "genppl" in wanted:
         rows = report["rows"]
         for path, (model, _, context, _) in models.items():
-            for n_steps in [size] if model.config.causal else cfg.steps:
+            causal = model.config.causal
+            for n_steps, top_p in [(size, p) for p in cfg.ar_top_p] if causal else [(k, cfg.top_p) for k in cfg.steps]:
                 with context:
-                    x, seconds = draw_many(model, meta, cfg, n_steps, size)
-                rows.append({"model": path, "steps": n_steps, "s_per_sample": seconds, "causal": model.config.causal})
+                    settings = types.SimpleNamespace(**{**vars(cfg), "top_p": top_p})
+                    x, seconds = draw_many(model, meta, settings, n_steps, size)
+                label = path if top_p == 1 else f"{path}, top_p {top_p:g}"
+                rows.append({"model": label, "steps": n_steps, "s_per_sample": seconds, "causal": causal})
                 rows[-1] |= judged(x, judge, autocast, meta, cfg)
         x = data.blocks(corpus.val, size, cfg.num_samples)
         rows.append({"model": "real text", "steps": None} | judged(x, judge, autocast, meta, cfg))
+    if "latency" in wanted:
+        shapes = {dataclasses.astuple(m[0].config): path for path, m in reversed(models.items())}
+        for path in sorted(shapes.values(), key=list(models).index):  # the rounds of a model are equally fast
+            model, _, context, _ = models[path]
+            for batch, n_steps in itertools.product(cfg.latency_batch, [size] if model.config.causal else cfg.steps):
+                with context:
+                    seconds = seconds_per_sample(model, meta, cfg, n_steps, size, batch)
+                row = {"model": path, "causal": model.config.causal, "batch": batch, "steps": n_steps}
+                report["latency"].append(row | {"s_per_sample": seconds})
     return report
 
 
@@ -198,12 +243,19 @@ def tables(report):
         for r in report["rows"]:
             numbers = " ".join(f"{r[k]:12.3f}" if k in r else " " * 12 for k in keys)
             lines.append(f"{r['model'][-34:]:34s} {r['steps'] or '':>5} {numbers}")
+    if report["latency"]:
+        lines.append(f"\n{'seconds per sample':34s} {'steps':>5s} {'batch':>6s}")
+        for r in report["latency"]:
+            lines.append(f"{r['model'][-34:]:34s} {r['steps']:5d} {r['batch']:6d} {r['s_per_sample']:12.4f}")
     lines.append(f"\n{report['hardware']}, seed {report['seed']}, torch {report['torch']}")
     return "\n".join(lines)
 
 
+QUALITY = {"genppl": "generative perplexity", "true_ppl": "perplexity under the true language"}
+
+
 def plot(report, path):
-    """Quality and entropy against sampling steps, with real text as the line to reach."""
+    """Quality and entropy against sampling steps, a line a model, with real text as the line to reach."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -223,9 +275,34 @@ def plot(report, path):
         ax.set_xlabel("sampling steps")
         ax.grid(alpha=0.3)
     axes[0].set_yscale("log")
-    axes[0].set_ylabel({"genppl": "generative perplexity", "true_ppl": "perplexity under the true language"}[quality])
+    axes[0].set_ylabel(QUALITY[quality])
     axes[1].set_ylabel("entropy of a sample (nats)")
     axes[0].legend(fontsize=8)
+    fig.tight_layout()
+    fig.savefig(path, dpi=130)
+
+
+def plot_latency(report, path):
+    """Quality against seconds per sample, a panel a batch size: a line a diffusion model, a star a GPT."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    quality = "genppl" if "genppl" in report["rows"][0] else "true_ppl"
+    batches = list(dict.fromkeys(r["batch"] for r in report["latency"]))
+    fig, axes = plt.subplots(1, len(batches), figsize=(5.5 * len(batches), 4.2), squeeze=False, sharey=True)
+    for ax, batch in zip(axes[0], batches, strict=True):
+        seconds = {(r["causal"], r["steps"]): r["s_per_sample"] for r in report["latency"] if r["batch"] == batch}
+        for model in dict.fromkeys(r["model"] for r in report["rows"] if r["steps"]):
+            rows = [r for r in report["rows"] if r["model"] == model]
+            line = [(seconds[r["causal"], r["steps"]], r[quality]) for r in rows]
+            ax.plot(*zip(*line, strict=True), "*" if rows[0]["causal"] else "o-", label=model)
+        ax.axhline(report["rows"][-1][quality], linestyle="--", color="black", label="real text")
+        ax.set(xscale="log", yscale="log", xlabel=f"seconds per sample, batch of {batch}")
+        ax.grid(alpha=0.3)
+    axes[0, 0].set_ylabel(QUALITY[quality])
+    axes[0, 0].legend(fontsize=8)
     fig.tight_layout()
     fig.savefig(path, dpi=130)
 
@@ -234,13 +311,16 @@ def main(cfg):
     report = evaluate(cfg)
     text = tables(report)
     print(text)
-    os.makedirs(cfg.out, exist_ok=True)
+    written = {"eval.json": json.dumps(report, indent=1), "eval.txt": text + "\n"}
+    for name, content in written.items():
+        data.atomic_write(os.path.join(cfg.out, name), content.encode())
     if report["rows"]:
         plot(report, os.path.join(cfg.out, "eval.png"))
-    for name, content in (("eval.json", json.dumps(report, indent=1)), ("eval.txt", text + "\n")):
-        with open(os.path.join(cfg.out, name), "w", encoding="utf-8") as f:
-            f.write(content)
-    print(f"Saved in {cfg.out}: eval.json, eval.txt{' and eval.png' * bool(report['rows'])}")
+        written["eval.png"] = None
+        if report["latency"]:
+            plot_latency(report, os.path.join(cfg.out, "latency.png"))
+            written["latency.png"] = None
+    print(f"Saved in {cfg.out}: {', '.join(written)}")
 
 
 if __name__ == "__main__":

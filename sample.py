@@ -3,11 +3,15 @@ Text out of any checkpoint.
 $ python sample.py --ckpt=out/pydoc/ckpt.pt --steps=64                                             (a few seconds)
 $ python sample.py --ckpt=out/pydoc/ckpt.pt --num_samples=1 --trace=True            (watch the text appear)
 $ python sample.py --ckpt=out/pydoc/ckpt.pt --infill='The ___ statement is used'
+$ python sample.py --ckpt=out/pydoc/ckpt.pt,out/sdtt_pydoc/round_3.pt --steps=8                      (side by side)
 """
 
 import contextlib
+import itertools
 import os
+import shutil
 import sys
+import textwrap
 import time
 
 import torch
@@ -17,7 +21,7 @@ from configurator import UserError, check_range, configure
 from model import generator, load_model, pick_device, sample
 
 # ----------------------------------------------------------------------------------------------------------------------
-ckpt = "out/pydoc/ckpt.pt"
+ckpt = "out/pydoc/ckpt.pt"  # with commas between several, their samples stand side by side
 num_samples = 4
 steps = 64  # diffusion: K reverse steps; more steps, better text; more steps than tokens cost nothing more
 sampler = "ancestral"  # 'ancestral' | 'analytic' (the same law) | 'first_hitting' (K -> infinity) | 'confidence'
@@ -130,26 +134,43 @@ def tracer(decode, mask_id, frames_per_second=20):
     return watch
 
 
+def side_by_side(texts, width):
+    """[text, ...] -> one text in columns of that width."""
+    wrap = textwrap.TextWrapper(width, replace_whitespace=False, drop_whitespace=False)
+    columns = [[part for line in text.expandtabs().splitlines() for part in wrap.wrap(line) or [""]] for text in texts]
+    lines = itertools.zip_longest(*columns, fillvalue="")
+    return "\n".join(" | ".join(f"{part:{width}}" for part in line).rstrip() for line in lines)
+
+
 def main(cfg):
     check_range(cfg, ("num_samples",), 1)
     sys.stdout.reconfigure(errors="replace")  # a Windows pipe cannot write every character
-    model, checkpoint, autocast, note = prepare(cfg.ckpt, cfg)
-    device, meta = model.wte.weight.device, checkpoint["meta"]
-    decode = data.encoder(meta)[1]
-    template = make_template(cfg, model, meta).to(device)
-    watch = None
-    if cfg.trace:
-        if model.config.causal:
-            raise UserError("--trace shows masks disappearing; an autoregressive checkpoint has none.")
-        watch = tracer(decode, model.mask_id)
-    n = 1 if cfg.trace else cfg.num_samples
-    began = time.perf_counter()
-    with torch.no_grad(), autocast:
-        noise = generator(cfg.seed, device=device)
-        x = draw_samples(model, template.expand(n, -1), cfg, cfg.steps, noise, watch)
-    for i, row in enumerate(x.tolist()):
-        print(f"{'-' * 40} sample {i + 1}\n{decode(row)}")
-    print(f"{'-' * 40}\n{n} x {x.size(1)} tokens in {time.perf_counter() - began:.2f} s on {note}, seed {cfg.seed}")
+    paths = cfg.ckpt.split(",")
+    models = [prepare(path, cfg) for path in paths]
+    templates = [make_template(cfg, model, checkpoint["meta"]) for model, checkpoint, *_ in models]
+    if cfg.trace and (len(models) > 1 or models[0][0].config.causal):
+        raise UserError(
+            "--trace shows masks disappearing: it takes one diffusion checkpoint, not several, not an autoregressive one."
+        )
+    n, drawn = 1 if cfg.trace else cfg.num_samples, []
+    for (model, checkpoint, autocast, note), template in zip(models, templates, strict=True):
+        device, decode = model.wte.weight.device, data.encoder(checkpoint["meta"])[1]
+        watch = tracer(decode, model.mask_id) if cfg.trace else None
+        began = time.perf_counter()
+        with torch.no_grad(), autocast:
+            noise = generator(cfg.seed, device=device)
+            x = draw_samples(model, template.to(device).expand(n, -1), cfg, cfg.steps, noise, watch)
+        took = f"{n} x {x.size(1)} tokens in {time.perf_counter() - began:.2f} s on {note}, seed {cfg.seed}"
+        drawn.append(([decode(row) for row in x.tolist()], took))
+    width = max((shutil.get_terminal_size((120, 24)).columns + 3) // len(paths) - 3, 20)
+    for i in range(n):
+        print(f"{'-' * 40} sample {i + 1}")
+        texts = [texts[i] for texts, _ in drawn]
+        titled = [f"{path}\n\n{text}" for path, text in zip(paths, texts, strict=True)]
+        print(texts[0] if len(paths) == 1 else side_by_side(titled, width))
+    print("-" * 40)
+    for path, (_, took) in zip(paths, drawn, strict=True):
+        print(took if len(paths) == 1 else f"{path}: {took}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ floor   the operations (matrix products only) over the rate of a large bfloat16 
 Every measurement is a process of its own, so that peak memory (resident, of the whole process) is its own.
 """
 
+import copy
 import json
 import os
 import resource
@@ -21,12 +22,13 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import reference
 import torch
 
+import distill
 import train
 from configurator import configure
 from model import GPT, GPTConfig, ar_loss, diffusion_loss, generator, pick_device, sample
 
 # ----------------------------------------------------------------------------------------------------------------------
-work = "all"  # 'all' | 'ar' | 'diffusion' (training steps) | 'sample' | 'decode'
+work = "all"  # 'all' | 'ar' | 'diffusion' | 'sdtt' (training steps) | 'sample' | 'decode'
 shape = "all"  # 'all' | 'A' (6 x 384, V 65) | 'B' (4 x 256, V 50304)
 who = "both"  # 'both' | 'ours' | 'twin'
 steps = 0  # sampling steps; 0: all of 16, 64 and 1024
@@ -82,9 +84,13 @@ def training(work, name, who):
     model, x0 = make(name, causal)
     optimizers = train.make_optimizers(model, train.cfg)
     calls = iter(range(10**6))
+    if work == "sdtt":
+        teacher = copy.deepcopy(model).eval().requires_grad_(False)
 
     def loss():
         noise = generator(next(calls))
+        if work == "sdtt":
+            return (distill.sdtt_loss if who == "ours" else reference.sdtt_loss)(model, x0, noise, teacher, 1 / 1024)
         if who == "ours":
             return (ar_loss if causal else diffusion_loss)(model, x0, noise)
         if causal:
@@ -104,7 +110,10 @@ def training(work, name, who):
 
     result = {"ms": 1e3 * seconds(step, cfg.repeats)}
     result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    result["floor_ms"] = 1e3 * operations(name, 1.0 if causal else 0.5) / matmul_rate()
+    flops = operations(name, 1.0 if causal else 0.5)
+    if work == "sdtt":  # two forwards of the teacher more; its head on the masked half
+        flops += operations(name, 0.25) * 2 / 3
+    result["floor_ms"] = 1e3 * flops / matmul_rate()
     if cfg.profile and who == "ours":
         with torch.profiler.profile() as p:
             step()
@@ -170,7 +179,7 @@ def measure(work, name, who, steps):
 
 
 def main(cfg):
-    works = ["ar", "diffusion", "sample", "decode"] if cfg.work == "all" else [cfg.work]
+    works = ["ar", "diffusion", "sdtt", "sample", "decode"] if cfg.work == "all" else [cfg.work]
     shapes = ["A", "B"] if cfg.shape == "all" else [cfg.shape]
     print(f"{pick_device()[2]}, {torch.get_num_threads()} threads, torch {torch.__version__}; milliseconds")
     print(f"{'work':24s} {'twin':>8s} {'ours':>8s} {'ratio':>6s} {'floor':>7s} {'twin MB':>8s} {'our MB':>7s}")

@@ -213,3 +213,21 @@ def expected_sdtt_targets(teacher, xt, t, dt, k, eps=1e-5):
             if z is not None:  # the state of the network's input that its target came from
                 mean[j] += weight * table[z][j]
     return mean
+
+
+def sdtt_loss(student, x0, generator, teacher, dt, k=2):
+    """KL(student || teacher) against Algorithm 1's targets, everything B x T x V and in float32, as released."""
+
+    def reveals(i, t_i, s_i):
+        return torch.rand(x0.shape, generator=generator) < (t_i - s_i) / t_i
+
+    def pick(log_p):
+        gumbel = -(1e-10 - (torch.rand(log_p.shape, generator=generator) + 1e-10).log()).log()
+        return (log_p + gumbel).argmax(-1)
+
+    t = 1 - torch.rand(x0.size(0), 1, generator=generator)
+    xt = torch.where(torch.rand(x0.shape, generator=generator) < t, student.mask_id, x0)
+    log_q = sdtt_targets(teacher, xt, t, dt, k, reveals, pick)
+    log_p = student(xt).float().log_softmax(-1)
+    masked = xt == student.mask_id
+    return (F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1) * masked).sum() / masked.sum()

@@ -144,6 +144,14 @@ def test_sampling_commands(out, tmp_path):
     assert all(t.startswith("In") for t in text_of(ar))
 
 
+def test_two_checkpoints_sample_side_by_side(out):
+    assert S.side_by_side(["a\nbcdef", "x\n\n  y\nz"], 4) == "a    | x\nbcde |\nf    |   y\n     | z"
+    one, _ = run("sample.py", f"--ckpt={out}/d/ckpt.pt", "--steps=4", "--num_samples=1")
+    both, _ = run("sample.py", f"--ckpt={out}/d/ckpt.pt,{out}/ar/ckpt.pt", "--steps=4", "--num_samples=1")
+    left = [line.split(" |")[0].rstrip() for line in text_of(both)[0].splitlines()]
+    assert "".join(left[2:]).replace(" ", "").startswith("".join(text_of(one)[0].split("-----")[0].split()))
+
+
 def test_sampling_mistakes(out, refused):
     def refuse(which, *argv):
         cfg = configurator.parse([f"--ckpt={out}/{which}/ckpt.pt", "--device=cpu", *argv], vars(S.cfg))
@@ -163,6 +171,7 @@ def test_sampling_mistakes(out, refused):
     assert "temperature is -1.0" in refuse("d", "--temperature=-1")
     assert "top_k is -1" in refuse("ar", "--top_k=-1")
     assert "autoregressive" in refuse("ar", "--trace=True")
+    assert "several" in refuse("d", "--trace=True", f"--ckpt={out}/d/ckpt.pt,{out}/d/ckpt.pt")
     assert "There is no checkpoint" in refuse("none")
 
 

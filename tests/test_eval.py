@@ -99,6 +99,36 @@ def test_the_report_has_every_row_and_the_plot_is_a_picture(trained, tmp_path, c
     assert "seed 1337" in capsys.readouterr().out
 
 
+def test_several_checkpoints_by_pattern_nucleus_rows_and_latency(trained, tmp_path, refused, capsys):
+    model = load_checkpoint(trained["diffusion"])
+    for r in (2, 10, 1):
+        save_checkpoint(tmp_path / f"round_{r}.pt", model)
+    pattern = f"{tmp_path}/round_*.pt"
+    rounds = [f"{tmp_path}/round_{r}.pt" for r in (1, 2, 10)]
+    assert E.paths_of(f"a.pt,{pattern},b.pt") == ["a.pt", *rounds, "b.pt"]
+    assert "No file matches" in refused(E.paths_of, f"{tmp_path}/none_*.pt")
+    kw = dict(steps=[1, 2], ar_top_p=[1.0, 0.5], latency_batch=[1, 3], num_samples=2, out=str(tmp_path / "out"))
+    E.main(settings(ckpt=f"{pattern},{trained['ar']}", judge=trained["ar"], what="genppl,latency", **kw))
+    report = json.loads((tmp_path / "out" / "eval.json").read_text())
+    names = [(r["model"], r["steps"]) for r in report["rows"]]
+    gpt = [(trained["ar"], 16), (f"{trained['ar']}, top_p 0.5", 16)]
+    assert names == [(path, k) for path in rounds for k in (1, 2)] + gpt + [("real text", None)]
+    assert report["rows"][-3]["entropy"] > report["rows"][-2]["entropy"]  # half of the mass: fewer different tokens
+    timed = [(r["model"], r["batch"], r["steps"]) for r in report["latency"]]
+    assert timed == [(rounds[0], b, k) for b in (1, 3) for k in (1, 2)] + [(trained["ar"], b, 16) for b in (1, 3)]
+    assert all(0 < r["s_per_sample"] < 5 for r in report["latency"])
+    assert all((tmp_path / "out" / f).read_bytes()[:4] == b"\x89PNG" for f in ("eval.png", "latency.png"))
+    assert "seconds per sample" in capsys.readouterr().out
+
+
+def test_latency_is_the_median_per_sample(monkeypatch):
+    clock, calls = iter([0, 99, 100, 106, 200, 203, 300, 309]), []  # the first lap warms up
+    monkeypatch.setattr(E.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(E, "draw_samples", lambda model, template, *_: calls.append(template.shape) or template)
+    assert E.seconds_per_sample(tiny_model(), {}, settings(), 4, 16, batch=3) == 2.0
+    assert calls == [(3, 16)] * 4
+
+
 def test_evaluating_again_gives_the_same_numbers(trained):
     cfg = settings(ckpt=trained["diffusion"], judge=trained["ar"], steps=[4])
     rows = [[{k: v for k, v in r.items() if k != "s_per_sample"} for r in E.evaluate(cfg)["rows"]] for _ in range(2)]
@@ -116,5 +146,7 @@ def test_mistakes_are_refused_before_any_work(trained, pydoc, tmp_path, refused)
     save_checkpoint(tmp_path / "other.pt", other)
     said = refused(E.evaluate, settings(ckpt=trained["diffusion"], judge=str(tmp_path / "other.pt")))
     assert "another vocabulary" in said
+    assert "latency_batch is [0]" in refused(E.evaluate, settings(ckpt=trained["ar"], latency_batch=[0]))
+    assert "ar_top_p is [1.5]" in refused(E.evaluate, settings(ckpt=trained["ar"], ar_top_p=[1.5]))
     for knob in ("num_samples", "batch_size", "draws", "eval_blocks"):
         assert f"{knob} is 0" in refused(E.evaluate, settings(ckpt=trained["ar"], **{knob: 0}))
