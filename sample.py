@@ -150,7 +150,7 @@ def main(cfg):
     templates = [make_template(cfg, model, checkpoint["meta"]) for model, checkpoint, *_ in models]
     if cfg.trace and (len(models) > 1 or models[0][0].config.causal):
         raise UserError(
-            "--trace shows masks disappearing: it takes one diffusion checkpoint, not several, not an autoregressive one."
+            "--trace shows masks disappearing: it takes one diffusion checkpoint, not several or autoregressive."
         )
     n, drawn = 1 if cfg.trace else cfg.num_samples, []
     for (model, checkpoint, autocast, note), template in zip(models, templates, strict=True):
