@@ -44,8 +44,16 @@ class GPTConfig:
     head_bias: bool = False
     gelu_tanh: bool = False  # the tanh formula is 3x slower than erf on a CPU in bf16
     attention: str = "sdpa"  # 'sdpa' | 'manual' | 'flash_attn': the same function, computed three ways
+    arch: str = "gpt"  # 'gpt' | 'lstm' | 'cnn': what its blocks are made of; the small causal two are for drafting
+    kernel_size: int = 5  # of the cnn, in tokens
 
     def __post_init__(self):
+        choose("arch", self.arch, ("gpt", "lstm", "cnn"))
+        if self.arch != "gpt":
+            if not self.causal:
+                raise UserError(f"arch is {self.arch!r}, which sees the past only: it takes --objective=ar.")
+            self.pos = "none"  # they know the order of tokens without positions
+            return
         choose("pos", self.pos, ("rope", "learned"))
         choose("attention", self.attention, ("sdpa", "manual", "flash_attn"))
         if self.attention == "flash_attn" and not importlib.util.find_spec("flash_attn"):
@@ -82,10 +90,13 @@ def causal_mask(n_query, n_key, device):
     return torch.ones(n_query, n_key, dtype=torch.bool, device=device).tril(n_key - n_query)
 
 
-def attend(q, k, v, causal, kind):
-    """q (B, H, Tq, D), k and v (B, H, Tk, D) -> (B, H, Tq, D): softmax(q k^T / sqrt(D)) v."""
+def attend(q, k, v, causal, kind, mask=None):
+    """q (B, H, Tq, D), k and v (B, H, Tk, D) -> (B, H, Tq, D): softmax(q k^T / sqrt(D)) v.
+
+    mask (B, 1, Tq, Tk) bool: where a query may look, instead of `causal`.
+    """
     Tq, Tk = q.size(2), k.size(2)
-    if kind == "flash_attn":
+    if kind == "flash_attn" and mask is None:
         from flash_attn import (
             flash_attn_func,
         )  # (B, T, H, D); its causal mask is aligned to the last key, as ours is
@@ -94,9 +105,11 @@ def attend(q, k, v, causal, kind):
     # The backward of SDPA on a CPU is as slow in bf16 as in float32; the three lines below train 1.4x faster there.
     if kind == "manual" or (q.device.type == "cpu" and q.requires_grad and Tk <= 512):
         scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, Tq, Tk)
-        if causal:
-            scores = scores.masked_fill(~causal_mask(Tq, Tk, q.device), -math.inf)
+        if causal or mask is not None:
+            scores = scores.masked_fill(~(causal_mask(Tq, Tk, q.device) if mask is None else mask), -math.inf)
         return scores.softmax(-1) @ v
+    if mask is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     if causal and 1 < Tq < Tk:  # new queries after cached keys: SDPA's is_causal would align them to the first key
         return F.scaled_dot_product_attention(q, k, v, attn_mask=causal_mask(Tq, Tk, q.device))
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal and Tq > 1)
@@ -117,9 +130,10 @@ class Attention(nn.Module):
         if rope is not None:
             qk = rotate(qk, *rope)
         q, k, v = (x.transpose(1, 2) for x in (*qk.unbind(2), v.squeeze(2)))  # (B, H, T, D)
+        mask = None
         if cache is not None:
-            k, v = cache(k, v)  # (B, H, past + T, D)
-        y = attend(q, k, v, self.causal, self.kind)
+            k, v, mask = cache(k, v)  # (B, H, past + T, D)
+        y = attend(q, k, v, self.causal, self.kind, mask)
         return self.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)))
 
 
@@ -148,23 +162,102 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class LSTMBlock(nn.Module):
+    """x + LSTM(norm(x)). The cache keeps the state after every token, so that a rollback is an index."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln = nn.LayerNorm(config.n_embd, bias=config.ln_bias)
+        self.lstm = nn.LSTM(config.n_embd, config.n_embd, batch_first=True)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, rope, cache=None):
+        y = self.ln(x)  # (B, T, C)
+        if cache is None:
+            return x + self.dropout(self.lstm(y)[0])
+        past = cache.before(1)  # (2, B, 1, C): h and c after the last token
+        h, c = past[0].transpose(0, 1).contiguous(), past[1].transpose(0, 1).contiguous()  # (1, B, C)
+        states = []
+        for y_i in y.split(1, 1):
+            _, (h, c) = self.lstm(y_i, (h, c))
+            states.append(torch.stack([h, c])[:, 0])  # (2, B, C)
+        states = torch.stack(states, 2)  # (2, B, T, C)
+        cache(*states[:, :, None])
+        return x + states[0].to(x.dtype)
+
+
+class ConvBlock(nn.Module):
+    """x + GELU(conv(norm(x))), padded on the left only: position i sees i - kernel_size + 1 ... i."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln = nn.LayerNorm(config.n_embd, bias=config.ln_bias)
+        self.conv = nn.Conv1d(config.n_embd, config.n_embd, config.kernel_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, rope, cache=None):
+        y, before = self.ln(x), self.conv.kernel_size[0] - 1  # (B, T, C)
+        if cache is None:
+            y = F.pad(y, (0, 0, before, 0))  # (B, before + T, C)
+        else:
+            past = cache.before(before)[0]  # (B, before, C)
+            cache(y[:, None], y[:, None])
+            y = torch.cat([past, y], 1)
+        return x + self.dropout(F.gelu(self.conv(y.transpose(1, 2))).transpose(1, 2))
+
+
 class KVCache:
-    """Keys and values of the tokens seen so far. Setting `length` back forgets the tokens after it."""
+    """What the layers remember of each token so far: keys and values (an LSTM's states, a CNN's inputs).
+
+    Setting `length` back forgets the tokens after it. It is an int, or (B,) int64 if the rows differ.
+    """
 
     def __init__(self, config, batch_size, device, dtype=torch.float32):
-        shape = (2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
+        heads = config.n_head if config.arch == "gpt" else 1
+        shape = (2, batch_size, heads, config.block_size, config.n_embd // heads)
         self.kv = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.length = 0
 
+    def positions(self, T):
+        """-> where the next T tokens stand, an index: a slice, or (B, T) int64 if the rows differ."""
+        if torch.is_tensor(self.length):
+            return self.length[:, None] + torch.arange(T, device=self.length.device)
+        return slice(self.length, self.length + T)
+
     def layer(self, i):
-        """-> f(k, v): stores the (B, H, T, D) keys and values of layer i, returns all (B, H, length + T, D) so far."""
+        return LayerCache(self, self.kv[i])
 
-        def extend(k, v):
-            start, end = self.length, self.length + k.size(2)
-            self.kv[i][0, :, :, start:end], self.kv[i][1, :, :, start:end] = k, v
-            return self.kv[i][0, :, :, :end], self.kv[i][1, :, :, :end]
 
-        return extend
+class LayerCache:
+    """One layer's share of a KVCache."""
+
+    def __init__(self, cache, kv):
+        self.cache, self.kv = cache, kv  # kv (2, B, H, block_size, D)
+
+    def __call__(self, k, v):
+        """Stores (B, H, T, D) keys and values of new tokens.
+
+        -> all of them so far, (B, H, end, D) x 2 with end the longest row's, and None, or if the rows differ (B, 1, T,
+        end) bool, True where a token may look: at what its own row has so far.
+        """
+        where = self.cache.positions(k.size(2))
+        if isinstance(where, slice):
+            self.kv[0, :, :, where], self.kv[1, :, :, where] = k, v
+            return self.kv[0, :, :, : where.stop], self.kv[1, :, :, : where.stop], None
+        rows, end = torch.arange(len(where), device=where.device)[:, None], int(where.max()) + 1
+        self.kv[0, rows, :, where] = k.transpose(1, 2).to(self.kv.dtype)
+        self.kv[1, rows, :, where] = v.transpose(1, 2).to(self.kv.dtype)
+        mask = torch.arange(end, device=where.device) <= where[:, None, :, None]
+        return self.kv[0, :, :, :end], self.kv[1, :, :, :end], mask
+
+    def before(self, n):
+        """-> (2, B, n, C): what a cache of one head remembers of the last n tokens, zeros where there are none."""
+        length = self.cache.length
+        length = length[:, None] if torch.is_tensor(length) else torch.full((self.kv.size(1), 1), length)
+        where = length.to(self.kv.device) - n + torch.arange(n, device=self.kv.device)  # (B, n)
+        rows = torch.arange(len(where), device=where.device)[:, None]
+        past = self.kv[:, rows, 0, where.clamp(min=0)]  # (2, B, n, C)
+        return past.masked_fill((where < 0)[..., None], 0)
 
 
 class GPT(nn.Module):
@@ -180,7 +273,8 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size + (not config.causal), config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.pos == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        block = {"gpt": Block, "lstm": LSTMBlock, "cnn": ConvBlock}[config.arch]
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.ln_bias)
         self.lm_head = None if config.tie_weights else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
@@ -189,8 +283,8 @@ class GPT(nn.Module):
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
         self.apply(self._init)
-        for block in self.blocks:  # GPT-2: the residual stream adds up 2 n_layer branches, so each starts smaller
-            for last in (block.attn.proj, block.mlp.down):
+        for block in self.blocks if config.arch == "gpt" else ():
+            for last in (block.attn.proj, block.mlp.down):  # GPT-2: 2 n_layer branches add up, so each starts smaller
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * config.n_layer))
 
     @staticmethod
@@ -202,21 +296,21 @@ class GPT(nn.Module):
 
     def hidden(self, idx, cache=None):
         """(B, T) int64 -> (B, T, C), the trunk. With a KVCache, idx are the tokens that follow the cached ones."""
-        past = cache.length if cache else 0
-        T = idx.size(1)
-        if past + T > self.config.block_size:
-            raise UserError(f"{past + T} tokens are more than this model's context of {self.config.block_size}.")
+        T, rope = idx.size(1), None
+        where = cache.positions(T) if cache else slice(0, T)
+        end = where.stop if isinstance(where, slice) else int(where.max()) + 1
+        if end > self.config.block_size:
+            raise UserError(f"{end} tokens are more than this model's context of {self.config.block_size}.")
         x = self.wte(idx)  # (B, T, C)
-        rope = None
-        if self.wpe is None:
-            rope = self.cos[past : past + T], self.sin[past : past + T]
-        else:
-            x = x + self.wpe.weight[past : past + T]
+        if self.config.pos == "rope":
+            rope = self.cos[where], self.sin[where]
+        elif self.wpe is not None:
+            x = x + self.wpe.weight[where]
         x = self.dropout(x)
         for i, block in enumerate(self.blocks):
             x = block(x, rope, cache.layer(i) if cache else None)
         if cache:
-            cache.length += T
+            cache.length = cache.length + T
         return self.ln_f(x)
 
     @property

@@ -42,11 +42,13 @@ objective = "diffusion"  # 'diffusion' | 'ar'
 out_dir = "out/train"
 init_from = "scratch"  # 'scratch' | 'resume' (out_dir) | a ckpt.pt, also of the other objective: it is converted
 # model
+arch = "gpt"  # 'gpt' | 'lstm' | 'cnn': the last two for objective 'ar' only, small ones to draft for a GPT
 block_size = 256  # tokens
 n_layer = 6
 n_head = 6
 n_embd = 384
 dropout = 0.0
+kernel_size = 5  # of arch 'cnn', in tokens
 pos = "rope"  # 'rope' | 'learned'
 tie_weights = True
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
@@ -342,11 +344,12 @@ def make_model(cfg, vocab_size, device):
     """-> GPT on device, and the checkpoint to resume from or None. Builds from scratch, resumes or converts."""
     choose("objective", cfg.objective, ("diffusion", "ar"))
     check_range(cfg, ("block_size",), 2)
-    check_range(cfg, ("n_layer", "n_head", "n_embd"), 1)
+    check_range(cfg, ("n_layer", "n_head", "n_embd", "kernel_size"), 1)
     check_range(cfg, ("random_length", "t_weight"), 0, 1)
     check_loop(cfg)
     causal = cfg.objective == "ar"
-    names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "pos", "tie_weights", "attention")
+    names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "tie_weights", "attention", "arch", "kernel_size")
+    names += ("pos",) if cfg.arch == "gpt" else ()
     config = GPTConfig(vocab_size=vocab_size, causal=causal, **{k: getattr(cfg, k) for k in names})
     torch.manual_seed(cfg.seed)
     if cfg.init_from != "resume" and os.path.exists(os.path.join(cfg.out_dir, "ckpt.pt")):

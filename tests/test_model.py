@@ -115,6 +115,46 @@ def test_a_cache_set_back_forgets():
         torch.testing.assert_close(h, model.hidden(x)[:, 4:], atol=1e-5, rtol=1e-4)
 
 
+ARCHS = [("gpt", "rope"), ("gpt", "learned"), ("lstm", "none"), ("cnn", "none")]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch, pos", ARCHS)
+def test_every_architecture_continues_from_its_cache_also_where_rows_differ(arch, pos):
+    """In pieces of any size, after a rollback, and with every row at a place of its own."""
+    model = tiny_model(causal=True, arch=arch, pos="rope" if pos == "none" else pos, n_layer=3)
+    x = torch.randint(7, (3, 16), generator=generator(0))
+    whole = model(x)
+    cache = KVCache(model.config, 3, "cpu")
+    parts = [model.head(model.hidden(part, cache)) for part in x.split([5, 1, 3, 7], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-5)
+    starts = torch.tensor([4, 9, 0])
+    rows = torch.arange(3)[:, None]
+    for _ in range(2):  # twice: computing a token again changes nothing
+        cache.length = starts
+        where = starts[:, None] + torch.arange(5)
+        got = model.head(model.hidden(x.gather(1, where), cache))
+        torch.testing.assert_close(got, whole[rows, where], atol=1e-5, rtol=1e-5)
+    where = starts[:, None] + 5 + torch.arange(2)
+    got = model.head(model.hidden(x.gather(1, where), cache))  # and goes on, each row from its own
+    torch.testing.assert_close(got, whole[rows, where], atol=1e-5, rtol=1e-5)
+    assert cache.length.tolist() == [11, 16, 7]
+
+
+@pytest.mark.parametrize("arch", ["lstm", "cnn"])
+def test_small_architectures_see_the_past_only_and_train_in_every_weight(arch, refused):
+    model = tiny_model(causal=True, arch=arch, n_layer=2)
+    x = torch.randint(7, (2, 16))
+    y = x.clone()
+    y[:, 9] = (y[:, 9] + 1) % 7
+    a, b = model(x), model(y)
+    assert torch.equal(a[:, :9], b[:, :9]) and not torch.equal(a[:, 9:], b[:, 9:])
+    M.ar_loss(model, x).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert "sees the past only" in refused(GPTConfig, causal=False, arch=arch)
+    assert "'rnn'" in refused(GPTConfig, causal=True, arch="rnn")
+
+
 def test_top_k_and_top_p_keep_the_best_tokens():
     logits = torch.randn(20, 30) * 3
     p = logits.softmax(-1)
