@@ -14,9 +14,13 @@ import ctypes
 import dataclasses
 import hashlib
 import importlib.util
+import itertools
+import json
 import math
 import os
+import types
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -227,6 +231,11 @@ class KVCache:
     def layer(self, i):
         return LayerCache(self, self.kv[i])
 
+    def keep(self, rows):
+        """(B,) bool: drops the other rows."""
+        self.kv = [kv[:, rows] for kv in self.kv]
+        self.length = self.length[rows] if torch.is_tensor(self.length) else self.length
+
 
 class LayerCache:
     """One layer's share of a KVCache."""
@@ -417,12 +426,17 @@ def draw(logits, generator=None, temperature=1.0, top_k=0, top_p=1.0):
     """
     if temperature == 0:
         return logits.argmax(-1)
-    p = probabilities(logits, temperature, top_k, top_p)
-    if p.device.type == "mps":
+    return draw_from(probabilities(logits, temperature, top_k, top_p), generator)
+
+
+def draw_from(p, generator=None):
+    """(..., V) probabilities -> (...) int64."""
+    device = p.device
+    if device.type == "mps":
         p = p.cpu()  # an Apple GPU has no float64
     cdf = p.cumsum(-1, dtype=torch.float64)
     u = uniform((*p.shape[:-1], 1), generator, p.device, torch.float64) * cdf[..., -1:]
-    return torch.searchsorted(cdf, u, right=True).squeeze(-1).clamp(max=p.size(-1) - 1).to(logits.device)
+    return torch.searchsorted(cdf, u, right=True).squeeze(-1).clamp(max=p.size(-1) - 1).to(device)
 
 
 def generator(*key, device="cpu"):
@@ -646,6 +660,296 @@ def fill_by_confidence(model, xt, steps, sampler, temperature, top_p, generator,
         xt[rows] = torch.where(rank < n_reveal[rows, None], candidates, xt[rows])
         if watch:
             watch()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# drafters: what guesses the next tokens of a GPT. A causal GPT (of any arch), NGram, Lookup and Diffusion are drafters.
+
+
+class NGram:
+    """Counts of all sequences of up to n tokens in sorted integer keys: fitted and queried without a loop over tokens.
+
+    An m-gram's key is (number of its first m - 1 tokens in the table of (m - 1)-grams) * V + its last token: all
+    continuations of a context are neighbours. smoothing: 'kneser_ney' (interpolated, absolute discount) or 'laplace'
+    (adds alpha to every count after the longest context that was seen).
+    """
+
+    def __init__(self, n, vocab_size, smoothing="kneser_ney", discount=0.75, alpha=0.1):
+        choose("smoothing", smoothing, ("kneser_ney", "laplace"))
+        if not 1 <= n <= 8:
+            raise UserError(f"ngram n is {n}; it must be from 1 to 8.")
+        self.n, self.V, self.smoothing, self.discount, self.alpha = n, vocab_size, smoothing, discount, alpha
+
+    def fit(self, tokens):
+        """(N,) token ids -> self."""
+        tokens = np.asarray(tokens, dtype=np.int64)
+        if len(tokens) < self.n:
+            raise UserError(f"The corpus has {len(tokens)} tokens, fewer than one {self.n}-gram.")
+        self.keys, self.counts = [np.arange(self.V)], [np.bincount(tokens, minlength=self.V)]
+        number = tokens  # of the m-gram that ends at each position
+        for m in range(2, self.n + 1):
+            key = number[:-1] * self.V + tokens[m - 1 :]
+            keys, number, counts = np.unique(key, return_inverse=True, return_counts=True)
+            self.keys.append(keys)
+            self.counts.append(counts)
+        return self.prepare()
+
+    def prepare(self):
+        """Sums over neighbours that every query needs."""
+        used = self.counts
+        if self.smoothing == "kneser_ney":  # below the top, an m-gram counts once for each token that came before it
+            longer = range(2, self.n + 1)
+            used = [np.bincount(self.find(self.grams(m)[:, 1:])[0], minlength=len(self.keys[m - 2])) for m in longer]
+            used.append(self.counts[-1])
+        self.used = used
+        self.sums = [np.concatenate([[0], u.cumsum()]) for u in used]
+        self.kinds = [np.concatenate([[0], (u > 0).cumsum()]) for u in used]
+        if self.smoothing == "kneser_ney":
+            free = self.discount * (used[0] > 0).sum() / self.V  # for tokens never seen
+            self.unigram = (np.maximum(used[0] - self.discount, 0) + free) / used[0].sum()
+        else:
+            self.unigram = (used[0] + self.alpha) / (used[0].sum() + self.alpha * self.V)
+        return self
+
+    def grams(self, m):
+        """-> (M, m): all m-grams in the order of their table."""
+        columns, number = [], np.arange(len(self.keys[m - 1]))
+        for keys in self.keys[m - 1 : 0 : -1]:
+            number, last = np.divmod(keys[number], self.V)
+            columns.append(last)
+        return np.stack([number, *columns[::-1]], 1)
+
+    def find(self, grams):
+        """(B, m) -> (B,) their numbers in the table of m-grams, (B,) bool: whether they are in it."""
+        number, found = np.maximum(grams[:, 0], 0), grams[:, 0] >= 0
+        for keys, token in zip(self.keys[1:], grams.T[1:], strict=False):
+            key = number * self.V + token
+            number = np.searchsorted(keys, key).clip(max=len(keys) - 1)
+            found &= keys[number] == key
+        return number, found
+
+    def log_probs(self, context):
+        """(B, n - 1) int64, -1 where the text has not begun -> (B, V) float32 log-probabilities of the next token."""
+        p = np.tile(self.unigram, (len(context), 1))
+        for m in range(2, self.n + 1):
+            number, found = self.find(context[:, self.n - m :])
+            rows, number = found.nonzero()[0], number[found]
+            low, high = (np.searchsorted(self.keys[m - 1], (number + i) * self.V) for i in (0, 1))
+            total = self.sums[m - 1][high] - self.sums[m - 1][low]
+            rows, low, high, total = (a[total > 0] for a in (rows, low, high, total))
+            row = np.repeat(np.arange(len(rows)), high - low)  # of each known continuation
+            entry = np.arange(len(row)) - np.repeat((high - low).cumsum() - high, high - low)
+            count, token = self.used[m - 1][entry], self.keys[m - 1][entry] % self.V
+            if self.smoothing == "kneser_ney":
+                kinds = self.kinds[m - 1][high] - self.kinds[m - 1][low]
+                p[rows] *= (self.discount * kinds / total)[:, None]  # what the discount frees, for shorter contexts
+                p[rows[row], token] += np.maximum(count - self.discount, 0) / total[row]
+            else:
+                p[rows] = (self.alpha / (total + self.alpha * self.V))[:, None]
+                p[rows[row], token] += count / (total + self.alpha * self.V)[row]
+        return torch.from_numpy(np.log(p)).float()
+
+    def __call__(self, idx):
+        """(B, T) int64 -> (B, T, V): position i has the log-probabilities of token i + 1."""
+        B, T = idx.shape
+        padded = F.pad(idx.cpu(), (self.n - 2, 0), value=-1) if self.n > 1 else idx[:, :0].cpu()
+        contexts = padded.unfold(1, self.n - 1, 1).reshape(B * T, -1) if self.n > 1 else idx.new_zeros(B * T, 0).cpu()
+        return self.log_probs(contexts.numpy()).view(B, T, -1).to(idx.device)
+
+    def next_logits(self, x, n):
+        where = n[:, None] - self.n + 1 + torch.arange(self.n - 1, device=x.device)
+        context = x.gather(1, where.clamp(min=0)).masked_fill(where < 0, -1)
+        return self.log_probs(context.cpu().numpy()).to(x.device)
+
+    def save(self, path, meta):
+        """A line of JSON, then a line for each m-gram, m = 1 ... n: how often, and its tokens."""
+        sizes = [len(keys) for keys in self.keys]
+        names = ("n", "vocab_size", "smoothing", "discount", "alpha", "sizes", "meta")
+        values = (self.n, self.V, self.smoothing, self.discount, self.alpha, sizes, meta)
+        with open(f"{path}.tmp", "w", encoding="utf-8") as f:
+            f.write(json.dumps(dict(zip(names, values, strict=True))) + "\n")
+            for m in range(1, self.n + 1):
+                np.savetxt(f, np.column_stack([self.counts[m - 1], self.grams(m)]), "%d")
+        os.replace(f"{path}.tmp", path)
+
+    @classmethod
+    def load(cls, path):
+        """-> the model that save wrote, and its meta. Raises UserError if the file is damaged."""
+        try:
+            with open(path, encoding="utf-8") as f:
+                header = json.loads(f.readline())
+                sizes, meta = header.pop("sizes"), header.pop("meta")
+                numbers = np.array(f.read().split(), dtype=np.int64)
+            self = cls(**header)
+            ends = np.cumsum([0] + [size * (m + 1) for m, size in enumerate(sizes, 1)])
+            parts = [numbers[a:b].reshape(-1, m + 2) for m, (a, b) in enumerate(itertools.pairwise(ends))]
+            if len(numbers) != ends[-1]:
+                raise ValueError("its end is missing")
+            self.keys, self.counts = [np.arange(self.V)], [part[:, 0] for part in parts]
+            for part in parts[1:]:
+                self.keys.append(self.find(part[:, 1:-1])[0] * self.V + part[:, -1])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged or not an n-gram file ({str(error)[:80]}).") from None
+        return self.prepare(), meta
+
+
+class Lookup:
+    """Prompt lookup: the longest of the last 1 to 3 tokens that the text had before is continued as it was then."""
+
+    def __init__(self, vocab_size, longest=3):
+        self.V, self.longest = vocab_size, longest
+
+    def next_logits(self, x, n):
+        """(B, L), (B,) -> (B, V): all probability on one token. Nothing alike: on the last token, as good as any."""
+        guesses = []
+        for row, length in zip(x, n.tolist(), strict=True):
+            guess = row[length - 1]
+            for m in range(min(self.longest, length - 1), 0, -1):
+                windows = row[: length - 1].unfold(0, m, 1)  # all places but the end itself
+                same = (windows == row[length - m : length]).all(1).nonzero()
+                if len(same):
+                    guess = row[same[-1, 0] + m]
+                    break
+            guesses.append(guess)
+        return F.one_hot(torch.stack(guesses), self.V).float().log()
+
+
+class Diffusion:
+    """A masked diffusion model that drafts: masks after the last token, revealed in `steps` groups from left to right.
+
+    Speculation needs q(x_j | what stands before j). Within a group the tokens are drawn independently of each other,
+    and a group sees only what stands to its left: so q is known. In any other order a token would depend on later ones,
+    and q would be a sum over all of these: refused. window: tokens seen before the masks; 0: all that fit.
+    """
+
+    def __init__(self, model, steps=1, order="left", window=0):
+        choose("order", order, ("left", "any"))
+        if order == "any" and steps > 1:
+            raise UserError(
+                f"A draft revealed in any order in {steps} steps has no q(x_j | x before j): verification would not be "
+                "lossless. Use one step, or order 'left'."
+            )
+        self.model, self.steps, self.window = model, steps, window
+
+    def propose(self, x, n, gamma, settings, generator):
+        """(B, L), (B,) -> (B, gamma) tokens, (B, gamma, V) the distributions that they were drawn from."""
+        size = self.model.config.block_size
+        known = min(int(n.min()), self.window or size, size - gamma)
+        where = n[:, None] - known + torch.arange(known + gamma, device=x.device)  # (B, known + gamma)
+        z = x.gather(1, where)
+        z[:, known:] = self.model.mask_id
+        qs = []
+        for group in torch.arange(gamma).tensor_split(min(self.steps, gamma)):
+            at = known + group.to(x.device)
+            q = probabilities(self.model.head(self.model.hidden(z)[:, at]), *settings)  # (B, group, V)
+            z[:, at] = draw_from(q, generator)
+            qs.append(q)
+        return z[:, known:], torch.cat(qs, 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# speculative decoding: Leviathan et al. 2023, arXiv 2211.17192, Algorithm 1
+
+
+def read(model, cache, x, n, k):
+    """(B, L) int64, (B,) -> (B, k, V): logits of what follows each of the last k of the first n tokens.
+
+    The cache may hold tokens that have been replaced since, but none before the last k.
+    """
+    start = torch.minimum(torch.as_tensor(cache.length, device=n.device), n - k)
+    m = int((n - start).max())  # every row reads as many as the one that has most to read: again costs nothing but time
+    start = n - m
+    cache.length = start if (start != start[0]).any() else int(start[0])
+    new = x.gather(1, start[:, None] + torch.arange(m, device=x.device))
+    return model.head(model.hidden(new, cache)[:, -k:])
+
+
+def propose(drafter, cache, x, n, gamma, settings, generator):
+    """-> (B, gamma) tokens to follow the first n of x (B, L), (B, gamma, V) the distributions they were drawn from.
+
+    Token by token; x is scratch from n on.
+    """
+    if isinstance(drafter, Diffusion) and gamma:
+        return drafter.propose(x, n, gamma, settings, generator)
+    qs = []
+    for j in range(gamma):
+        logits = read(drafter, cache, x, n + j, 1)[:, 0] if cache else drafter.next_logits(x, n + j)
+        qs.append(probabilities(logits, *settings))
+        x.scatter_(1, (n + j)[:, None], draw_from(qs[-1], generator)[:, None])
+    where = n[:, None] + torch.arange(gamma, device=x.device)
+    return x.gather(1, where), torch.stack(qs, 1) if qs else None
+
+
+def residual(p, q):
+    """(B, V), (B, V) -> (B, V): norm(max(p - q, 0)), the target's distribution where the draft's token was refused."""
+    rest = (p - q).clamp(min=0)
+    total = rest.sum(-1, keepdim=True)
+    return torch.where(total > 0, rest / total, p)  # p = q: nothing was refused but by rounding
+
+
+def flip(chance, generator):
+    """Probabilities -> bool: True with that probability."""
+    return uniform(chance.shape, generator, chance.device) < chance
+
+
+@torch.no_grad()
+def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, top_p=1.0, generator=None, eos=None):
+    """(B, T) int64 -> (B, T + n_new) with exactly the law of target.generate, and a SimpleNamespace of counts.
+
+    The drafter guesses gamma tokens; one call of the target judges them all; the first refused one is drawn anew, and
+    if none is, the target's next token comes for free. q is what the draft was sampled from, after the same
+    temperature, top_k and top_p. After an eos a row is filled with eos. Raises UserError past a model's context.
+    """
+    (B, T), end, settings = idx.shape, idx.size(1) + n_new, (temperature, top_k, top_p)
+    x = torch.cat([idx, idx.new_zeros(B, n_new)], 1)
+    models = [m for m in (target, drafter) if isinstance(m, GPT)]
+    for m in models:
+        if end > m.config.block_size:
+            raise UserError(f"{end} tokens are more than the context of {m.config.block_size}. Use fewer.")
+    caches = [KVCache(m.config, B, idx.device, m.wte.weight.dtype) for m in models]
+    draft_cache = caches[1] if len(caches) > 1 else None
+    out, n, rows = x.clone(), torch.full((B,), T, device=idx.device), torch.arange(B, device=idx.device)
+    drafted = torch.zeros_like(out, dtype=torch.bool)  # tokens that the drafter wrote
+    counts = types.SimpleNamespace(calls=0, tested=[0] * gamma, accepted=[0] * gamma, drafted=drafted)
+    while len(rows) and n_new:
+        g = min(gamma, end - int(n.max()) - 1)  # a row's last token is the target's own
+        drafts, q = propose(drafter, draft_cache, x, n, g, settings, generator)  # (B, g), (B, g, V)
+        where = n[:, None] + torch.arange(g + 1, device=x.device)
+        x.scatter_(1, where[:, :g], drafts)
+        p = probabilities(read(target, caches[0], x, n + g, g + 1), *settings)  # (B, g + 1, V)
+        k = torch.zeros_like(n)  # how many are accepted
+        last = p[:, g]
+        if g:
+            p_x, q_x = (d[:, :g].gather(2, drafts[..., None]).squeeze(2) for d in (p, q))  # (B, g)
+            accepted = flip((p_x / q_x).clamp(max=1), generator)
+            k = accepted.long().cumprod(1).sum(1)
+            i, at = torch.arange(len(n), device=x.device), k.clamp(max=g - 1)
+            last = torch.where((k < g)[:, None], residual(p[i, at], q[i, at]), p[:, g])
+        x.scatter_(1, (n + k)[:, None], draw_from(last, generator)[:, None])
+        drafted[rows[:, None], where] = torch.arange(g + 1, device=x.device) < k[:, None]
+        counts.calls += len(rows)
+        for j in range(g):
+            counts.tested[j] += int((k >= j).sum())
+            counts.accepted[j] += int((k > j).sum())
+        n = n + k + 1
+        done = n >= end
+        if eos is not None:
+            ended = ((x == eos) & (torch.arange(end, device=x.device) >= T)).cumsum(1) > 0
+            ended &= torch.arange(end, device=x.device) < n[:, None]
+            done |= ended.any(1)
+            x = torch.where(ended.cumsum(1) > 0, eos, x)
+        if done.any():
+            out[rows[done]] = x[done]
+            rows, x, n = rows[~done], x[~done], n[~done]
+            for cache in caches:
+                cache.keep(~done)
+    return out, counts
+
+
+def predicted_speedup(alpha, c, gamma):
+    """Tokens per target call over its cost; c = a draft's time / the target's (Leviathan et al., theorem 3.8)."""
+    tokens = gamma + 1 if alpha == 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
+    return tokens / (gamma * c + 1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

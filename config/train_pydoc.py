@@ -1,5 +1,5 @@
 """
-The second part of `make demo`: the GPT becomes a masked diffusion model, 5 minutes on 2 CPU cores.
+The second part of `make demo`: the GPT becomes a masked diffusion model, 3 minutes on 2 CPU cores.
 
 $ python train.py config/train_pydoc.py
 """
@@ -11,7 +11,8 @@ out_dir = "out/pydoc"
 init_from = "out/pydoc_ar/ckpt.pt"  # same weights, causal = False, one new embedding row for [MASK]
 dropout = 0.0
 t_weight = 0.5
-max_iters = 2000
+learning_rate = 2e-3
+max_iters = 1400
 ema = 0.995
 eval_interval = 200
-sample_interval = 1000
+sample_interval = 600

@@ -1,0 +1,322 @@
+"""
+python -m pytest tests/test_speculative.py          speculative decoding has exactly the target's law, with any drafter
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+
+import model as M
+from model import Diffusion, Lookup, NGram, generator, probabilities, speculate
+
+V = 3
+
+
+def target_model(V=V):
+    return tiny_model(V=V, causal=True, seed=1)
+
+
+def drafter(name, V=V, block_size=16):
+    """A drafter that differs from the target, for V tokens."""
+    if name == "ngram":
+        return NGram(3, V).fit(torch.randint(V, (200,), generator=generator(4)).numpy())
+    if name == "lookup":
+        return Lookup(V)
+    if name.startswith("diffusion"):
+        kw = {"diffusion": {}, "diffusion, 2 groups": {"steps": 2}, "diffusion, short window": {"window": 1}}[name]
+        return Diffusion(tiny_model(V=V, seed=2, block_size=block_size), **kw)
+    return tiny_model(V=V, causal=True, seed=2, arch=name, block_size=block_size)
+
+
+DRAFTERS = ["ngram", "lookup", "diffusion", "diffusion, 2 groups", "diffusion, short window", "gpt", "lstm", "cnn"]
+
+
+class Paths:
+    """Runs f once for every sequence of random choices it can make, in place of model.draw_from and model.flip."""
+
+    def __init__(self, monkeypatch):
+        monkeypatch.setattr(M, "draw_from", self.draw_from)
+        monkeypatch.setattr(M, "flip", self.flip)
+
+    def choose(self, weights):
+        """Depth first: the choices of `plan`, then always the first possible one."""
+        at = len(self.taken)
+        possible = [i for i, w in enumerate(weights) if w > 0]
+        i = self.plan[at] if at < len(self.plan) else 0
+        self.taken.append((i, len(possible)))
+        self.weight *= weights[possible[i]]
+        return possible[i]
+
+    def draw_from(self, p, generator=None):
+        flat = p.reshape(-1, p.size(-1)).double()
+        return torch.tensor([self.choose((row / row.sum()).tolist()) for row in flat]).view(p.shape[:-1])
+
+    def flip(self, chance, generator):
+        out = []
+        for a in chance.double().flatten().tolist():
+            # after a refusal nothing looks at the rest: one path instead of two
+            out.append(self.choose([1 - a, a]) == 1 if not (out and out[-1] is False) else False)
+        return torch.tensor(out).view(chance.shape)
+
+    def law(self, f):
+        """-> {f(): probability}."""
+        law, self.plan = {}, []
+        while True:
+            self.taken, self.weight = [], 1.0
+            x = f()
+            law[x] = law.get(x, 0.0) + self.weight
+            while self.taken and self.taken[-1][0] + 1 == self.taken[-1][1]:
+                self.taken.pop()
+            if not self.taken:
+                return law
+            self.plan = [i for i, _ in self.taken]
+            self.plan[-1] += 1
+
+
+@torch.no_grad()
+def target_law(target, prompt, n_new, eos=None, **settings):
+    """-> {tokens: probability} of autoregressive sampling, every sequence one by one."""
+    law = {}
+    for new in itertools.product(range(target.config.vocab_size), repeat=n_new):
+        weight = 1.0
+        for i in range(n_new):
+            if eos is not None and eos in new[:i]:
+                weight *= new[i] == eos
+                continue
+            p = probabilities(target(torch.tensor([[*prompt, *new[:i]]]))[0, -1], *settings.values())
+            weight *= p[new[i]].item()
+        if weight > 0:
+            law[(*prompt, *new)] = weight
+    return law
+
+
+def distance(a, b):
+    return sum(abs(a.get(x, 0) - b.get(x, 0)) for x in a.keys() | b.keys()) / 2
+
+
+PROMPT = [0, 1, 1, 0, 1]
+
+
+def speculative_law(monkeypatch, name, gamma, n_new=3, eos=None, V=V, **settings):
+    paths = Paths(monkeypatch)
+    target, guess, idx = target_model(V), drafter(name, V), torch.tensor([PROMPT])
+    return paths.law(lambda: tuple(speculate(target, guess, idx, n_new, gamma, eos=eos, **settings)[0][0].tolist()))
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 3])
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_the_law_is_the_targets_by_enumeration(name, gamma, monkeypatch):
+    n_new, V = (3, 3) if gamma < 3 else (4, 2)  # 4 more tokens are at most 3 drafted ones and a free one
+    law = speculative_law(monkeypatch, name, gamma, n_new, V=V)
+    assert sum(law.values()) == pytest.approx(1)
+    assert distance(law, target_law(target_model(V), PROMPT, n_new)) < 1e-5
+
+
+@pytest.mark.parametrize("settings", [(0.7, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.8), (0.0, 0, 1.0), (1.5, 2, 0.9)])
+@pytest.mark.parametrize("name", ["gpt", "lookup", "diffusion"])
+def test_the_law_holds_for_temperature_top_k_and_top_p(name, settings, monkeypatch):
+    settings = dict(zip(("temperature", "top_k", "top_p"), settings, strict=True))
+    law = speculative_law(monkeypatch, name, 2, **settings)
+    assert distance(law, target_law(target_model(), PROMPT, 3, **settings)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["gpt", "ngram"])
+def test_the_law_holds_with_an_end_of_text_inside_the_draft(name, monkeypatch):
+    law = speculative_law(monkeypatch, name, 3, n_new=4, eos=1, V=2)
+    assert distance(law, target_law(target_model(2), PROMPT, 4, eos=1)) < 1e-5
+    assert all(1 not in x[5:] or set(x[5 + x[5:].index(1) :]) == {1} for x in law)
+
+
+# Every known mistake, put into the code: the enumeration must see it.
+
+
+def scalar_residual(p, q):
+    """Subtracts one number instead of a distribution."""
+    rest = (p - q.max(-1, keepdim=True).values).clamp(min=0)
+    return torch.where(rest.sum(-1, keepdim=True) > 0, rest / rest.sum(-1, keepdim=True), p)
+
+
+def fresh_resample(p, q):
+    """Draws from p again where the draft was refused."""
+    return p
+
+
+def off_by_one_target(model, cache, x, n, k, real=M.read):
+    """Judges every token by the distribution of the one before it."""
+    logits = real(model, cache, x, n, k)
+    return logits.roll(1, 1) if k > 1 else logits
+
+
+def counts_after_the_first_refusal(monkeypatch):
+    real = torch.Tensor.cumprod
+    monkeypatch.setattr(torch.Tensor, "cumprod", lambda x, dim: x if x.dtype == torch.int64 else real(x, dim))
+
+
+@pytest.mark.parametrize("name", ["gpt", "lookup"])
+def test_known_mistakes_are_seen(name, monkeypatch):
+    exact = target_law(target_model(), PROMPT, 3)
+    for attribute, wrong in (("residual", scalar_residual), ("residual", fresh_resample), ("read", off_by_one_target)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(M, attribute, wrong)
+            assert distance(speculative_law(patch, name, 2), exact) > 0.01, wrong
+    assert distance(speculative_law(monkeypatch, name, 2), exact) < 1e-5  # and without them, nothing
+
+
+def test_counting_after_the_first_refusal_is_seen(monkeypatch):
+    """flip must answer for every token here, as it does in a real run."""
+    exact = target_law(target_model(), PROMPT, 3)
+    monkeypatch.setattr(
+        Paths, "flip", lambda self, a, g: torch.tensor([[self.choose([1 - p, p]) == 1 for p in a[0].tolist()]])
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        assert distance(speculative_law(patch, "gpt", 2), exact) < 1e-5
+    counts_after_the_first_refusal(monkeypatch)
+    assert distance(speculative_law(monkeypatch, "gpt", 2), exact) > 0.01
+
+
+def test_an_lstm_that_sees_the_future_is_seen():
+    """Its outputs before a changed token change: the causality test of test_model.py would fail."""
+    model = tiny_model(V=V, causal=True, arch="lstm")
+    model.blocks[0].lstm = torch.nn.LSTM(16, 8, batch_first=True, bidirectional=True)
+    x = torch.randint(V, (1, 12))
+    y = x.clone()
+    y[0, 6] = (y[0, 6] + 1) % V
+    assert not torch.equal(model(x)[:, :6], model(y)[:, :6])
+
+
+def test_a_draft_in_any_order_is_refused_with_the_reason(refused):
+    model = tiny_model(V=V)
+    said = refused(Diffusion, model, steps=2, order="any")
+    assert "q(x_j | x before j)" in said and "lossless" in said
+    Diffusion(model, steps=1, order="any")  # one step has no order
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("gamma", [1, 4])
+def test_greedy_text_is_the_targets_own_in_a_batch_and_at_every_length(name, gamma):
+    """Rows accept differently, so that the caches' rows differ; the last tokens fill the whole context."""
+    target = tiny_model(V=V, causal=True, seed=1, block_size=32)
+    guess = drafter(name, block_size=32)
+    idx = torch.randint(V, (5, 3), generator=generator(0))
+    for n_new in (0, 1, 2, 7, 29):
+        got, counts = speculate(target, guess, idx, n_new, gamma, temperature=0)
+        assert torch.equal(got, target.generate(idx, n_new, temperature=0))
+        made = sum(counts.accepted) + counts.calls
+        assert made == 5 * n_new and counts.drafted.sum() == sum(counts.accepted)
+
+
+@torch.no_grad()
+def test_batched_sampling_has_the_targets_frequencies():
+    target, n = target_model(), 6000
+    exact = target_law(target, PROMPT, 3)
+    got, _ = speculate(target, drafter("gpt"), torch.tensor([PROMPT]).expand(n, -1), 3, 2, generator=generator(1))
+    seen = {}
+    for x in map(tuple, got.tolist()):
+        seen[x] = seen.get(x, 0) + 1 / n
+    assert distance(seen, exact) < 3 * math.sqrt(len(exact) / n) / 2
+
+
+@torch.no_grad()
+def test_acceptance_by_counting_is_the_overlap():
+    """alpha = E sum_x min(p, q); for a draft equal to the target it is 1, and calls fall by gamma + 1."""
+    target = tiny_model(V=V, causal=True, seed=1, block_size=64)
+    idx = torch.zeros(50, 1, dtype=torch.long)
+    _, counts = speculate(target, target, idx, 60, 4, generator=generator(0))
+    assert counts.accepted == counts.tested and counts.calls == 50 * 12
+    guess = tiny_model(V=V, causal=True, seed=2, block_size=64)
+    x, counts = speculate(target, guess, idx, 60, 1, generator=generator(0))
+    p, q = target(x).softmax(-1), guess(x).softmax(-1)
+    overlap = torch.minimum(p, q).sum(-1)[:, :-2].mean().item()
+    assert counts.accepted[0] / counts.tested[0] == pytest.approx(overlap, abs=0.03)
+
+
+def test_predicted_speedup_by_hand():
+    assert M.predicted_speedup(0.5, 0.1, 1) == pytest.approx(1.5 / 1.1)
+    assert M.predicted_speedup(1.0, 0.0, 3) == 4
+    assert M.predicted_speedup(0.0, 0.5, 2) == pytest.approx(0.5)
+
+
+def test_texts_longer_than_a_context_are_refused(refused):
+    said = refused(speculate, target_model(), Lookup(V), torch.zeros(1, 10, dtype=torch.long), 7)
+    assert "17 tokens are more than the context of 16" in said
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# n-grams
+
+
+def nested_loop_ngram(tokens, context, n, vocab, smoothing, discount=0.75, alpha=0.1):
+    """The textbook: interpolated Kneser-Ney, or Laplace after the longest context that was seen -> [p]."""
+    grams = [[tuple(tokens[i : i + m]) for i in range(len(tokens) - m + 1)] for m in range(1, n + 1)]
+
+    def count(gram):
+        m = len(gram)
+        if smoothing == "kneser_ney" and m < n:  # how many different tokens came before it
+            return len({g[0] for g in grams[m] if g[1:] == gram})
+        return sum(g == gram for g in grams[m - 1])
+
+    def p(context, w):
+        counts = [count((*context, v)) for v in range(vocab)]
+        total = sum(counts)
+        if smoothing == "laplace":
+            if total == 0 and context:
+                return p(context[1:], w)
+            return (counts[w] + alpha) / (total + alpha * vocab)
+        shorter = p(context[1:], w) if context else 1 / vocab
+        if total == 0:
+            return shorter
+        kinds = sum(c > 0 for c in counts)
+        return max(counts[w] - discount, 0) / total + discount * kinds / total * shorter
+
+    return [p(tuple(context), w) for w in range(vocab)]
+
+
+@pytest.mark.parametrize("smoothing", ["kneser_ney", "laplace"])
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_ngram_equals_the_nested_loops_also_for_unseen_contexts(n, smoothing):
+    rng = np.random.default_rng(0)
+    tokens = rng.choice(5, 60, p=[0.4, 0.3, 0.2, 0.1, 0.0])  # token 4 is never seen
+    model = NGram(n, 5, smoothing).fit(tokens)
+    contexts = [list(c) for c in itertools.product(range(5), repeat=n - 1)][:: 1 if n < 5 else 17]
+    got = model.log_probs(np.array(contexts, dtype=np.int64).reshape(len(contexts), n - 1)).exp()
+    want = [nested_loop_ngram(tokens.tolist(), c, n, 5, smoothing) for c in contexts]
+    torch.testing.assert_close(got, torch.tensor(want), atol=1e-6, rtol=1e-5)
+    assert (got.sum(1) - 1).abs().max() < 1e-6 and (got > 0).all()
+
+
+def test_ngram_predicts_every_position_causally_and_as_it_does_step_by_step():
+    model = NGram(3, 5).fit(np.random.default_rng(0).integers(5, size=300))
+    idx = torch.randint(5, (2, 9))
+    whole = model(idx)
+    for n in range(1, 10):
+        torch.testing.assert_close(model.next_logits(idx, torch.tensor([n, n])), whole[:, n - 1])
+    assert NGram(1, 5).fit(np.arange(5))(idx).shape == (2, 9, 5)
+
+
+@pytest.mark.parametrize("n", [1, 3, 5])
+def test_ngram_files_are_readable_text_and_load_to_the_same_model(n, tmp_path, refused):
+    tokens = np.random.default_rng(0).integers(7, size=500)
+    model, meta = NGram(n, 7).fit(tokens), {"tokenizer": "char", "vocab_size": 7}
+    model.save(tmp_path / "ngram.txt", meta)
+    loaded, found = NGram.load(tmp_path / "ngram.txt")
+    idx = torch.randint(7, (3, 11))
+    assert torch.equal(model(idx), loaded(idx)) and found == meta
+    lines = (tmp_path / "ngram.txt").read_text().splitlines()
+    assert '"smoothing": "kneser_ney"' in lines[0]
+    count, *gram = map(int, lines[-1].split())
+    assert len(gram) == n and count == sum(tokens[i : i + n].tolist() == gram for i in range(501 - n))
+    (tmp_path / "cut.txt").write_text("\n".join(lines[: len(lines) // 2]))
+    assert "damaged" in refused(NGram.load, tmp_path / "cut.txt")
+    (tmp_path / "none.txt").write_text("hello\n")
+    assert "damaged" in refused(NGram.load, tmp_path / "none.txt")
+
+
+def test_lookup_continues_the_longest_match():
+    x = torch.tensor([[1, 2, 0, 3, 2, 0, 1, 2, 0, 0], [3, 3, 1, 4, 2, 4, 2, 4, 0, 0]])
+    guess = Lookup(5).next_logits(x, torch.tensor([9, 8])).argmax(-1)
+    assert guess.tolist() == [3, 2]  # 1 2 0 was followed by 3, though 2 0 was followed by 1 later; 4 2 4 by 2
