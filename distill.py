@@ -1,9 +1,12 @@
 """
-Self-Distillation Through Time: halve the sampling steps of a masked diffusion model, round after round.
+Distillation. Self-Distillation Through Time: halve the sampling steps of a masked diffusion model, round after round.
 $ python distill.py config/sdtt_pydoc.py                   (3 rounds, 3 minutes on 2 CPU cores; --help prints the knobs)
 $ torchrun --standalone --nproc_per_node=8 distill.py config/sdtt_openwebtext.py
 
-Deschenaux & Gulcehre 2024, arXiv 2410.21035. Algorithm 1 is sdtt_targets; Algorithm 2 is main: train.fit once a round.
+Deschenaux & Gulcehre 2024, arXiv 2410.21035. Algorithm 1 is sdtt_targets; Algorithm 2 is sdtt: train.fit once a round.
+
+And knowledge distillation of drafters for a GPT (DistillSpec, Zhou et al. 2023, arXiv 2310.08461): kd_loss.
+$ python distill.py --method=kd --teacher=out/pydoc_ar/ckpt.pt --drafter=lstm --n_embd=128 --out_dir=out/lstm
 """
 
 import dataclasses
@@ -11,30 +14,59 @@ import functools
 import math
 import os
 
+import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from tqdm import tqdm
 
 import data
 from configurator import UserError, check_range, choose, configure, print_once, save_config
-from model import GPT, add_noise, draw, generator, in_chunks, load_checkpoint, load_model, reveal_order, stratified
-from train import check_loop, fit, join_processes, mean_over, show_sample
+from model import (
+    GPT,
+    GPTConfig,
+    add_noise,
+    draw,
+    generator,
+    in_chunks,
+    load_checkpoint,
+    load_model,
+    reveal_order,
+    stratified,
+)
+from sample import start_token
+from train import check_loop, fit, fit_ngram, join_processes, mean_over, show_sample
 
 # ----------------------------------------------------------------------------------------------------------------------
-teacher = "out/pydoc/ckpt.pt"  # a masked diffusion checkpoint, also another run's round
+method = "sdtt"  # 'sdtt' | 'kd' (a drafter for an autoregressive teacher)
+teacher = "out/pydoc/ckpt.pt"  # sdtt: a masked diffusion checkpoint, also another run's round; kd: a GPT
 dataset = ""  # a name under data/, or a folder; '': what the teacher was trained on
-out_dir = "out/sdtt"  # gets round_1.pt, round_2.pt, ...
+out_dir = "out/sdtt"  # gets round_1.pt, round_2.pt, ...; from kd ckpt.pt or ngram.txt
 init_from = "teacher"  # 'teacher' | 'resume' (out_dir, also in the middle of a round, also to add rounds)
-# SDTT
-divergence = "kl_bwd"  # of student and teacher: 'kl_bwd' | 'kl_fwd' | 'tvd' | 'mse' | 'jsd'
+divergence = "kl_bwd"  # of student and teacher: 'kl_bwd' | 'kl_fwd' | 'tvd' | 'mse' | 'jsd' | 'nla'
+# sdtt
 teacher_steps = 2  # k: so many steps of the teacher become one of the student, in every round
 orig_steps = 1024  # the first teacher's: round r takes steps of k^(r-1) / orig_steps
 rounds = 7
 final_steps = 0  # instead of rounds: go on until the student aims at so many steps
-iters_per_round = 10000  # optimizer steps
+iters_per_round = 10000  # optimizer steps; kd is one round
 sampler = "ancestral"  # in the teacher's steps: 'ancestral' | 'analytic' (the same law)
 reset_optimizer = True  # a new optimizer every round; False: moments carry over
 ema_teacher = True  # the next teacher has the averaged weights, if ema > 0; False: the last ones
 loss_dtype = "float32"  # of the divergence: 'float32' | 'float64' | 'bfloat16'
+# kd
+drafter = "lstm"  # 'lstm' | 'cnn' | 'gpt' | 'ngram' (counts the teacher's texts) | a checkpoint: the trained baseline
+n_layer = 1  # shape of a new drafter
+n_head = 4
+n_embd = 128
+kernel_size = 5  # of a cnn, in tokens
+ngram_n = 5  # of an ngram
+smoothing = "kneser_ney"  # of an ngram: 'kneser_ney' | 'laplace'
+kd_data = "dataset"  # text to learn on: 'dataset' | 'teacher' (it writes pseudo_tokens of it) | 'student' (on-policy)
+pseudo_tokens = 1_000_000  # written by the teacher, to out_dir/pseudo.bin
+kd_temp = 1.0  # softens both distributions; the loss is multiplied by kd_temp^2
+kd_weight = 1.0  # of the divergence
+ce_weight = 0.0  # of the cross-entropy with the text itself
 # optimizer
 optimizer = "adamw"  # 'adamw' | 'muon'
 learning_rate = 6e-5
@@ -62,7 +94,7 @@ wandb = ""  # a project name: also log to Weights & Biases
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
-DIVERGENCES = ("kl_bwd", "kl_fwd", "tvd", "mse", "jsd")
+DIVERGENCES = ("kl_bwd", "kl_fwd", "tvd", "mse", "jsd", "nla")
 
 
 @torch.no_grad()
@@ -104,6 +136,8 @@ def divergence(kind, log_p, log_q):  # noqa: F811 (the knob of this name is in c
         return (log_p.exp() - log_q.exp()).abs().sum(-1) / 2  # DIFFERS: the released code has log_p - log_q here
     if kind == "mse":
         return (log_p - log_q).square().sum(-1)
+    if kind == "nla":  # negative log acceptance: sum min(p, q) = 1 - tvd is the chance that a draft is accepted
+        return -torch.minimum(log_p, log_q).logsumexp(-1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)  # jsd, against the mixture m
     return (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1) / 2
 
@@ -124,8 +158,24 @@ def sdtt_loss(student, x0, generator, teacher, dt, k=2, kind="kl_bwd", sampler="
     return student.head_loss(h, loss_of, targets) / max(len(h), 1)
 
 
+def kd_loss(drafter, batch, generator, target, kind="kl_fwd", temp=1.0, kd_weight=1.0, ce_weight=0.0):
+    """(B, T + 1) int64 -> a mean over tokens: divergence of drafter from target, and cross-entropy beside it."""
+    x, y = batch[:, :-1], batch[:, 1:].flatten()
+    with torch.no_grad():
+        h_target = target.hidden(x).flatten(0, 1)  # (B T, C)
+    head = target.frozen_head()
+
+    def loss_of(logits, h_target, y):
+        """(n, V), (n, C), (n) -> (n)."""
+        log_p, log_q = (logits / temp).log_softmax(-1), (head(h_target) / temp).log_softmax(-1)
+        loss = kd_weight * temp**2 * divergence(kind, log_p, log_q)
+        return loss + ce_weight * F.cross_entropy(logits, y, reduction="none") if ce_weight else loss
+
+    return drafter.head_loss(drafter.hidden(x).flatten(0, 1), loss_of, h_target, y) / len(y)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
-# the rounds
+# sdtt: the rounds
 
 
 def plan_rounds(cfg):
@@ -158,44 +208,55 @@ def refuse_other_knobs(cfg, was, path):
             )
 
 
-def check(cfg):
+def check(cfg, written):
+    """Refuses bad values before any work; written: the file in out_dir that tells of a run."""
     choose("divergence", cfg.divergence, DIVERGENCES)
     choose("sampler", cfg.sampler, ("ancestral", "analytic"))
     choose("loss_dtype", cfg.loss_dtype, ("float32", "float64", "bfloat16"))
     choose("init_from", cfg.init_from, ("teacher", "resume"))
+    choose("kd_data", cfg.kd_data, ("dataset", "teacher", "student"))
     check_range(cfg, ("teacher_steps",), 2)
-    check_range(cfg, ("orig_steps", "rounds", "iters_per_round"), 1)
-    check_range(cfg, ("final_steps",), 0)
+    check_range(cfg, ("orig_steps", "rounds", "iters_per_round", "pseudo_tokens", "n_layer", "n_embd", "n_head"), 1)
+    check_range(cfg, ("final_steps", "kd_weight", "ce_weight"), 0)
+    check_range(cfg, ("kd_temp",), 1e-3)
     cfg.max_iters = cfg.iters_per_round  # fit's name for it
     check_loop(cfg)
-    first = os.path.join(cfg.out_dir, "round_1.pt")
-    if cfg.init_from == "teacher" and os.path.exists(first):
+    exists = os.path.exists(os.path.join(cfg.out_dir, written))
+    if cfg.init_from == "teacher" and exists:
         raise UserError(
             f"{cfg.out_dir} already holds a run. Continue it with --init_from=resume, "
             "choose another --out_dir, or delete it."
         )
-    if cfg.init_from == "resume" and not os.path.exists(first):
+    if cfg.init_from == "resume" and not exists:
         raise UserError(f"There is nothing to resume in {cfg.out_dir}: leave --init_from=resume out.")
 
 
-def main(cfg):
-    check(cfg)
-    plan = plan_rounds(cfg)
+def prepare(cfg, causal):
+    """-> teacher, corpus, device, a note on it; out_dir is made. Raises UserError if the teacher does not fit."""
     teacher, first = load_model(cfg.teacher, attention=cfg.attention)
-    if teacher.config.causal:
-        raise UserError(f"The teacher {cfg.teacher} is autoregressive; SDTT needs a masked diffusion checkpoint.")
+    if teacher.config.causal != causal:
+        kinds = ("a masked diffusion model", "autoregressive")
+        raise UserError(
+            f"The teacher {cfg.teacher} is {kinds[not causal]}; method {cfg.method!r} needs one that is not."
+        )
     cfg.dataset = cfg.dataset or first["config"]["dataset"]
     corpus = data.load(cfg.dataset)
     if not data.same_vocabulary(corpus.meta, first["meta"]):
         raise UserError(f"The teacher {cfg.teacher} has another vocabulary than the dataset {cfg.dataset}.")
     device, note = join_processes(cfg)
     teacher.to(device).requires_grad_(False)
-    T = teacher.config.block_size
-    val = data.blocks(corpus.val, T, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
     if int(os.environ.get("RANK", 0)) == 0:
         os.makedirs(cfg.out_dir, exist_ok=True)
         save_config(cfg, cfg.out_dir, device_used=note)
+    return teacher, corpus, device, note
 
+
+def sdtt(cfg):
+    check(cfg, "round_1.pt")
+    plan = plan_rounds(cfg)
+    teacher, corpus, device, note = prepare(cfg, causal=False)
+    T = teacher.config.block_size
+    val = data.blocks(corpus.val, T, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
     carried = None
     for r, (dt, steps) in enumerate(plan, 1):
         name = f"round_{r}.pt"
@@ -237,6 +298,81 @@ def main(cfg):
         if not cfg.reset_optimizer:
             carried = {**saved, "step": 0, "ema": weights if cfg.ema else None}
     print_once(f"Rounds done: {cfg.out_dir}/round_{len(plan)}.pt samples in {plan[-1][1]} steps.")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# kd: a drafter learns from an autoregressive teacher, its target
+
+
+def pseudo_data(target, meta, cfg, device, rows_at_once=64):
+    """-> (n, T) memory-mapped texts of the target, pseudo_tokens in all, in out_dir/pseudo.bin; goes on if cut off."""
+    T, path = target.config.block_size, os.path.join(cfg.out_dir, "pseudo.bin")
+    chunk = rows_at_once * T
+    n_chunks = math.ceil(cfg.pseudo_tokens / chunk)
+    kind = data.token_dtype(meta["vocab_size"])
+    done = os.path.getsize(path) // (chunk * np.dtype(kind).itemsize) if os.path.exists(path) else 0
+    with open(path, "ab") as f:
+        f.truncate(done * chunk * np.dtype(kind).itemsize)  # a chunk that was cut off is written again
+        for i in tqdm(range(done, n_chunks), initial=done, total=n_chunks, desc="pseudo-data", unit="chunk"):
+            start = torch.full((rows_at_once, 1), start_token(meta), device=device)
+            text = target.generate(start, T - 1, generator=generator(cfg.seed, "pseudo", i, device=device))
+            f.write(text.cpu().numpy().astype(kind).tobytes())
+            f.flush()
+    return np.memmap(path, dtype=kind, mode="r").reshape(-1, T)[: n_chunks * rows_at_once]
+
+
+def kd(cfg):
+    check(cfg, "ngram.txt" if cfg.drafter == "ngram" else "ckpt.pt")
+    target, corpus, device, note = prepare(cfg, causal=True)
+    T = target.config.block_size
+    pseudo = None
+    if cfg.kd_data == "teacher" or cfg.drafter == "ngram":
+        if int(os.environ.get("RANK", 0)) == 0:
+            pseudo_data(target, corpus.meta, cfg, device)
+        if dist.is_initialized():
+            dist.barrier()
+        pseudo = pseudo_data(target, corpus.meta, cfg, device)
+    if cfg.drafter == "ngram":
+        return fit_ngram(cfg, pseudo.reshape(-1), corpus)
+    saved = load_checkpoint(os.path.join(cfg.out_dir, "ckpt.pt"), device) if cfg.init_from == "resume" else None
+    if saved:
+        refuse_other_knobs(cfg, saved["config"], cfg.out_dir)
+    torch.manual_seed(cfg.seed)
+    if cfg.drafter in ("lstm", "cnn", "gpt"):
+        shape = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "dropout", "kernel_size")}
+        config = GPTConfig(arch=cfg.drafter, causal=True, block_size=T, vocab_size=target.config.vocab_size, **shape)
+        drafter = GPT(config).to(device)
+    else:
+        drafter, baseline = load_model(cfg.drafter, device, cfg.attention)
+        if not data.same_vocabulary(corpus.meta, baseline["meta"]):
+            raise UserError(f"The drafter {cfg.drafter} has another vocabulary than the teacher.")
+    if saved:
+        drafter.load_state_dict(saved["model"])
+    print_once(f"{sum(p.numel() for p in drafter.parameters()) / 1e6:.2f} M parameters on {note}")
+
+    def get_batch(generator):
+        """-> (B, T + 1) of the dataset, (B, T) of what a model wrote."""
+        if cfg.kd_data == "dataset":
+            return data.batch(corpus.train, cfg.batch_size, T + 1, generator)
+        if cfg.kd_data == "teacher":
+            rows = torch.randint(len(pseudo), (cfg.batch_size,), generator=generator)
+            return torch.from_numpy(pseudo[rows.numpy()].astype(np.int64))
+        start = torch.full((cfg.batch_size, 1), start_token(corpus.meta), device=device)
+        drafter.eval()
+        text = drafter.generate(start, T - 1, generator=generator)
+        drafter.train()
+        return text
+
+    loss = functools.partial(kd_loss, target=target, kind=cfg.divergence, temp=cfg.kd_temp)
+    loss = functools.partial(loss, kd_weight=cfg.kd_weight, ce_weight=cfg.ce_weight)
+    val = data.blocks(corpus.val, T + 1, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
+    show = functools.partial(show_sample, meta=corpus.meta, steps=T)
+    fit(drafter, loss, get_batch, lambda d: mean_over(val, lambda b: loss(d, b, None)), cfg, saved, corpus.meta, show)
+
+
+def main(cfg):
+    choose("method", cfg.method, ("sdtt", "kd"))
+    {"sdtt": sdtt, "kd": kd}[cfg.method](cfg)
     if dist.is_initialized():
         dist.destroy_process_group()
 

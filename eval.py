@@ -6,6 +6,7 @@ nelbo   nats per token of validation text: exact for a GPT, an upper bound (MDLM
 genppl  perplexity of a model's samples under a judge, an autoregressive model. Read it beside the entropy of the same
         samples: a low perplexity with an entropy below that of real text is repetition, not quality.
 latency seconds per sample: a diffusion model at each number of steps, a GPT with its KV cache, small and large batches
+acceptance  for a GPT and its drafters: how many of their tokens it accepts, and how much faster they make it
 """
 
 import dataclasses
@@ -22,13 +23,27 @@ from tqdm import tqdm
 
 import data
 from configurator import UserError, check_range, choose, configure
-from model import ar_loss, generator, load_model, nelbo, pick_device
-from sample import draw_samples, prepare, start_token
+from model import (
+    Diffusion,
+    Lookup,
+    acceptance,
+    ar_loss,
+    best_gamma,
+    generator,
+    load_model,
+    nelbo,
+    pick_device,
+    predicted_speedup,
+    probabilities,
+    propose,
+    speculate,
+)
+from sample import draw_samples, prepare, prepare_drafter, start_token
 
 # ----------------------------------------------------------------------------------------------------------------------
 ckpt = "out/pydoc/ckpt.pt"  # one checkpoint, or several with commas between them; out/sdtt/round_*.pt is every round
 judge = ""  # an autoregressive checkpoint with the same vocabulary; needed for genppl (markov data: not needed)
-what = "nelbo,genppl"  # any of nelbo, genppl, latency
+what = "nelbo,genppl"  # any of nelbo, genppl, latency, acceptance
 dataset = ""  # validation text; '': what the checkpoint was trained on
 steps = [4, 8, 16, 32, 64, 128, 256]  # diffusion sampling steps, one row of the table each
 sampler = "ancestral"  # see sample.py
@@ -38,6 +53,9 @@ temperature = 1.0
 top_k = 0
 top_p = 1.0  # of diffusion samples
 ar_top_p = [1.0]  # of autoregressive samples: one row of the table each
+draft = ""  # for acceptance: drafters of ckpt, with commas between them; see sample.py
+gamma = 4  # tokens drafted at a time where acceptance is counted; the speed is measured at each drafter's best
+draft_steps = 1  # of a diffusion drafter
 latency_batch = [1, 8]  # samples at a time when latency is measured
 eval_blocks = 512  # validation blocks at most, spread evenly over the text
 draws = 4  # noise draws per block for nelbo
@@ -127,6 +145,60 @@ def seconds_per_sample(model, meta, cfg, n_steps, size, batch, repeats=3):
     return sorted(times[1:])[repeats // 2]
 
 
+@torch.no_grad()
+def overlap(target, drafter, text, prompt, cfg):
+    """(n, L) int64 written by the target after `prompt` tokens -> (n) mean over its tokens of sum_x min(p, q).
+
+    The chance that a draft is accepted, without the noise of drawing it. For diffusion and lookup: at 16 places.
+    """
+    settings, size = (cfg.temperature, cfg.top_k, cfg.top_p), text.size(1)
+    p = probabilities(target(text[:, :-1]), *settings)  # (n, L - 1, V), of token i + 1
+    if isinstance(drafter, (Diffusion, Lookup)):
+        noise, q = generator(cfg.seed, "overlap", device=text.device), []
+        places = torch.linspace(prompt, size - cfg.gamma, 16).long().unique()
+        for n in places.to(text.device)[:, None].expand(-1, len(text)):
+            q.append(propose(drafter, None, text.clone(), n, cfg.gamma, settings, noise)[1][:, 0])
+        p, q = p[:, places - 1], torch.stack(q, 1)
+    else:
+        p, q = p[:, prompt - 1 :], probabilities(drafter(text[:, :-1]), *settings)[:, prompt - 1 :]
+    return torch.minimum(p, q).sum(-1).mean(1)
+
+
+def mean_and_error(values):
+    """-> mean, half the width of its 95 % confidence interval."""
+    return values.mean().item(), 1.96 * (values.std() / len(values) ** 0.5).item()
+
+
+def drafters_table(target, drafters, prompts, size, cfg):
+    """(n, P) int64 prompts -> a dict a drafter: acceptance on n texts of `size` tokens, speed one text at a time."""
+    settings, n_new = (cfg.temperature, cfg.top_k, cfg.top_p), size - prompts.size(1)
+    device, rows = prompts.device, []
+    text = target.generate(prompts, n_new, *settings, generator(cfg.seed, "target", device=device))
+    for path, drafter in tqdm(drafters.items(), desc="drafters", leave=False):
+        row = {"drafter": path}
+        row["alpha"], row["alpha_error"] = mean_and_error(overlap(target, drafter, text, prompts.size(1), cfg))
+        noise = generator(cfg.seed, "speculate", device=device)
+        _, counts = speculate(target, drafter, prompts, n_new, cfg.gamma, *settings, noise)
+        row["counted"], _ = acceptance(counts)
+        row["counted_at"] = [a / t if t else None for a, t in zip(counts.accepted, counts.tested, strict=True)]
+        row["tokens_per_call"] = sum(counts.accepted) / counts.calls + 1
+        for _ in range(2):  # the first one warms up
+            _, counts = speculate(target, drafter, prompts[:1], n_new, cfg.gamma, *settings, noise)
+        row["c"] = acceptance(counts)[1]
+        row["gamma"] = best_gamma(row["alpha"], row["c"])
+        row["predicted"] = predicted_speedup(row["alpha"], row["c"], row["gamma"])
+        ratios = []
+        for i, one in enumerate(prompts[:8].split(1)):  # the same prompt with and without, one after the other
+            began = time.perf_counter()
+            target.generate(one, n_new, *settings, generator(cfg.seed, i, device=device))
+            plain = time.perf_counter()
+            speculate(target, drafter, one, n_new, row["gamma"], *settings, generator(cfg.seed, i, device=device))
+            ratios.append((plain - began) / (time.perf_counter() - plain))
+        row["speedup"], row["speedup_error"] = mean_and_error(torch.tensor(ratios))
+        rows.append(row)
+    return rows
+
+
 def paths_of(ckpt):
     """'a.pt,out/round_*.pt' -> the paths in that order, round_10 after round_9."""
     paths = []
@@ -142,7 +214,7 @@ def evaluate(cfg):
     """-> dict: everything eval.json holds. Reads all checkpoints before any work, so that mistakes show at once."""
     wanted = cfg.what.split(",")
     for w in wanted:
-        choose("what", w, ("nelbo", "genppl", "latency"))
+        choose("what", w, ("nelbo", "genppl", "latency", "acceptance"))
     for name in ("steps", "latency_batch"):
         if min(getattr(cfg, name), default=0) < 1:
             raise UserError(f"{name} is {getattr(cfg, name)}; it takes numbers from 1 up.")
@@ -155,6 +227,12 @@ def evaluate(cfg):
     models = {path: prepare(path, cfg) for path in paths_of(cfg.ckpt)}
     first = next(iter(models.values()))[1]
     meta, metas = first["meta"], {path: checkpoint["meta"] for path, (_, checkpoint, *_) in models.items()}
+    if "acceptance" in wanted:
+        target = next(iter(models.values()))[0]
+        if not cfg.draft:
+            raise UserError("acceptance needs drafters: --draft=CKPT,out/ngram/ngram.txt,lookup")
+        drafters = {path: prepare_drafter(path, target, meta, cfg) for path in paths_of(cfg.draft)}
+        check_range(cfg, ("gamma",), 1)
     judge = None
     if cfg.judge:
         judge, checkpoint = load_model(cfg.judge, device, cfg.attention)
@@ -176,7 +254,7 @@ def evaluate(cfg):
         "tokens_per_sample": size,
         "rows": [],
     }
-    report |= {"num_samples": cfg.num_samples, "sampler": cfg.sampler, "likelihood": {}, "latency": []}
+    report |= {"num_samples": cfg.num_samples, "sampler": cfg.sampler, "likelihood": {}, "latency": [], "drafters": []}
 
     if "nelbo" in wanted:
         for path, (model, *_) in models.items():
@@ -213,6 +291,10 @@ def evaluate(cfg):
                     seconds = seconds_per_sample(model, meta, cfg, n_steps, size, batch)
                 row = {"model": path, "causal": model.config.causal, "batch": batch, "steps": n_steps}
                 report["latency"].append(row | {"s_per_sample": seconds})
+    if "acceptance" in wanted:
+        size = cfg.length or target.config.block_size
+        prompts = data.blocks(corpus.val, max(1, size // 8), cfg.num_samples).to(target.wte.weight.device)
+        report["drafters"] = drafters_table(target, drafters, prompts, size, cfg)
     return report
 
 
@@ -247,6 +329,16 @@ def tables(report):
         lines.append(f"\n{'seconds per sample':34s} {'steps':>5s} {'batch':>6s}")
         for r in report["latency"]:
             lines.append(f"{r['model'][-34:]:34s} {r['steps']:5d} {r['batch']:6d} {r['s_per_sample']:12.4f}")
+    if report["drafters"]:
+        names = ("drafter", "alpha", "+-", "counted", "by place", "tokens/call", "c", "gamma", "predicted", "measured")
+        lines.append("\n{:34s} {:>6s} {:>5s} {:>7s} {:>24s} {:>11s} {:>6s} {:>5s} {:>9s} {:>14s}".format(*names))
+        for r in report["drafters"]:
+            places = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
+            lines.append(
+                f"{r['drafter'][-34:]:34s} {r['alpha']:6.3f} {r['alpha_error']:5.3f} {r['counted']:7.3f} {places:>24s} "
+                f"{r['tokens_per_call']:11.2f} {r['c']:6.3f} {r['gamma']:5d} {r['predicted']:9.2f} "
+                f"{r['speedup']:7.2f} +- {r['speedup_error']:.2f}"
+            )
     lines.append(f"\n{report['hardware']}, seed {report['seed']}, torch {report['torch']}")
     return "\n".join(lines)
 
@@ -307,6 +399,27 @@ def plot_latency(report, path):
     fig.savefig(path, dpi=130)
 
 
+def plot_drafters(report, path):
+    """A bar a drafter: its acceptance rate, and the measured speed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = report["drafters"]
+    names = [r["drafter"].removesuffix("/ckpt.pt").removesuffix("/ngram.txt") for r in rows]
+    fig, axes = plt.subplots(1, 2, figsize=(11, 0.5 * len(rows) + 1.4), sharey=True)
+    for ax, key, label in zip(axes, ("alpha", "speedup"), ("acceptance rate alpha", "measured speed-up"), strict=True):
+        ax.barh(names, [r[key] for r in rows], xerr=[r[f"{key}_error"] for r in rows], color="tab:blue", height=0.6)
+        ax.set_xlabel(f"{label}, 95 % intervals")
+        ax.grid(alpha=0.3, axis="x")
+    axes[0].set_xlim(0, 1)
+    axes[0].invert_yaxis()
+    axes[1].axvline(1, color="black", linestyle="--")
+    fig.tight_layout()
+    fig.savefig(path, dpi=130)
+
+
 def main(cfg):
     report = evaluate(cfg)
     text = tables(report)
@@ -320,6 +433,9 @@ def main(cfg):
         if report["latency"]:
             plot_latency(report, os.path.join(cfg.out, "latency.png"))
             written["latency.png"] = None
+    if report["drafters"]:
+        plot_drafters(report, os.path.join(cfg.out, "drafters.png"))
+        written["drafters.png"] = None
     print(f"Saved in {cfg.out}: {', '.join(written)}")
 
 

@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import os
+import time
 import types
 
 import numpy as np
@@ -911,12 +912,16 @@ def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, to
     out, n, rows = x.clone(), torch.full((B,), T, device=idx.device), torch.arange(B, device=idx.device)
     drafted = torch.zeros_like(out, dtype=torch.bool)  # tokens that the drafter wrote
     counts = types.SimpleNamespace(calls=0, tested=[0] * gamma, accepted=[0] * gamma, drafted=drafted)
+    counts.rounds, counts.drafts, counts.draft_s, counts.target_s = 0, 0, 0.0, 0.0
     while len(rows) and n_new:
+        began = time.perf_counter()
         g = min(gamma, end - int(n.max()) - 1)  # a row's last token is the target's own
         drafts, q = propose(drafter, draft_cache, x, n, g, settings, generator)  # (B, g), (B, g, V)
         where = n[:, None] + torch.arange(g + 1, device=x.device)
         x.scatter_(1, where[:, :g], drafts)
+        drafting = time.perf_counter()
         p = probabilities(read(target, caches[0], x, n + g, g + 1), *settings)  # (B, g + 1, V)
+        judged = time.perf_counter()
         k = torch.zeros_like(n)  # how many are accepted
         last = p[:, g]
         if g:
@@ -928,6 +933,8 @@ def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, to
         x.scatter_(1, (n + k)[:, None], draw_from(last, generator)[:, None])
         drafted[rows[:, None], where] = torch.arange(g + 1, device=x.device) < k[:, None]
         counts.calls += len(rows)
+        counts.rounds, counts.drafts = counts.rounds + 1, counts.drafts + g
+        counts.draft_s, counts.target_s = counts.draft_s + drafting - began, counts.target_s + judged - drafting
         for j in range(g):
             counts.tested[j] += int((k >= j).sum())
             counts.accepted[j] += int((k > j).sum())
@@ -946,10 +953,24 @@ def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, to
     return out, counts
 
 
+def acceptance(counts):
+    """What speculate counted -> alpha, accepted / (accepted + first refusals); c, time of a draft / a target call.
+
+    A token after the first refusal was never judged: counting it would make alpha too small.
+    """
+    alpha = sum(counts.accepted) / max(sum(counts.tested), 1)
+    return alpha, counts.draft_s / max(counts.drafts, 1) / (counts.target_s / max(counts.rounds, 1))
+
+
 def predicted_speedup(alpha, c, gamma):
-    """Tokens per target call over its cost; c = a draft's time / the target's (Leviathan et al., theorem 3.8)."""
+    """Tokens per target call over its cost in target calls (Leviathan et al., theorem 3.8)."""
     tokens = gamma + 1 if alpha == 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
     return tokens / (gamma * c + 1)
+
+
+def best_gamma(alpha, c, largest=16):
+    """The number of drafted tokens with the highest predicted speed."""
+    return max(range(1, largest + 1), key=lambda gamma: predicted_speedup(alpha, c, gamma))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

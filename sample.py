@@ -4,6 +4,7 @@ $ python sample.py --ckpt=out/pydoc/ckpt.pt --steps=64                          
 $ python sample.py --ckpt=out/pydoc/ckpt.pt --num_samples=1 --trace=True            (watch the text appear)
 $ python sample.py --ckpt=out/pydoc/ckpt.pt --infill='The ___ statement is used'
 $ python sample.py --ckpt=out/pydoc/ckpt.pt,out/sdtt_pydoc/round_3.pt --steps=8                      (side by side)
+$ python sample.py --ckpt=out/pydoc_ar/ckpt.pt --draft=lookup                                  (speculative decoding)
 """
 
 import contextlib
@@ -18,7 +19,18 @@ import torch
 
 import data
 from configurator import UserError, check_range, configure
-from model import generator, load_model, pick_device, sample
+from model import (
+    Diffusion,
+    Lookup,
+    NGram,
+    acceptance,
+    best_gamma,
+    generator,
+    load_model,
+    pick_device,
+    sample,
+    speculate,
+)
 
 # ----------------------------------------------------------------------------------------------------------------------
 ckpt = "out/pydoc/ckpt.pt"  # with commas between several, their samples stand side by side
@@ -32,6 +44,9 @@ length = 0  # tokens, the prompt included; 0: the model's context; more than the
 prompt = ""  # text that the samples begin with, or FILE:path
 infill = ""  # diffusion: a text with blanks to fill, one token each, or FILE:path
 blank = "_"  # what a blank looks like in infill
+draft = ""  # autoregressive: what guesses ahead, a checkpoint, an ngram.txt or 'lookup'; the text keeps its law
+gamma = 0  # tokens that it guesses at a time; 0: the fastest by a short trial
+draft_steps = 1  # a diffusion drafter reveals its tokens in so many groups, left to right
 trace = False  # show one sample appearing (diffusion)
 seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu'
@@ -51,6 +66,36 @@ def prepare(path, cfg):
     if model.config.causal and device.type == "cpu":
         autocast, note = contextlib.nullcontext(), note.replace("bfloat16", "float32")
     return model, checkpoint, autocast, note
+
+
+def prepare_drafter(path, target, meta, cfg):
+    """-> a drafter for the target: 'lookup', an n-gram file (.txt) or a checkpoint, of the same vocabulary."""
+    if not target.config.causal:
+        raise UserError("--draft makes an autoregressive model faster; this checkpoint is a diffusion model.")
+    check_range(cfg, ("gamma",), 0)
+    check_range(cfg, ("draft_steps",), 1)
+    if path == "lookup":
+        return Lookup(target.config.vocab_size)
+    if path.endswith(".txt"):
+        if not os.path.isfile(path):
+            raise UserError(f"There is no n-gram file {path}. Make one with: python train.py --arch=ngram")
+        drafter, its_meta = NGram.load(path)
+    else:
+        drafter, checkpoint = load_model(path, target.wte.weight.device, cfg.attention)
+        its_meta = checkpoint["meta"]
+        if not drafter.config.causal:
+            drafter = Diffusion(drafter, cfg.draft_steps)
+    if not data.same_vocabulary(meta, its_meta):
+        raise UserError(f"The drafter {path} has another vocabulary than the target.")
+    return drafter
+
+
+def choose_gamma(target, drafter, known, n_new, cfg, noise):
+    """-> cfg.gamma, or if that is 0 the fastest by what two short trials tell; the first one warms up."""
+    for n_trial in (8, 64) if not cfg.gamma else ():
+        settings = (cfg.temperature, cfg.top_k, cfg.top_p, noise)
+        _, counts = speculate(target, drafter, known, min(n_trial, n_new), 4, *settings)
+    return cfg.gamma or best_gamma(*acceptance(counts))
 
 
 def draw_samples(model, template, cfg, steps, noise, watch=None):
@@ -134,6 +179,13 @@ def tracer(decode, mask_id, frames_per_second=20):
     return watch
 
 
+def coloured(row, drafted, decode):
+    """(L) int64, (L) bool -> text; what the drafter wrote and the target accepted is green in a terminal."""
+    runs = itertools.groupby(zip(row.tolist(), drafted.tolist(), strict=True), key=lambda pair: pair[1])
+    texts = [(green, decode([i for i, _ in run])) for green, run in runs]
+    return "".join(f"\033[32m{text}\033[0m" if green else text for green, text in texts)
+
+
 def side_by_side(texts, width):
     """[text, ...] -> one text in columns of that width."""
     wrap = textwrap.TextWrapper(width, replace_whitespace=False, drop_whitespace=False)
@@ -159,9 +211,27 @@ def main(cfg):
         began = time.perf_counter()
         with torch.no_grad(), autocast:
             noise = generator(cfg.seed, device=device)
-            x = draw_samples(model, template.to(device).expand(n, -1), cfg, cfg.steps, noise, watch)
+            if cfg.draft:
+                drafter = prepare_drafter(cfg.draft, model, checkpoint["meta"], cfg)
+                known = template[:, template[0] >= 0].to(device).expand(n, -1)
+                n_new = template.size(1) - known.size(1)
+                gamma = choose_gamma(model, drafter, known, n_new, cfg, generator(cfg.seed, "trial", device=device))
+                began = time.perf_counter()
+                settings = (cfg.temperature, cfg.top_k, cfg.top_p, noise)
+                x, counts = speculate(model, drafter, known, n_new, gamma, *settings)
+            else:
+                x = draw_samples(model, template.to(device).expand(n, -1), cfg, cfg.steps, noise, watch)
         took = f"{n} x {x.size(1)} tokens in {time.perf_counter() - began:.2f} s on {note}, seed {cfg.seed}"
-        drawn.append(([decode(row) for row in x.tolist()], took))
+        texts = [decode(row) for row in x.tolist()]
+        if cfg.draft:
+            alpha, c = acceptance(counts)
+            took += (
+                f"\n{counts.drafted.float().mean():.0%} of the tokens were drafted; gamma {gamma}, alpha {alpha:.2f}, "
+                f"{sum(counts.accepted) / counts.calls + 1:.2f} tokens per target call, c {c:.2f}"
+            )
+            if sys.stdout.isatty():
+                texts = [coloured(row, drafted, decode) for row, drafted in zip(x, counts.drafted, strict=True)]
+        drawn.append((texts, took))
     width = max((shutil.get_terminal_size((120, 24)).columns + 3) // len(paths) - 3, 20)
     for i in range(n):
         print(f"{'-' * 40} sample {i + 1}")

@@ -25,6 +25,7 @@ from configurator import UserError, check_range, choose, configure, print_once, 
 from model import (
     GPT,
     GPTConfig,
+    NGram,
     ar_loss,
     diffusion_loss,
     generator,
@@ -42,13 +43,15 @@ objective = "diffusion"  # 'diffusion' | 'ar'
 out_dir = "out/train"
 init_from = "scratch"  # 'scratch' | 'resume' (out_dir) | a ckpt.pt, also of the other objective: it is converted
 # model
-arch = "gpt"  # 'gpt' | 'lstm' | 'cnn': the last two for objective 'ar' only, small ones to draft for a GPT
+arch = "gpt"  # 'gpt' | for objective 'ar' also 'lstm' | 'cnn' | 'ngram', small ones to draft for a GPT
 block_size = 256  # tokens
 n_layer = 6
 n_head = 6
 n_embd = 384
 dropout = 0.0
 kernel_size = 5  # of arch 'cnn', in tokens
+ngram_n = 5  # of arch 'ngram', which counts and needs none of the other knobs
+smoothing = "kneser_ney"  # of arch 'ngram': 'kneser_ney' | 'laplace'
 pos = "rope"  # 'rope' | 'learned'
 tie_weights = True
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
@@ -380,6 +383,20 @@ def make_model(cfg, vocab_size, device):
     return model, resume
 
 
+def fit_ngram(cfg, tokens, corpus):
+    """Counts the tokens and writes out_dir/ngram.txt."""
+    path = os.path.join(cfg.out_dir, "ngram.txt")
+    if os.path.exists(path):
+        raise UserError(f"{path} is there already. Choose another --out_dir, or delete it.")
+    model = NGram(cfg.ngram_n, corpus.meta["vocab_size"], cfg.smoothing).fit(tokens)
+    x = data.blocks(corpus.val, 129, 200)
+    nats = sum(-model(b[:, :-1]).gather(2, b[:, 1:, None]).mean().item() * len(b) for b in x.split(8)) / len(x)
+    os.makedirs(cfg.out_dir, exist_ok=True)
+    save_config(cfg, cfg.out_dir)
+    model.save(path, corpus.meta)
+    print_once(f"validation {nats:.4f} nats per token, {sum(map(len, model.keys)):,} n-grams saved to {path}")
+
+
 def mean_over(batches, f):
     """Batches and f(batch) -> scalar tensor: the mean of f, each batch weighed by its sequences."""
     return sum(f(b).item() * len(b) for b in batches) / sum(map(len, batches))
@@ -398,6 +415,8 @@ def show_sample(model, noise, meta, steps):
 def main(cfg):
     device, note = join_processes(cfg)
     corpus = data.load(cfg.dataset)
+    if cfg.arch == "ngram":
+        return fit_ngram(cfg, corpus.train, corpus)
     model, resume = make_model(cfg, corpus.meta["vocab_size"], device)
     n_params = sum(p.numel() for p in model.parameters())
     print_once(f"{n_params / 1e6:.2f} M parameters on {note}")

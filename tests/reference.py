@@ -169,6 +169,8 @@ def sdtt_targets(teacher, xt, t, dt, k, reveals, pick, eps=1e-5):
 
 def divergence(kind, log_p, log_q):
     """Two lists of V log-probabilities, of the student and of the teacher -> float, term by term."""
+    if kind == "nla":
+        return -math.log(sum(min(math.exp(a), math.exp(b)) for a, b in zip(log_p, log_q, strict=True)))
     total = 0.0
     for a, b in zip(log_p, log_q, strict=True):
         p, q = math.exp(a), math.exp(b)

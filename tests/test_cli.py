@@ -152,6 +152,18 @@ def test_two_checkpoints_sample_side_by_side(out):
     assert "".join(left[2:]).replace(" ", "").startswith("".join(text_of(one)[0].split("-----")[0].split()))
 
 
+def test_speculative_sampling_command(out, pydoc):
+    run("train.py", f"--dataset={pydoc}", "--arch=ngram", "--ngram_n=3", f"--out_dir={out}/ngram")
+    greedy = ["sample.py", f"--ckpt={out}/ar/ckpt.pt", "--temperature=0", "--num_samples=1"]
+    plain, _ = run(*greedy)
+    for draft in (f"{out}/ngram/ngram.txt", "lookup", f"{out}/d/ckpt.pt", f"{out}/ar/ckpt.pt"):
+        said, _ = run(*greedy, f"--draft={draft}", f"--gamma={0 if draft == 'lookup' else 3}")
+        assert text_of(said)[0].split("-" * 40)[0] == text_of(plain)[0].split("-" * 40)[0]
+        assert re.search(r"% of the tokens were drafted; gamma \d+, alpha \d\.\d\d, \d\.\d\d tokens per target", said)
+    ids, drafted = torch.tensor([1, 2, 3]), torch.tensor([False, True, True])
+    assert S.coloured(ids, drafted, lambda ids: "".join("abcd"[i] for i in ids)) == "b\033[32mcd\033[0m"
+
+
 def test_sampling_mistakes(out, refused):
     def refuse(which, *argv):
         cfg = configurator.parse([f"--ckpt={out}/{which}/ckpt.pt", "--device=cpu", *argv], vars(S.cfg))
@@ -171,6 +183,10 @@ def test_sampling_mistakes(out, refused):
     assert "temperature is -1.0" in refuse("d", "--temperature=-1")
     assert "top_k is -1" in refuse("ar", "--top_k=-1")
     assert "autoregressive" in refuse("ar", "--trace=True")
+    assert "diffusion model" in refuse("d", "--draft=lookup")
+    assert "no n-gram file" in refuse("ar", "--draft=none.txt")
+    assert "draft_steps is 0" in refuse("ar", "--draft=lookup", "--draft_steps=0")
+    assert "more than the context of 32" in refuse("ar", "--draft=lookup", "--length=40")
     assert "several" in refuse("d", "--trace=True", f"--ckpt={out}/d/ckpt.pt,{out}/d/ckpt.pt")
     assert "There is no checkpoint" in refuse("none")
 

@@ -313,6 +313,13 @@ def test_mistakes_are_refused_before_any_work(teacher, pydoc, markov, tmp_path, 
     assert "damaged" in refuse(teacher=tmp_path / "cut.pt")
     train.main(knobs(tmp_path / "ar", dataset=markov, objective="ar", max_iters=1))
     assert "autoregressive" in refuse(teacher=tmp_path / "ar" / "ckpt.pt")
+    assert "'sft'" in refuse(method="sft")
+    assert "masked diffusion" in refuse(method="kd")
+    kd = dict(method="kd", teacher=tmp_path / "ar" / "ckpt.pt")
+    assert "'web'" in refuse(**kd, kd_data="web")
+    assert "kd_temp is 0.0" in refuse(**kd, kd_temp=0.0)
+    assert "pseudo_tokens is 0" in refuse(**kd, pseudo_tokens=0)
+    assert "another vocabulary" in refuse(**kd, dataset=pydoc)
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_with_other_knobs(teacher, tmp_path, refused):
@@ -362,3 +369,103 @@ def test_the_student_command_prints_samples(teacher, tmp_path):
     assert saved["config"]["divergence"] == "jsd" and saved["config"]["dataset"]
     show = functools.partial(train.show_sample, meta=saved["meta"], steps=4)
     assert len(show(model, generator(0))) == 16
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# kd: drafters
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kd_loss_and_gradient_equal_the_dense_ones(kind, monkeypatch):
+    monkeypatch.setitem(M.ROWS_AT_ONCE, "cpu", (5, 1))
+    target, drafter = tiny_model(causal=True, seed=0), tiny_model(causal=True, arch="lstm", seed=1)
+    batch = torch.randint(7, (3, 17))
+    fast = D.kd_loss(drafter, batch, None, target, kind, temp=2.0, kd_weight=0.7, ce_weight=0.3)
+    fast.backward()
+    grads = [p.grad.clone() for p in drafter.parameters()]
+    drafter.zero_grad()
+    logits, z = drafter(batch[:, :-1]), target(batch[:, :-1]).detach()
+    kd = D.divergence(kind, (logits / 2).log_softmax(-1), (z / 2).log_softmax(-1)).mean()
+    slow = 0.7 * 4 * kd + 0.3 * torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    slow.backward()
+    torch.testing.assert_close(fast, slow)
+    for p, grad in zip(drafter.parameters(), grads, strict=True):
+        torch.testing.assert_close(grad, p.grad, rtol=1e-4, atol=1e-6)
+    assert all(p.grad is None for p in target.parameters())
+
+
+def test_nla_is_the_log_of_the_acceptance():
+    log_p, log_q = (torch.randn(9, 7, generator=generator(i)).log_softmax(-1) for i in range(2))
+    acceptance = 1 - D.divergence("tvd", log_p, log_q)
+    torch.testing.assert_close(D.divergence("nla", log_p, log_q), -acceptance.log())
+
+
+@pytest.fixture(scope="module")
+def target(markov, tmp_path_factory):
+    """The path of a small GPT that has learnt the markov language."""
+    folder = tmp_path_factory.mktemp("target")
+    kw = dict(n_embd=32, batch_size=32, max_iters=200, eval_interval=200, learning_rate=3e-3, block_size=16)
+    train.main(knobs(folder, dataset=markov, objective="ar", warmup_iters=10, **kw))
+    return str(folder / "ckpt.pt")
+
+
+def kd_settings(target, out_dir, **kw):
+    kw = dict(method="kd", n_embd=16, n_head=2, divergence="kl_fwd", pseudo_tokens=3000) | kw
+    return settings(target, out_dir, **kw)
+
+
+@pytest.mark.parametrize("kd_data", ["dataset", "teacher", "student"])
+@pytest.mark.parametrize("drafter", ["lstm", "cnn", "gpt"])
+def test_drafters_learn_their_target_from_every_kind_of_text(drafter, kd_data, target, tmp_path):
+    kw = dict(kd_data=kd_data, drafter=drafter, iters_per_round=60, learning_rate=1e-2, eval_interval=30, ema=0.0)
+    D.main(kd_settings(target, tmp_path, **kw, batch_size=16))
+    losses = [r["loss"] for r in map(json.loads, open(tmp_path / "log.jsonl")) if "loss" in r]
+    assert losses[-1] < 0.5 * losses[0]
+    model, saved = load_model(tmp_path / "ckpt.pt")
+    assert model.config.arch == drafter and saved["meta"]["vocab_size"] == 8
+
+
+@pytest.mark.parametrize("kd_data", ["teacher", "student"])
+def test_distilling_a_drafter_resumes_to_the_same_bits(kd_data, target, tmp_path, monkeypatch):
+    kw = dict(kd_data=kd_data, drafter="lstm")
+    D.main(kd_settings(target, tmp_path / "whole", **kw))
+    calls, real = [], D.kd_loss
+
+    def kd_loss(*args, **kw):
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return real(*args, **kw)
+
+    monkeypatch.setattr(D, "kd_loss", kd_loss)
+    with pytest.raises(KeyboardInterrupt):  # two steps, their validation, one step
+        D.main(kd_settings(target, tmp_path / "parts", **kw))
+    monkeypatch.setattr(D, "kd_loss", real)
+    D.main(kd_settings(target, tmp_path / "parts", **kw, init_from="resume"))
+    assert equal(*(load_checkpoint(tmp_path / d / "ckpt.pt") for d in ("whole", "parts")))
+
+
+def test_pseudo_data_goes_on_where_it_was_cut_off(target, markov, tmp_path):
+    model, saved = load_model(target)
+    cfg = kd_settings(target, tmp_path, pseudo_tokens=16 * 64 * 3)
+    whole = D.pseudo_data(model, saved["meta"], cfg, "cpu").copy()
+    assert whole.shape == (192, 16) and whole.max() < 8
+    path = tmp_path / "pseudo.bin"
+    path.write_bytes(path.read_bytes()[: 16 * 64 * 2 + 77])  # in the middle of the second chunk of 16-bit tokens
+    assert (D.pseudo_data(model, saved["meta"], cfg, "cpu") == whole).all()
+    cfg.pseudo_tokens = 16 * 64
+    assert (D.pseudo_data(model, saved["meta"], cfg, "cpu") == whole[:64]).all()
+
+
+def test_an_ngram_counts_the_text_of_the_target_and_a_baseline_can_be_distilled_further(target, markov, tmp_path):
+    D.main(kd_settings(target, tmp_path / "ngram", drafter="ngram", ngram_n=2, pseudo_tokens=30000))
+    model, meta = M.NGram.load(tmp_path / "ngram" / "ngram.txt")
+    assert meta["vocab_size"] == 8 and model.counts[0].sum() >= 30000
+    own = load_model(target)[0]
+    x = data.blocks(data.load(markov).val, 16, 100)
+    p, q = own(x).softmax(-1)[:, 2:], model(x)[:, 2:].exp()
+    assert torch.minimum(p, q).sum(-1).mean() > 0.9  # a markov language: two tokens tell the next one
+    kw = dict(dataset=markov, objective="ar", arch="lstm", n_embd=16, n_layer=1)
+    train.main(knobs(tmp_path / "base", **kw))
+    D.main(kd_settings(target, tmp_path / "kd", drafter=str(tmp_path / "base" / "ckpt.pt")))
+    assert load_model(tmp_path / "kd" / "ckpt.pt")[0].config.arch == "lstm"

@@ -13,6 +13,7 @@ from conftest import knobs, tiny_model
 
 import data
 import eval as E
+import model as M
 import train
 from model import load_checkpoint, save_checkpoint
 
@@ -150,3 +151,63 @@ def test_mistakes_are_refused_before_any_work(trained, pydoc, tmp_path, refused)
     assert "ar_top_p is [1.5]" in refused(E.evaluate, settings(ckpt=trained["ar"], ar_top_p=[1.5]))
     for knob in ("num_samples", "batch_size", "draws", "eval_blocks"):
         assert f"{knob} is 0" in refused(E.evaluate, settings(ckpt=trained["ar"], **{knob: 0}))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# drafters
+
+
+@pytest.fixture(scope="module")
+def drafters(markov, trained, tmp_path_factory):
+    """Paths of an n-gram and an LSTM for the GPT of `trained`."""
+    folder = tmp_path_factory.mktemp("drafters")
+    train.main(knobs(folder / "ngram", dataset=markov, arch="ngram", ngram_n=3))
+    train.main(knobs(folder / "lstm", dataset=markov, objective="ar", arch="lstm", n_layer=1))
+    return [str(folder / "ngram" / "ngram.txt"), str(folder / "lstm" / "ckpt.pt")]
+
+
+@torch.no_grad()
+def test_overlap_is_the_mean_of_the_smaller_probability():
+    target, drafter = tiny_model(causal=True, seed=0), tiny_model(causal=True, seed=1)
+    text = torch.randint(7, (3, 16))
+    p, q = target(text).softmax(-1), drafter(text).softmax(-1)
+    want = torch.minimum(p, q).sum(-1)[:, 3:15].mean(1)  # of tokens 4 ... 15
+    torch.testing.assert_close(E.overlap(target, drafter, text, 4, settings()), want)
+    assert E.overlap(target, target, text, 4, settings()).tolist() == pytest.approx([1, 1, 1])
+    diffusion = M.Diffusion(tiny_model(seed=2))
+    got = E.overlap(target, diffusion, text, 4, settings(gamma=1))
+    want = []
+    for n in range(4, 16):
+        x = torch.cat([text[:, :n], torch.full((3, 1), 7)], 1)
+        want.append(torch.minimum(p[:, n - 1], diffusion.model(x)[:, -1].softmax(-1)).sum(-1))
+    torch.testing.assert_close(got, torch.stack(want).mean(0))
+
+
+def test_the_table_of_drafters(trained, drafters, tmp_path, capsys):
+    paths = [*drafters, trained["ar"], trained["diffusion"], "lookup"]
+    kw = dict(what="acceptance", ckpt=trained["ar"], draft=",".join(paths), num_samples=40, gamma=3)
+    E.main(settings(**kw, out=str(tmp_path / "out"), dtype="float32"))
+    rows = json.loads((tmp_path / "out" / "eval.json").read_text())["drafters"]
+    assert [r["drafter"] for r in rows] == paths
+    for r in rows:
+        assert 0 <= r["alpha"] <= 1.0001 and len(r["counted_at"]) == 3 and r["speedup"] > 0 and r["c"] > 0
+        assert r["predicted"] == pytest.approx(M.predicted_speedup(r["alpha"], r["c"], r["gamma"]))
+        assert abs(r["alpha"] - r["counted"]) < 0.12  # two estimates of one number
+    own = rows[2]
+    assert own["alpha"] == pytest.approx(1) and own["counted"] == 1 and own["tokens_per_call"] > 3
+    assert (tmp_path / "out" / "drafters.png").read_bytes()[:4] == b"\x89PNG"
+    assert "tokens/call" in capsys.readouterr().out
+
+
+def test_mistakes_with_drafters(trained, drafters, pydoc, tmp_path, refused):
+    def refuse(draft, ckpt=trained["ar"], **kw):
+        return refused(E.evaluate, settings(ckpt=ckpt, draft=draft, what="acceptance", **kw))
+
+    assert "acceptance needs drafters" in refuse("")
+    assert "There is no n-gram file" in refuse("none.txt")
+    assert "There is no checkpoint" in refuse("none.pt")
+    assert "this checkpoint is a diffusion model" in refuse("lookup", ckpt=trained["diffusion"])
+    assert "gamma is 0" in refuse("lookup", gamma=0)
+    train.main(knobs(tmp_path, dataset=pydoc, arch="ngram", ngram_n=1))
+    assert "another vocabulary" in refuse(f"{tmp_path}/ngram.txt")
+    assert "is there already" in refused(train.main, knobs(tmp_path, dataset=pydoc, arch="ngram"))
