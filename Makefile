@@ -14,7 +14,7 @@ demo: .venv/ready data/pydoc/meta.json
 	$(PY) distill.py config/sdtt_pydoc.py $(if $(wildcard out/sdtt_pydoc/round_1.pt),--init_from=resume)
 	$(PY) sample.py --ckpt=$(AR),$(DIFFUSION) --num_samples=1 --steps=128
 	$(PY) sample.py --ckpt=$(DIFFUSION),$(STUDENT) --num_samples=2 --steps=8
-	test out/demo/eval.txt -nt $(STUDENT) || $(PY) eval.py config/eval_pydoc.py
+	test out/demo/eval.txt -nt $(STUDENT) -a out/demo/eval.txt -nt $(DIFFUSION) || $(PY) eval.py config/eval_pydoc.py
 	@cat out/demo/eval.txt
 
 test: .venv/ready

@@ -74,6 +74,8 @@ def check(key, value, knobs, where):
     wanted = type(knobs[key])
     if wanted is float and type(value) is int:
         value = float(value)
+    if wanted is list and type(value) is list and type(knobs[key][0]) is float:
+        value = [float(v) if type(v) is int else v for v in value]
     if type(value) is not wanted or (wanted is list and {type(v) for v in value} - {type(knobs[key][0])}):
         raise UserError(f"{key} (in {where}) takes {wanted.__name__}, such as {knobs[key]!r}, but got {value!r}.")
     return value

@@ -11,6 +11,7 @@ $ python distill.py --method=kd --teacher=out/pydoc_ar/ckpt.pt --drafter=lstm --
 
 import dataclasses
 import functools
+import glob
 import math
 import os
 
@@ -35,7 +36,7 @@ from model import (
     stratified,
 )
 from sample import start_token
-from train import check_loop, fit, fit_ngram, join_processes, mean_over, show_sample
+from train import check_loop, fit, fit_ngram, join_processes, mean_over, refuse_used, show_sample
 
 # ----------------------------------------------------------------------------------------------------------------------
 method = "sdtt"  # 'sdtt' | 'kd' (a drafter for an autoregressive teacher)
@@ -180,26 +181,23 @@ def kd_loss(drafter, batch, generator, target, kind="kl_fwd", temp=1.0, kd_weigh
 
 def plan_rounds(cfg):
     """-> [(dt, steps that the student aims at), ...], a pair a round. Raises UserError unless the steps divide."""
-    k, steps, plan = cfg.teacher_steps, cfg.orig_steps, []
-    goal = f"final_steps {cfg.final_steps}" if cfg.final_steps else f"{cfg.rounds} rounds"
-    while steps > cfg.final_steps if cfg.final_steps else len(plan) < cfg.rounds:
-        if steps % k:
-            lowest = f"Choose at most {len(plan)} rounds" if plan else "Choose another --orig_steps"
-            raise UserError(
-                f"{goal}: teacher_steps {k} does not divide the {steps} steps that are left after "
-                f"{len(plan)} of them (orig_steps {cfg.orig_steps}). {lowest}."
-            )
-        plan.append((1 / steps, steps // k))
-        steps //= k
-    if not plan or (cfg.final_steps and steps != cfg.final_steps):
-        raise UserError(f"{goal} is not reached from orig_steps {cfg.orig_steps} by dividing by {k}.")
-    return plan
+    k, steps = cfg.teacher_steps, [cfg.orig_steps]
+    while steps[-1] % k == 0:
+        steps.append(steps[-1] // k)  # 1024, 512, ...
+    way = " -> ".join(map(str, steps))
+    if cfg.final_steps and cfg.final_steps not in steps[1:]:
+        raise UserError(f"final_steps {cfg.final_steps} is not on the way {way} (orig_steps over teacher_steps {k}).")
+    n = steps.index(cfg.final_steps) if cfg.final_steps else cfg.rounds
+    if n >= len(steps):
+        raise UserError(f"{n} rounds: teacher_steps {k} divides orig_steps only {len(steps) - 1} times, {way}.")
+    return [(1 / steps[r], steps[r + 1]) for r in range(n)]
 
 
-def refuse_other_knobs(cfg, was, path):
-    """A resumed run keeps the knobs that its rounds depend on."""
+def refuse_other_knobs(cfg, path):
+    """A resumed run keeps the knobs that what it has written depends on."""
     free = {"rounds", "final_steps", "out_dir", "init_from", "device", "dtype", "compile", "attention", "wandb"}
-    free |= {"eval_interval", "eval_iters", "sample_interval", "log_interval"}
+    free |= {"eval_interval", "eval_iters", "sample_interval", "log_interval", "learning_rate"}
+    was = load_checkpoint(path)["config"]
     for key in sorted((vars(cfg).keys() & was.keys()) - free):
         if getattr(cfg, key) != was[key]:
             raise UserError(
@@ -208,8 +206,8 @@ def refuse_other_knobs(cfg, was, path):
             )
 
 
-def check(cfg, written):
-    """Refuses bad values before any work; written: the file in out_dir that tells of a run."""
+def check(cfg):
+    """Refuses bad values before any work."""
     choose("divergence", cfg.divergence, DIVERGENCES)
     choose("sampler", cfg.sampler, ("ancestral", "analytic"))
     choose("loss_dtype", cfg.loss_dtype, ("float32", "float64", "bfloat16"))
@@ -221,80 +219,86 @@ def check(cfg, written):
     check_range(cfg, ("kd_temp",), 1e-3)
     cfg.max_iters = cfg.iters_per_round  # fit's name for it
     check_loop(cfg)
-    exists = os.path.exists(os.path.join(cfg.out_dir, written))
-    if cfg.init_from == "teacher" and exists:
-        raise UserError(
-            f"{cfg.out_dir} already holds a run. Continue it with --init_from=resume, "
-            "choose another --out_dir, or delete it."
-        )
-    if cfg.init_from == "resume" and not exists:
-        raise UserError(f"There is nothing to resume in {cfg.out_dir}: leave --init_from=resume out.")
 
 
-def prepare(cfg, causal):
-    """-> teacher, corpus, device, a note on it; out_dir is made. Raises UserError if the teacher does not fit."""
+def prepare(cfg, causal, writes):
+    """-> teacher, corpus, device, a note on it; out_dir is made. Raises UserError if something does not fit.
+
+    writes: the pattern of the checkpoints of such a run. They are read back from out_dir, so processes on several nodes
+    need one that all of them see.
+    """
     teacher, first = load_model(cfg.teacher, attention=cfg.attention)
     if teacher.config.causal != causal:
         kinds = ("a masked diffusion model", "autoregressive")
         raise UserError(
-            f"The teacher {cfg.teacher} is {kinds[not causal]}; method {cfg.method!r} needs one that is not."
+            f"The teacher {cfg.teacher} is {kinds[not causal]}; method {cfg.method!r} needs the other kind."
         )
     cfg.dataset = cfg.dataset or first["config"]["dataset"]
-    corpus = data.load(cfg.dataset)
+    corpus, T = data.load(cfg.dataset), teacher.config.block_size
     if not data.same_vocabulary(corpus.meta, first["meta"]):
         raise UserError(f"The teacher {cfg.teacher} has another vocabulary than the dataset {cfg.dataset}.")
+    if min(len(corpus.train), len(corpus.val)) <= T:
+        raise UserError(f"{cfg.dataset} has parts shorter than the teacher's context of {T}. Use a longer text.")
+    cfg.teacher_step, cfg.teacher_loss = first["step"], first["val_loss"]  # a resumed run notices another teacher
+    written = glob.glob(os.path.join(cfg.out_dir, writes))
+    if cfg.init_from == "teacher":
+        refuse_used(cfg.out_dir)
+    elif not written:
+        raise UserError(f"There is nothing to resume in {cfg.out_dir}: leave --init_from=resume out.")
+    for path in written:
+        refuse_other_knobs(cfg, path)
     device, note = join_processes(cfg)
-    teacher.to(device).requires_grad_(False)
+    if device.type == "mps" and cfg.loss_dtype == "float64":
+        raise UserError("loss_dtype is 'float64', which an Apple GPU does not have. Use --device=cpu.")
     if int(os.environ.get("RANK", 0)) == 0:
         os.makedirs(cfg.out_dir, exist_ok=True)
         save_config(cfg, cfg.out_dir, device_used=note)
-    return teacher, corpus, device, note
+    return teacher.to(device).requires_grad_(False), corpus, device, note
+
+
+def load_round(cfg, r, device):
+    """-> what round r has saved so far, or None."""
+    path = os.path.join(cfg.out_dir, f"round_{r}.pt")
+    return load_checkpoint(path, device) if os.path.exists(path) else None
+
+
+def distill_round(cfg, r, loss, teacher, corpus, steps, saved, carried):
+    """Trains the student of round r, a copy of the teacher, and writes round_r.pt; goes on from saved."""
+    device, T = teacher.wte.weight.device, teacher.config.block_size
+    student = GPT(dataclasses.replace(teacher.config, dropout=cfg.dropout)).to(device)
+    student.load_state_dict(saved["model"] if saved else teacher.state_dict())
+    val = data.blocks(corpus.val, T, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
+
+    def validate(student):
+        """The same blocks and the same noise at every call."""
+        noise = generator(cfg.seed, "validation", device=device)
+        return mean_over(val, lambda b: loss(student, b, noise))
+
+    get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
+    show = functools.partial(show_sample, meta=corpus.meta, steps=steps)
+    name, first = f"round_{r}.pt", (r - 1) * cfg.iters_per_round
+    fit(student, loss, get_batch, validate, cfg, saved or carried, corpus.meta, show, name, first)
+    if dist.is_initialized():
+        dist.barrier()  # the first process has written it
 
 
 def sdtt(cfg):
-    check(cfg, "round_1.pt")
     plan = plan_rounds(cfg)
-    teacher, corpus, device, note = prepare(cfg, causal=False)
-    T = teacher.config.block_size
-    val = data.blocks(corpus.val, T, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
-    carried = None
+    teacher, corpus, device, note = prepare(cfg, causal=False, writes="round_*.pt")
+    loss_of = functools.partial(sdtt_loss, teacher=teacher, k=cfg.teacher_steps, kind=cfg.divergence)
+    loss_of = functools.partial(loss_of, sampler=cfg.sampler, dtype=getattr(torch, cfg.loss_dtype))
+    carried = None  # the optimizer of the last round, if it lives on
     for r, (dt, steps) in enumerate(plan, 1):
-        name = f"round_{r}.pt"
-        path = os.path.join(cfg.out_dir, name)
-        saved = load_checkpoint(path, device) if os.path.exists(path) else None
-        if saved:
-            refuse_other_knobs(cfg, saved["config"], path)
+        saved = load_round(cfg, r, device)
         if not saved or saved["step"] < cfg.iters_per_round:
             print_once(
                 f"round {r} of {len(plan)}, on {note}: {cfg.teacher_steps} teacher steps of 1/{round(1 / dt)} "
                 f"become one; the student aims at {steps} steps"
             )
-            loss = functools.partial(
-                sdtt_loss,
-                teacher=teacher,
-                dt=dt,
-                k=cfg.teacher_steps,
-                kind=cfg.divergence,
-                sampler=cfg.sampler,
-                dtype=getattr(torch, cfg.loss_dtype),
-            )
-            student = GPT(dataclasses.replace(teacher.config, dropout=cfg.dropout)).to(device)
-            student.load_state_dict(saved["model"] if saved else teacher.state_dict())
-
-            def validate(student, loss=loss):
-                """The same blocks and the same noise at every call -> the loss, per masked token."""
-                noise = generator(cfg.seed, "validation", device=device)
-                return mean_over(val, lambda b: loss(student, b, noise))
-
-            show = functools.partial(show_sample, meta=corpus.meta, steps=steps)
-            get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
-            first_step = (r - 1) * cfg.iters_per_round
-            fit(student, loss, get_batch, validate, cfg, saved or carried, corpus.meta, show, name, first_step)
-            if dist.is_initialized():
-                dist.barrier()  # the first process has written it
-            saved = load_checkpoint(path, device)
+            distill_round(cfg, r, functools.partial(loss_of, dt=dt), teacher, corpus, steps, saved, carried)
+            saved = load_round(cfg, r, device)
         weights = saved["ema"] if cfg.ema_teacher and saved["ema"] else saved["model"]
-        teacher.load_state_dict(weights)
+        teacher.load_state_dict(weights)  # Algorithm 2: the student becomes the teacher
         if not cfg.reset_optimizer:
             carried = {**saved, "step": 0, "ema": weights if cfg.ema else None}
     print_once(f"Rounds done: {cfg.out_dir}/round_{len(plan)}.pt samples in {plan[-1][1]} steps.")
@@ -322,8 +326,7 @@ def pseudo_data(target, meta, cfg, device, rows_at_once=64):
 
 
 def kd(cfg):
-    check(cfg, "ngram.txt" if cfg.drafter == "ngram" else "ckpt.pt")
-    target, corpus, device, note = prepare(cfg, causal=True)
+    target, corpus, device, note = prepare(cfg, causal=True, writes="ckpt.pt")
     T = target.config.block_size
     pseudo = None
     if cfg.kd_data == "teacher" or cfg.drafter == "ngram":
@@ -335,8 +338,6 @@ def kd(cfg):
     if cfg.drafter == "ngram":
         return fit_ngram(cfg, pseudo.reshape(-1), corpus)
     saved = load_checkpoint(os.path.join(cfg.out_dir, "ckpt.pt"), device) if cfg.init_from == "resume" else None
-    if saved:
-        refuse_other_knobs(cfg, saved["config"], cfg.out_dir)
     torch.manual_seed(cfg.seed)
     if cfg.drafter in ("lstm", "cnn", "gpt"):
         shape = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "dropout", "kernel_size")}
@@ -372,6 +373,7 @@ def kd(cfg):
 
 def main(cfg):
     choose("method", cfg.method, ("sdtt", "kd"))
+    check(cfg)
     {"sdtt": sdtt, "kd": kd}[cfg.method](cfg)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -10,7 +10,6 @@ acceptance  for a GPT and its drafters: how many of their tokens it accepts, and
 """
 
 import dataclasses
-import glob
 import itertools
 import json
 import math
@@ -38,7 +37,7 @@ from model import (
     propose,
     speculate,
 )
-from sample import draw_samples, prepare, prepare_drafter, start_token
+from sample import check_sampling, draw_samples, paths_of, prepare, prepare_drafter, start_token
 
 # ----------------------------------------------------------------------------------------------------------------------
 ckpt = "out/pydoc/ckpt.pt"  # one checkpoint, or several with commas between them; out/sdtt/round_*.pt is every round
@@ -199,17 +198,6 @@ def drafters_table(target, drafters, prompts, size, cfg):
     return rows
 
 
-def paths_of(ckpt):
-    """'a.pt,out/round_*.pt' -> the paths in that order, round_10 after round_9."""
-    paths = []
-    for pattern in ckpt.split(","):
-        found = sorted(glob.glob(pattern), key=lambda p: (len(p), p)) if "*" in pattern else [pattern]
-        if not found:
-            raise UserError(f"No file matches {pattern}.")
-        paths += found
-    return paths
-
-
 def evaluate(cfg):
     """-> dict: everything eval.json holds. Reads all checkpoints before any work, so that mistakes show at once."""
     wanted = cfg.what.split(",")
@@ -218,8 +206,9 @@ def evaluate(cfg):
     for name in ("steps", "latency_batch"):
         if min(getattr(cfg, name), default=0) < 1:
             raise UserError(f"{name} is {getattr(cfg, name)}; it takes numbers from 1 up.")
-    if not all(0 < p <= 1 for p in cfg.ar_top_p):
-        raise UserError(f"ar_top_p is {cfg.ar_top_p}; each must be above 0 and at most 1.")
+    if not cfg.ar_top_p or not all(0 < p <= 1 for p in cfg.ar_top_p):
+        raise UserError(f"ar_top_p is {cfg.ar_top_p}; it takes numbers above 0 and at most 1.")
+    check_sampling(cfg)
     check_range(cfg, ("num_samples", "batch_size", "draws", "eval_blocks"), 1)
     if cfg.length == 1:
         raise UserError("length is 1, but the first token of a sample is not judged. Use at least 2.")
@@ -254,7 +243,14 @@ def evaluate(cfg):
         "tokens_per_sample": size,
         "rows": [],
     }
-    report |= {"num_samples": cfg.num_samples, "sampler": cfg.sampler, "likelihood": {}, "latency": [], "drafters": []}
+    report |= {
+        "num_samples": cfg.num_samples,
+        "sampler": cfg.sampler,
+        "likelihood": {},
+        "latency": [],
+        "timed": {},
+        "drafters": [],
+    }
 
     if "nelbo" in wanted:
         for path, (model, *_) in models.items():
@@ -278,14 +274,17 @@ def evaluate(cfg):
                     settings = types.SimpleNamespace(**{**vars(cfg), "top_p": top_p})
                     x, seconds = draw_many(model, meta, settings, n_steps, size)
                 label = path if top_p == 1 else f"{path}, top_p {top_p:g}"
-                rows.append({"model": label, "steps": n_steps, "s_per_sample": seconds, "causal": causal})
+                rows.append({"model": label, "path": path, "steps": n_steps, "s_per_sample": seconds, "causal": causal})
                 rows[-1] |= judged(x, judge, autocast, meta, cfg)
         x = data.blocks(corpus.val, size, cfg.num_samples)
         rows.append({"model": "real text", "steps": None} | judged(x, judge, autocast, meta, cfg))
     if "latency" in wanted:
-        shapes = {dataclasses.astuple(m[0].config): path for path, m in reversed(models.items())}
-        for path in sorted(shapes.values(), key=list(models).index):  # the rounds of a model are equally fast
-            model, _, context, _ = models[path]
+        timed = {}  # the rounds of a model are equally fast: one of them is measured
+        for path, (model, _, context, _) in models.items():
+            shape = dataclasses.astuple(dataclasses.replace(model.config, dropout=0.0))
+            report["timed"][path] = timed.setdefault(shape, path)
+            if timed[shape] != path:
+                continue
             for batch, n_steps in itertools.product(cfg.latency_batch, [size] if model.config.causal else cfg.steps):
                 with context:
                     seconds = seconds_per_sample(model, meta, cfg, n_steps, size, batch)
@@ -367,6 +366,9 @@ def plot(report, path):
         ax.set_xlabel("sampling steps")
         ax.grid(alpha=0.3)
     axes[0].set_yscale("log")
+    axes[0].yaxis.set_minor_formatter("{x:g}")
+    for ax in axes:
+        ax.xaxis.set_major_formatter("{x:g}")
     axes[0].set_ylabel(QUALITY[quality])
     axes[1].set_ylabel("entropy of a sample (nats)")
     axes[0].legend(fontsize=8)
@@ -385,13 +387,16 @@ def plot_latency(report, path):
     batches = list(dict.fromkeys(r["batch"] for r in report["latency"]))
     fig, axes = plt.subplots(1, len(batches), figsize=(5.5 * len(batches), 4.2), squeeze=False, sharey=True)
     for ax, batch in zip(axes[0], batches, strict=True):
-        seconds = {(r["causal"], r["steps"]): r["s_per_sample"] for r in report["latency"] if r["batch"] == batch}
+        seconds = {(r["model"], r["steps"]): r["s_per_sample"] for r in report["latency"] if r["batch"] == batch}
         for model in dict.fromkeys(r["model"] for r in report["rows"] if r["steps"]):
             rows = [r for r in report["rows"] if r["model"] == model]
-            line = [(seconds[r["causal"], r["steps"]], r[quality]) for r in rows]
+            line = [(seconds[report["timed"][r["path"]], r["steps"]], r[quality]) for r in rows]
             ax.plot(*zip(*line, strict=True), "*" if rows[0]["causal"] else "o-", label=model)
         ax.axhline(report["rows"][-1][quality], linestyle="--", color="black", label="real text")
         ax.set(xscale="log", yscale="log", xlabel=f"seconds per sample, batch of {batch}")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("")
+        ax.yaxis.set_minor_formatter("{x:g}")
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel(QUALITY[quality])
     axes[0, 0].legend(fontsize=8)

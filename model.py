@@ -220,7 +220,8 @@ class KVCache:
     def __init__(self, config, batch_size, device, dtype=torch.float32):
         heads = config.n_head if config.arch == "gpt" else 1
         shape = (2, batch_size, heads, config.block_size, config.n_embd // heads)
-        self.kv = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        # zeros: a short row meets the places that only longer rows have filled with weight 0, and 0 * NaN is NaN
+        self.kv = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.length = 0
 
     def positions(self, T):
@@ -595,6 +596,9 @@ def reveal_order(blank, times, sampler, generator):
     return torch.zeros_like(call).scatter(1, where, call).to(blank.device)
 
 
+SAMPLERS = ("ancestral", "analytic", "first_hitting", "confidence")
+
+
 @torch.no_grad()
 def sample(model, xt, steps, sampler="ancestral", temperature=1.0, top_p=1.0, generator=None, watch=None):
     """(B, L) int64 with mask_id at the blanks -> (B, L) with all of them filled; other tokens stay as they are.
@@ -602,7 +606,7 @@ def sample(model, xt, steps, sampler="ancestral", temperature=1.0, top_p=1.0, ge
     L past block_size is filled in sliding windows, half a context at a time (MDLM's semi-autoregressive decoding).
     watch(xt) is called after every change. Raises UserError for steps < 1 or an unknown sampler.
     """
-    choose("sampler", sampler, ("ancestral", "analytic", "first_hitting", "confidence"))
+    choose("sampler", sampler, SAMPLERS)
     if steps < 1:
         raise UserError(f"steps is {steps}; sampling takes at least 1 step.")
     if model.config.causal:
@@ -650,7 +654,7 @@ def fill_by_confidence(model, xt, steps, sampler, temperature, top_p, generator,
             """(n, C) -> (n, 2): tokens drawn, and the untempered probability that the model gives them."""
             logits = model.head(h).float()
             tokens = draw(logits, generator, temperature, top_p=top_p)[:, None]
-            return torch.cat([tokens.double(), logits.softmax(-1).gather(1, tokens).double()], 1)
+            return torch.cat([tokens.float(), logits.softmax(-1).gather(1, tokens)], 1)  # ids are exact below 2^24
 
         h = model.hidden(xt[rows])[masked[rows]]  # (N, C)
         tokens, p = in_chunks(candidates_of, h, model.mask_id).unbind(1)

@@ -8,6 +8,7 @@ $ python sample.py --ckpt=out/pydoc_ar/ckpt.pt --draft=lookup                   
 """
 
 import contextlib
+import glob
 import itertools
 import os
 import shutil
@@ -18,8 +19,9 @@ import time
 import torch
 
 import data
-from configurator import UserError, check_range, configure
+from configurator import UserError, check_range, choose, configure
 from model import (
+    SAMPLERS,
     Diffusion,
     Lookup,
     NGram,
@@ -33,7 +35,7 @@ from model import (
 )
 
 # ----------------------------------------------------------------------------------------------------------------------
-ckpt = "out/pydoc/ckpt.pt"  # with commas between several, their samples stand side by side
+ckpt = "out/pydoc/ckpt.pt"  # with commas between several (or out/sdtt/round_*.pt), their samples stand side by side
 num_samples = 4
 steps = 64  # diffusion: K reverse steps; more steps, better text; more steps than tokens cost nothing more
 sampler = "ancestral"  # 'ancestral' | 'analytic' (the same law) | 'first_hitting' (K -> infinity) | 'confidence'
@@ -98,13 +100,29 @@ def choose_gamma(target, drafter, known, n_new, cfg, noise):
     return cfg.gamma or best_gamma(*acceptance(counts))
 
 
+def paths_of(ckpt):
+    """'a.pt,out/round_*.pt' -> the paths in that order, round_10 after round_9."""
+    paths = []
+    for pattern in ckpt.split(","):
+        found = sorted(glob.glob(pattern), key=lambda p: (len(p), p)) if "*" in pattern else [pattern]
+        if not found:
+            raise UserError(f"No file matches {pattern}.")
+        paths += found
+    return paths
+
+
+def check_sampling(cfg):
+    """Refuses values of the knobs that draw_samples reads."""
+    choose("sampler", cfg.sampler, SAMPLERS)
+    check_range(cfg, ("temperature", "top_k", "length"), 0)
+    check_range(cfg, ("top_p",), 1e-6, 1)
+
+
 def draw_samples(model, template, cfg, steps, noise, watch=None):
     """template (B, L) int64: the known tokens, -1 at the blanks -> (B, L) int64.
 
     Diffusion fills any blanks. An autoregressive model needs all known tokens, at least one, to stand at the beginning.
     """
-    check_range(cfg, ("temperature", "top_k"), 0)
-    check_range(cfg, ("top_p",), 1e-6, 1)
     if not model.config.causal:
         xt = template.masked_fill(template < 0, model.mask_id)
         return sample(model, xt, steps, cfg.sampler, cfg.temperature, cfg.top_p, noise, watch)
@@ -196,8 +214,9 @@ def side_by_side(texts, width):
 
 def main(cfg):
     check_range(cfg, ("num_samples",), 1)
+    check_sampling(cfg)
     sys.stdout.reconfigure(errors="replace")  # a Windows pipe cannot write every character
-    paths = cfg.ckpt.split(",")
+    paths = paths_of(cfg.ckpt)
     models = [prepare(path, cfg) for path in paths]
     templates = [make_template(cfg, model, checkpoint["meta"]) for model, checkpoint, *_ in models]
     if cfg.trace and (len(models) > 1 or models[0][0].config.causal):
@@ -221,6 +240,7 @@ def main(cfg):
                 x, counts = speculate(model, drafter, known, n_new, gamma, *settings)
             else:
                 x = draw_samples(model, template.to(device).expand(n, -1), cfg, cfg.steps, noise, watch)
+        x = x.cpu()  # waits for the device
         took = f"{n} x {x.size(1)} tokens in {time.perf_counter() - began:.2f} s on {note}, seed {cfg.seed}"
         texts = [decode(row) for row in x.tolist()]
         if cfg.draft:
@@ -230,14 +250,13 @@ def main(cfg):
                 f"{sum(counts.accepted) / counts.calls + 1:.2f} tokens per target call, c {c:.2f}"
             )
             if sys.stdout.isatty():
-                texts = [coloured(row, drafted, decode) for row, drafted in zip(x, counts.drafted, strict=True)]
+                texts = [coloured(*pair, decode) for pair in zip(x, counts.drafted, strict=True)]
         drawn.append((texts, took))
     width = max((shutil.get_terminal_size((120, 24)).columns + 3) // len(paths) - 3, 20)
     for i in range(n):
         print(f"{'-' * 40} sample {i + 1}")
-        texts = [texts[i] for texts, _ in drawn]
-        titled = [f"{path}\n\n{text}" for path, text in zip(paths, texts, strict=True)]
-        print(texts[0] if len(paths) == 1 else side_by_side(titled, width))
+        titled = [f"{path}\n\n{texts[i]}" for path, (texts, _) in zip(paths, drawn, strict=True)]
+        print(drawn[0][0][i] if len(paths) == 1 else side_by_side(titled, width))
     print("-" * 40)
     for path, (_, took) in zip(paths, drawn, strict=True):
         print(took if len(paths) == 1 else f"{path}: {took}")

@@ -9,6 +9,7 @@ $ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py
 import contextlib
 import dataclasses
 import functools
+import glob
 import importlib.util
 import json
 import math
@@ -128,7 +129,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
 
     Every random number of a step comes from a generator seeded by (seed, step, forward): a resumed run, or one on
     another number of processes, continues with the same numbers, and nothing else can disturb them. Each validation
-    calls validate(model) -> nats per token and writes out_dir/name. Returns the averaged model. Raises UserError
+    calls validate(model) -> float and writes out_dir/name. Returns the averaged model. Raises UserError
     at a loss that is not finite, with the path of the last good checkpoint. first: the steps of earlier rounds, which
     the seeds and the log count on from.
     """
@@ -189,15 +190,17 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
                 val_loss = validate(model)
             if show and cfg.sample_interval and step % cfg.sample_interval == 0 and rank == 0:
                 with torch.no_grad(), autocast:
-                    tqdm.write(f"--- step {step}\n{show(model, generator(cfg.seed, 'show', device=device))}\n---")
+                    tqdm.write(
+                        f"--- step {first + step}\n{show(model, generator(cfg.seed, 'show', device=device))}\n---"
+                    )
             model.train()
         if compiled:
             model.hidden = compiled
-        refuse_nan([val_loss], step - 1, lr, path)
+        refuse_nan([val_loss], first + step - 1, lr, path)
         if rank == 0:
             save_checkpoint(path, checkpoint(step, val_loss))
             log({"step": first + step, "val_loss": round(val_loss, 4)})
-            tqdm.write(f"step {step}: validation {val_loss:.4f} nats per token, saved to {path}")
+            tqdm.write(f"step {first + step}: validation loss {val_loss:.4f}, saved to {path}")
 
     model.train()
     bar = tqdm(total=cfg.max_iters, initial=start, unit="step", disable=rank != 0, dynamic_ncols=True)
@@ -235,7 +238,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
             if world > 1:
                 dist.all_reduce(losses)
                 losses /= world
-            refuse_nan(losses.tolist(), step, lr, path)
+            refuse_nan(losses.tolist(), first + step, lr, path)
             speed = tokens / (time.perf_counter() - began)
             bar.set_postfix_str(f"loss {losses.mean():.3f}, {speed:,.0f} tokens/s")
             if rank == 0:
@@ -313,6 +316,14 @@ def open_log(cfg, start):
     return log
 
 
+def refuse_used(out_dir):
+    """A new run never writes into the folder of another."""
+    if any(glob.glob(os.path.join(out_dir, name)) for name in ("ckpt.pt", "round_*.pt", "ngram.txt")):
+        raise UserError(
+            f"{out_dir} already holds a run. Continue it with --init_from=resume, take another --out_dir or delete it."
+        )
+
+
 def check_loop(cfg):
     """Refuses values of the knobs that fit reads, before any work."""
     choose("optimizer", cfg.optimizer, ("adamw", "muon"))
@@ -355,11 +366,8 @@ def make_model(cfg, vocab_size, device):
     names += ("pos",) if cfg.arch == "gpt" else ()
     config = GPTConfig(vocab_size=vocab_size, causal=causal, **{k: getattr(cfg, k) for k in names})
     torch.manual_seed(cfg.seed)
-    if cfg.init_from != "resume" and os.path.exists(os.path.join(cfg.out_dir, "ckpt.pt")):
-        raise UserError(
-            f"{cfg.out_dir} already holds a run. Continue it with --init_from=resume, "
-            "choose another --out_dir, or delete it."
-        )
+    if cfg.init_from != "resume":
+        refuse_used(cfg.out_dir)
     if cfg.init_from == "scratch":
         return GPT(config).to(device), None
     path = os.path.join(cfg.out_dir, "ckpt.pt") if cfg.init_from == "resume" else cfg.init_from
@@ -385,9 +393,8 @@ def make_model(cfg, vocab_size, device):
 
 def fit_ngram(cfg, tokens, corpus):
     """Counts the tokens and writes out_dir/ngram.txt."""
+    refuse_used(cfg.out_dir)
     path = os.path.join(cfg.out_dir, "ngram.txt")
-    if os.path.exists(path):
-        raise UserError(f"{path} is there already. Choose another --out_dir, or delete it.")
     model = NGram(cfg.ngram_n, corpus.meta["vocab_size"], cfg.smoothing).fit(tokens)
     x = data.blocks(corpus.val, 129, 200)
     nats = sum(-model(b[:, :-1]).gather(2, b[:, 1:, None]).mean().item() * len(b) for b in x.split(8)) / len(x)

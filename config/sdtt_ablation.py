@@ -7,5 +7,6 @@ $ python distill.py config/sdtt_ablation.py --divergence=tvd --seed=1 --out_dir=
 from config.sdtt_pydoc import *
 
 out_dir = "out/ablation/base-1"
+seed = 1
 iters_per_round = 150
 eval_interval = 150

@@ -29,6 +29,7 @@ def test_values_take_the_type_of_the_default():
     assert got == {"lr": 1.0, "n_layer": 8, "name": "a=b", "flag": True, "steps": [4, 8]}
     assert type(got["lr"]) is float
     assert configurator.parse(["--steps=[4]", "--name=7", "--steps=16"], KNOBS) == {"name": "7", "steps": [16]}
+    assert configurator.parse(["--p=1,0.9"], {"p": [0.5]}) == {"p": [1.0, 0.9]}
 
 
 def test_a_file_may_hold_no_other_value(tmp_path, refused):

@@ -120,6 +120,18 @@ def test_several_checkpoints_by_pattern_nucleus_rows_and_latency(trained, tmp_pa
     assert all(0 < r["s_per_sample"] < 5 for r in report["latency"])
     assert all((tmp_path / "out" / f).read_bytes()[:4] == b"\x89PNG" for f in ("eval.png", "latency.png"))
     assert "seconds per sample" in capsys.readouterr().out
+    assert report["timed"] == dict.fromkeys(rounds, rounds[0]) | {trained["ar"]: trained["ar"]}
+
+
+def test_models_of_different_shapes_are_timed_separately(trained, markov, tmp_path, monkeypatch):
+    train.main(knobs(tmp_path / "wide", dataset=markov, n_embd=32, max_iters=1))
+    wide = str(tmp_path / "wide" / "ckpt.pt")
+    monkeypatch.setattr(E, "seconds_per_sample", lambda model, *_: model.config.n_embd)
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda self, x, y, style, label: drawn.append((label, x)))
+    kw = dict(what="genppl,latency", steps=[2], latency_batch=[1], num_samples=2, out=str(tmp_path / "out"))
+    E.main(settings(ckpt=f"{trained['diffusion']},{wide}", judge=trained["ar"], **kw))
+    assert drawn[-2:] == [(trained["diffusion"], (16,)), (wide, (32,))]
 
 
 def test_latency_is_the_median_per_sample(monkeypatch):
@@ -148,6 +160,9 @@ def test_mistakes_are_refused_before_any_work(trained, pydoc, tmp_path, refused)
     said = refused(E.evaluate, settings(ckpt=trained["diffusion"], judge=str(tmp_path / "other.pt")))
     assert "another vocabulary" in said
     assert "latency_batch is [0]" in refused(E.evaluate, settings(ckpt=trained["ar"], latency_batch=[0]))
+    assert "ar_top_p is []" in refused(E.evaluate, settings(ckpt=trained["ar"], ar_top_p=[]))
+    assert "length is -5" in refused(E.evaluate, settings(ckpt=trained["ar"], length=-5))
+    assert "'best'" in refused(E.evaluate, settings(ckpt=trained["ar"], sampler="best"))
     assert "ar_top_p is [1.5]" in refused(E.evaluate, settings(ckpt=trained["ar"], ar_top_p=[1.5]))
     for knob in ("num_samples", "batch_size", "draws", "eval_blocks"):
         assert f"{knob} is 0" in refused(E.evaluate, settings(ckpt=trained["ar"], **{knob: 0}))
@@ -210,4 +225,4 @@ def test_mistakes_with_drafters(trained, drafters, pydoc, tmp_path, refused):
     assert "gamma is 0" in refuse("lookup", gamma=0)
     train.main(knobs(tmp_path, dataset=pydoc, arch="ngram", ngram_n=1))
     assert "another vocabulary" in refuse(f"{tmp_path}/ngram.txt")
-    assert "is there already" in refused(train.main, knobs(tmp_path, dataset=pydoc, arch="ngram"))
+    assert "already holds a run" in refused(train.main, knobs(tmp_path, dataset=pydoc, arch="ngram"))

@@ -120,11 +120,12 @@ ARCHS = [("gpt", "rope"), ("gpt", "learned"), ("lstm", "none"), ("cnn", "none")]
 
 @torch.no_grad()
 @pytest.mark.parametrize("arch, pos", ARCHS)
-def test_every_architecture_continues_from_its_cache_also_where_rows_differ(arch, pos):
-    """In pieces of any size, after a rollback, and with every row at a place of its own."""
+def test_every_architecture_continues_from_its_cache_also_where_rows_differ(arch, pos, monkeypatch):
+    """In pieces of any size, after a rollback, with every row at a place of its own, whatever memory held before."""
     model = tiny_model(causal=True, arch=arch, pos="rope" if pos == "none" else pos, n_layer=3)
     x = torch.randint(7, (3, 16), generator=generator(0))
     whole = model(x)
+    monkeypatch.setattr(torch, "empty", lambda size, **kw: torch.full(size, float("nan"), **kw))
     cache = KVCache(model.config, 3, "cpu")
     parts = [model.head(model.hidden(part, cache)) for part in x.split([5, 1, 3, 7], 1)]
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-5)
@@ -139,6 +140,10 @@ def test_every_architecture_continues_from_its_cache_also_where_rows_differ(arch
     got = model.head(model.hidden(x.gather(1, where), cache))  # and goes on, each row from its own
     torch.testing.assert_close(got, whole[rows, where], atol=1e-5, rtol=1e-5)
     assert cache.length.tolist() == [11, 16, 7]
+    cache = KVCache(model.config, 3, "cpu")  # nothing before: rows read places that no row has written
+    model.hidden(x[:, :1], cache)
+    cache.length = torch.tensor([1, 5, 1])
+    assert torch.isfinite(model.hidden(x[:, 1:3], cache)).all()
 
 
 @pytest.mark.parametrize("arch", ["lstm", "cnn"])
