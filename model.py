@@ -714,6 +714,7 @@ class NGram:
             self.unigram = (np.maximum(used[0] - self.discount, 0) + free) / used[0].sum()
         else:
             self.unigram = (used[0] + self.alpha) / (used[0].sum() + self.alpha * self.V)
+        self.unigram = self.unigram.astype(np.float32)
         return self
 
     def grams(self, m):
@@ -752,7 +753,7 @@ class NGram:
             else:
                 p[rows] = (self.alpha / (total + self.alpha * self.V))[:, None]
                 p[rows[row], token] += count / (total + self.alpha * self.V)[row]
-        return torch.from_numpy(np.log(p)).float()
+        return torch.from_numpy(p).log_()
 
     def __call__(self, idx):
         """(B, T) int64 -> (B, T, V): position i has the log-probabilities of token i + 1."""

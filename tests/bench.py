@@ -19,16 +19,17 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import numpy as np
 import reference
 import torch
 
 import distill
 import train
 from configurator import configure
-from model import GPT, GPTConfig, ar_loss, diffusion_loss, generator, pick_device, sample
+from model import GPT, GPTConfig, NGram, ar_loss, diffusion_loss, generator, pick_device, sample
 
 # ----------------------------------------------------------------------------------------------------------------------
-work = "all"  # 'all' | 'ar' | 'diffusion' | 'sdtt' (training steps) | 'sample' | 'decode'
+work = "all"  # 'all' | 'ar' | 'diffusion' | 'sdtt' (training steps) | 'sample' | 'decode' | 'ngram'
 shape = "all"  # 'all' | 'A' (6 x 384, V 65) | 'B' (4 x 256, V 50304)
 who = "both"  # 'both' | 'ours' | 'twin'
 steps = 0  # sampling steps; 0: all of 16, 64 and 1024
@@ -173,13 +174,46 @@ def decoding(name, who):
     return {"ms": ms, "floor_ms": 1e3 * bytes_read / vector_rate(), "peak_mb": peak}
 
 
+def counting(who, n_tokens):
+    """Trigrams of n_tokens random tokens of V 50257, frequent ones more often -> seconds to fit, ms for a query."""
+    V, rng = 50257, np.random.default_rng(0)
+    share = 1 / np.arange(1, V + 1)
+    tokens = np.searchsorted(share.cumsum() / share.sum(), rng.random(n_tokens)).astype(np.uint16)
+    model = NGram(3, V) if who == "ours" else reference.DictNGram(3, V)
+    began = time.perf_counter()
+    model.fit(tokens)
+    result = {"fit_s": time.perf_counter() - began}
+    contexts = [tokens[i : i + 2].astype(np.int64) for i in rng.integers(n_tokens - 2, size=64)]
+    queries = iter(contexts[None] for contexts in contexts) if who == "ours" else iter(contexts)
+    result["ms"] = 1e3 * seconds(lambda: model.log_probs(next(queries)), 60)
+    result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return result
+
+
 def measure(work, name, who, steps):
+    if work == "ngram":
+        return counting(who, steps)
     if work == "sample":
         return sampling(name, who, steps)
     return decoding(name, who) if work == "decode" else training(work, name, who)
 
 
+def run(work, name, who, steps):
+    """-> what measure returns, in a process of its own."""
+    command = [sys.executable, __file__, f"--work={work}", f"--shape={name}", f"--who={who}"]
+    command += [f"--steps={steps}", f"--repeats={cfg.repeats}", f"--profile={cfg.profile}"]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
 def main(cfg):
+    if cfg.work in ("all", "ngram"):
+        for who, n in (("twin", 10**6), ("ours", 10**6), ("ours", 10**7)):
+            r = run("ngram", "A", who, n)
+            print(
+                f"trigrams, {n:8d} tokens, {who}: {r['fit_s']:.1f} s to fit, {r['ms']:.2f} ms a query, {r['peak_mb']} MB"
+            )
+    if cfg.work == "ngram":
+        return
     works = ["ar", "diffusion", "sdtt", "sample", "decode"] if cfg.work == "all" else [cfg.work]
     shapes = ["A", "B"] if cfg.shape == "all" else [cfg.shape]
     print(f"{pick_device()[2]}, {torch.get_num_threads()} threads, torch {torch.__version__}; milliseconds")
@@ -187,13 +221,7 @@ def main(cfg):
     for work, name in [(w, s) for w in works for s in shapes]:
         counts = [cfg.steps] if cfg.steps else [16, 64, 1024] if name == "A" else [16, 64]
         for steps in counts if work == "sample" else [0]:
-            got = {}
-            for who in ("twin", "ours"):
-                command = [sys.executable, __file__, f"--work={work}", f"--shape={name}", f"--who={who}"]
-                command += [f"--steps={steps}", f"--repeats={cfg.repeats}", f"--profile={cfg.profile}"]
-                lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-                got[who] = json.loads(lines[-1])
-            twin, ours = got["twin"], got["ours"]
+            twin, ours = (run(work, name, who, steps) for who in ("twin", "ours"))
             label = {"sample": f"sample 4 x 256, {steps} steps", "decode": "decode, per token"}.get(
                 work, f"{work} step"
             )

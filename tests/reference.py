@@ -233,3 +233,54 @@ def sdtt_loss(student, x0, generator, teacher, dt, k=2):
     log_p = student(xt).float().log_softmax(-1)
     masked = xt == student.mask_id
     return (F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1) * masked).sum() / masked.sum()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# n-grams
+
+
+class DictNGram:
+    """Dictionaries: for every context of up to n - 1 tokens, how often which token followed. Laplace smoothing."""
+
+    def __init__(self, n, vocab_size, alpha=0.1):
+        self.n, self.V, self.alpha, self.after = n, vocab_size, alpha, {}
+
+    def fit(self, tokens):
+        tokens = [int(t) for t in tokens]
+        for i, token in enumerate(tokens):
+            for m in range(min(self.n - 1, i) + 1):
+                followers = self.after.setdefault(tuple(tokens[i - m : i]), {})
+                followers[token] = followers.get(token, 0) + 1
+        return self
+
+    def log_probs(self, context):
+        """(n - 1) tokens -> (V): after the longest context that was seen."""
+        context = tuple(int(t) for t in context)
+        while context not in self.after:
+            context = context[1:]
+        followers = self.after[context]
+        p = torch.full((self.V,), self.alpha)
+        for token, count in followers.items():
+            p[token] += count
+        return (p / (sum(followers.values()) + self.alpha * self.V)).log()
+
+
+def kneser_ney(tokens, context, n, vocab, discount=0.75):
+    """Interpolated Kneser-Ney by nested loops -> [p] of the next token."""
+    grams = [[tuple(tokens[i : i + m]) for i in range(len(tokens) - m + 1)] for m in range(1, n + 1)]
+
+    def count(gram):
+        m = len(gram)
+        if m < n:  # how many different tokens came before it
+            return len({g[0] for g in grams[m] if g[1:] == gram})
+        return sum(g == gram for g in grams[m - 1])
+
+    def p(context, w):
+        counts = [count((*context, v)) for v in range(vocab)]
+        shorter = p(context[1:], w) if context else 1 / vocab
+        if sum(counts) == 0:
+            return shorter
+        kinds = sum(c > 0 for c in counts)
+        return (max(counts[w] - discount, 0) + discount * kinds * shorter) / sum(counts)
+
+    return [p(tuple(context), w) for w in range(vocab)]
