@@ -209,9 +209,8 @@ def main(cfg):
     if cfg.work in ("all", "ngram"):
         for who, n in (("twin", 10**6), ("ours", 10**6), ("ours", 10**7)):
             r = run("ngram", "A", who, n)
-            print(
-                f"trigrams, {n:8d} tokens, {who}: {r['fit_s']:.1f} s to fit, {r['ms']:.2f} ms a query, {r['peak_mb']} MB"
-            )
+            fit, query, mb = r["fit_s"], r["ms"], r["peak_mb"]
+            print(f"{who}: the trigrams of {n:,} tokens in {fit:.1f} s, {query:.2f} ms a query, {mb} MB")
     if cfg.work == "ngram":
         return
     works = ["ar", "diffusion", "sdtt", "sample", "decode"] if cfg.work == "all" else [cfg.work]
