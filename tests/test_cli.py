@@ -87,15 +87,15 @@ def test_a_misspelt_knob_is_one_line_on_the_terminal():
 @pytest.mark.parametrize("path", sorted(glob.glob(os.path.join(ROOT, "config", "*.py"))))
 def test_every_config_file_holds_only_knobs_and_a_possible_model(path):
     name = os.path.basename(path)
-    script = {"sdtt": distill, "eval": evaluation}.get(name.split("_")[0], train)
+    script = {"sdtt": distill, "kd": distill, "eval": evaluation}.get(name.split("_")[0], train)
     assert f"{script.__name__}.py config/{name}" in open(path).read().split('"""')[1]  # the command that runs it
     knobs = vars(script.cfg) | configurator.parse([path], vars(script.cfg))
-    if script is distill:
+    if script is distill and knobs["method"] == "sdtt":
         assert distill.plan_rounds(type(distill.cfg)(**knobs))
     if script is not train:
         return
-    shape = {k: knobs[k] for k in ("block_size", "n_layer", "n_head", "n_embd", "dropout", "pos", "attention")}
-    assert GPTConfig(vocab_size=65, **shape)
+    shape = {k: knobs[k] for k in ("block_size", "n_layer", "n_head", "n_embd", "dropout", "pos", "attention", "arch")}
+    assert GPTConfig(vocab_size=65, causal=knobs["objective"] == "ar", **shape)
     assert knobs["warmup_iters"] < knobs["max_iters"] and knobs["out_dir"].startswith("out/")
 
 

@@ -1,0 +1,26 @@
+"""
+Tiny Shakespeare, characters: the same small model, distilled from its target for as many steps, 2 minutes.
+
+$ python distill.py config/kd_shakespeare_char.py --drafter=lstm --out_dir=out/drafters/lstm_kd
+"""
+
+method = "kd"
+teacher = "out/shakespeare_char_target/ckpt.pt"
+drafter = "lstm"
+out_dir = "out/drafters/lstm_kd"
+divergence = "kl_fwd"
+n_layer = 1
+n_head = 4
+n_embd = 128
+batch_size = 16
+gradient_accumulation_steps = 1
+learning_rate = 5e-3
+lr_schedule = "cosine"
+min_lr = 0.02
+beta2 = 0.99
+weight_decay = 0.1
+warmup_iters = 40
+iters_per_round = 600
+ema = 0.98
+eval_interval = 300
+pseudo_tokens = 500_000
