@@ -5,8 +5,11 @@ $ torchrun --standalone --nproc_per_node=8 distill.py config/sdtt_openwebtext.py
 
 Deschenaux & Gulcehre 2024, arXiv 2410.21035. Algorithm 1 is sdtt_targets; Algorithm 2 is sdtt: train.fit once a round.
 
-And knowledge distillation of drafters for a GPT (DistillSpec, Zhou et al. 2023, arXiv 2310.08461): kd_loss.
+Knowledge distillation of drafters for a GPT (DistillSpec, Zhou et al. 2023, arXiv 2310.08461): kd_loss.
 $ python distill.py --method=kd --teacher=out/pydoc_ar/ckpt.pt --drafter=lstm --n_embd=128 --out_dir=out/lstm
+
+And soft labels: learning from no more than the top k log-probabilities of a teacher: soft_cross_entropy.
+$ python distill.py --method=soft --teacher=out/pydoc_ar/ckpt.pt --drafter=gpt --topk=8 --out_dir=out/soft
 """
 
 import dataclasses
@@ -27,6 +30,7 @@ from model import (
     GPT,
     GPTConfig,
     add_noise,
+    ar_loss,
     draw,
     generator,
     in_chunks,
@@ -39,8 +43,8 @@ from sample import start_token
 from train import check_loop, fit, fit_ngram, join_processes, mean_over, refuse_used, show_sample
 
 # ----------------------------------------------------------------------------------------------------------------------
-method = "sdtt"  # 'sdtt' | 'kd' (a drafter for an autoregressive teacher)
-teacher = "out/pydoc/ckpt.pt"  # sdtt: a masked diffusion checkpoint, also another run's round; kd: a GPT
+method = "sdtt"  # 'sdtt' | 'kd' (a drafter for an autoregressive teacher) | 'soft' (from its top-k log-probabilities)
+teacher = "out/pydoc/ckpt.pt"  # sdtt: a masked diffusion checkpoint, also another run's round; kd, soft: a GPT
 dataset = ""  # a name under data/, or a folder; '': what the teacher was trained on
 out_dir = "out/sdtt"  # gets round_1.pt, round_2.pt, ...; from kd ckpt.pt or ngram.txt
 init_from = "teacher"  # 'teacher' | 'resume' (out_dir, also in the middle of a round, also to add rounds)
@@ -55,7 +59,7 @@ sampler = "ancestral"  # in the teacher's steps: 'ancestral' | 'analytic' (the s
 reset_optimizer = True  # a new optimizer every round; False: moments carry over
 ema_teacher = True  # the next teacher has the averaged weights, if ema > 0; False: the last ones
 loss_dtype = "float32"  # of the divergence: 'float32' | 'float64' | 'bfloat16'
-# kd
+# kd and soft
 drafter = "lstm"  # 'lstm' | 'cnn' | 'gpt' | 'ngram' (counts the teacher's texts) | a checkpoint: the trained baseline
 n_layer = 1  # shape of a new drafter
 n_head = 4
@@ -68,6 +72,11 @@ pseudo_tokens = 1_000_000  # written by the teacher, to out_dir/pseudo.bin
 kd_temp = 1.0  # softens both distributions; the loss is multiplied by kd_temp^2
 kd_weight = 1.0  # of the divergence
 ce_weight = 0.0  # of the cross-entropy with the text itself
+# soft
+soft_data = ""  # a folder of soft labels, or a .jsonl of an API teacher; '': the teacher's for the dataset
+soft_length = 256  # tokens in a row, where a .jsonl is read
+topk = 16  # log-probabilities kept for each token
+missing = "none"  # the mass they lack: 'none' | 'renorm' (scale the rest up) | 'tail' (on all other tokens together)
 # optimizer
 optimizer = "adamw"  # 'adamw' | 'muon'
 learning_rate = 6e-5
@@ -168,11 +177,47 @@ def kd_loss(drafter, batch, generator, target, kind="kl_fwd", temp=1.0, kd_weigh
 
     def loss_of(logits, h_target, y):
         """(n, V), (n, C), (n) -> (n)."""
-        log_p, log_q = (logits / temp).log_softmax(-1), (head(h_target) / temp).log_softmax(-1)
-        loss = kd_weight * temp**2 * divergence(kind, log_p, log_q)
+        z_p, z_q = logits / temp, head(h_target) / temp
+        if kind == "mse":  # DIFFERS from sdtt: on logits; on log-probabilities it hardly learns here
+            loss = (z_p - z_q).square().mean(-1)
+        else:
+            loss = divergence(kind, z_p.log_softmax(-1), z_q.log_softmax(-1))
+        loss = kd_weight * temp**2 * loss
         return loss + ce_weight * F.cross_entropy(logits, y, reduction="none") if ce_weight else loss
 
     return drafter.head_loss(drafter.hidden(x).flatten(0, 1), loss_of, h_target, y) / len(y)
+
+
+def soft_cross_entropy(logits, ids, logp, missing="none"):
+    """(n, V), (n, K) int64, (n, K) log-probabilities of a teacher -> (n) nats: -sum_k w_k log p(id_k), w = exp(logp).
+
+    Its gradient by the logits is W softmax(z) - scatter(w) with W = sum w: with W < 1, forgetting W pushes named tokens
+    the wrong way. missing: what to do about 1 - W. Ids may repeat; entries with logp -inf weigh nothing.
+    """
+    lse, w = logits.logsumexp(-1), logp.exp()  # (n), (n, K)
+    if missing == "renorm":
+        w = w / w.sum(-1, keepdim=True)
+    loss = (w * (lse[:, None] - logits.gather(1, ids))).sum(-1)
+    if missing == "tail":  # everything not named, as one more token
+        others = logits.scatter(1, ids, torch.finfo(logits.dtype).min).logsumexp(-1)
+        gone = 1 - w.sum(-1)
+        loss = loss + torch.where(gone > 1e-6, gone, 0) * (lse - others)  # below is rounding
+    return loss
+
+
+def soft_loss(student, batch, generator, soft, missing="none", ce_weight=0.0):
+    """(B, L + 1) int64, tokens and the number of their row in `soft` -> a mean over the labelled tokens."""
+    x, rows = batch[:, :-1], batch[:, -1].cpu().numpy()
+    ids, logp = (torch.from_numpy(a[rows, 1:]).to(x.device) for a in (soft.ids, soft.logp))  # (B, L - 1, K)
+    labelled = logp.amax(-1) > -math.inf  # (B, L - 1)
+    h = student.hidden(x[:, :-1])[labelled]  # (N, C)
+
+    def loss_of(logits, ids, logp, y):
+        """(n, V), (n, K), (n, K), (n) -> (n)."""
+        loss = soft_cross_entropy(logits, ids, logp, missing)
+        return loss + ce_weight * F.cross_entropy(logits, y, reduction="none") if ce_weight else loss
+
+    return student.head_loss(h, loss_of, ids[labelled].long(), logp[labelled], x[:, 1:][labelled]) / max(len(h), 1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -213,8 +258,11 @@ def check(cfg):
     choose("loss_dtype", cfg.loss_dtype, ("float32", "float64", "bfloat16"))
     choose("init_from", cfg.init_from, ("teacher", "resume"))
     choose("kd_data", cfg.kd_data, ("dataset", "teacher", "student"))
+    choose("missing", cfg.missing, ("none", "renorm", "tail"))
     check_range(cfg, ("teacher_steps",), 2)
-    check_range(cfg, ("orig_steps", "rounds", "iters_per_round", "pseudo_tokens", "n_layer", "n_embd", "n_head"), 1)
+    check_range(cfg, ("orig_steps", "rounds", "iters_per_round", "pseudo_tokens", "topk"), 1)
+    check_range(cfg, ("n_layer", "n_embd", "n_head"), 1)
+    check_range(cfg, ("soft_length",), 2)
     check_range(cfg, ("final_steps", "kd_weight", "ce_weight"), 0)
     check_range(cfg, ("kd_temp",), 1e-3)
     cfg.max_iters = cfg.iters_per_round  # fit's name for it
@@ -227,19 +275,21 @@ def prepare(cfg, causal, writes):
     writes: the pattern of the checkpoints of such a run. They are read back from out_dir, so processes on several nodes
     need one that all of them see.
     """
-    teacher, first = load_model(cfg.teacher, attention=cfg.attention)
-    if teacher.config.causal != causal:
-        kinds = ("a masked diffusion model", "autoregressive")
-        raise UserError(
-            f"The teacher {cfg.teacher} is {kinds[not causal]}; method {cfg.method!r} needs the other kind."
-        )
-    cfg.dataset = cfg.dataset or first["config"]["dataset"]
-    corpus, T = data.load(cfg.dataset), teacher.config.block_size
-    if not data.same_vocabulary(corpus.meta, first["meta"]):
+    teacher, T = None, cfg.soft_length
+    if not (cfg.method == "soft" and cfg.soft_data):  # soft labels that are there need no teacher
+        teacher, first = load_model(cfg.teacher, attention=cfg.attention)
+        if teacher.config.causal != causal:
+            kind = ("a masked diffusion model", "autoregressive")[not causal]
+            raise UserError(f"The teacher {cfg.teacher} is {kind}; method {cfg.method!r} needs the other kind.")
+        cfg.dataset, T = cfg.dataset or first["config"]["dataset"], teacher.config.block_size
+        cfg.teacher_step, cfg.teacher_loss = first["step"], first["val_loss"]  # a resumed run notices another teacher
+    elif not cfg.dataset:
+        raise UserError("--soft_data needs --dataset: its vocabulary, and its text to validate on.")
+    corpus = data.load(cfg.dataset)
+    if teacher and not data.same_vocabulary(corpus.meta, first["meta"]):
         raise UserError(f"The teacher {cfg.teacher} has another vocabulary than the dataset {cfg.dataset}.")
     if min(len(corpus.train), len(corpus.val)) <= T:
-        raise UserError(f"{cfg.dataset} has parts shorter than the teacher's context of {T}. Use a longer text.")
-    cfg.teacher_step, cfg.teacher_loss = first["step"], first["val_loss"]  # a resumed run notices another teacher
+        raise UserError(f"{cfg.dataset} has parts that are shorter than a context of {T}. Use a longer text.")
     written = glob.glob(os.path.join(cfg.out_dir, writes))
     if cfg.init_from == "teacher":
         refuse_used(cfg.out_dir)
@@ -253,7 +303,7 @@ def prepare(cfg, causal, writes):
     if int(os.environ.get("RANK", 0)) == 0:
         os.makedirs(cfg.out_dir, exist_ok=True)
         save_config(cfg, cfg.out_dir, device_used=note)
-    return teacher.to(device).requires_grad_(False), corpus, device, note
+    return teacher and teacher.to(device).requires_grad_(False), corpus, device, note
 
 
 def load_round(cfg, r, device):
@@ -325,6 +375,24 @@ def pseudo_data(target, meta, cfg, device, rows_at_once=64):
     return np.memmap(path, dtype=kind, mode="r").reshape(-1, T)[: n_chunks * rows_at_once]
 
 
+def make_drafter(cfg, meta, T, device, note):
+    """-> the model to train, new, resumed or from a checkpoint, and what to resume from or None."""
+    saved = load_checkpoint(os.path.join(cfg.out_dir, "ckpt.pt"), device) if cfg.init_from == "resume" else None
+    torch.manual_seed(cfg.seed)
+    if cfg.drafter in ("lstm", "cnn", "gpt"):
+        shape = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "dropout", "kernel_size")}
+        config = GPTConfig(arch=cfg.drafter, causal=True, block_size=T, vocab_size=meta["vocab_size"], **shape)
+        drafter = GPT(config).to(device)
+    else:
+        drafter, baseline = load_model(cfg.drafter, device, cfg.attention)
+        if not data.same_vocabulary(meta, baseline["meta"]):
+            raise UserError(f"The drafter {cfg.drafter} has another vocabulary than the text.")
+    if saved:
+        drafter.load_state_dict(saved["model"])
+    print_once(f"{sum(p.numel() for p in drafter.parameters()) / 1e6:.2f} M parameters on {note}")
+    return drafter, saved
+
+
 def kd(cfg):
     target, corpus, device, note = prepare(cfg, causal=True, writes="ckpt.pt")
     T = target.config.block_size
@@ -337,19 +405,7 @@ def kd(cfg):
         pseudo = pseudo_data(target, corpus.meta, cfg, device)
     if cfg.drafter == "ngram":
         return fit_ngram(cfg, pseudo.reshape(-1), corpus)
-    saved = load_checkpoint(os.path.join(cfg.out_dir, "ckpt.pt"), device) if cfg.init_from == "resume" else None
-    torch.manual_seed(cfg.seed)
-    if cfg.drafter in ("lstm", "cnn", "gpt"):
-        shape = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "dropout", "kernel_size")}
-        config = GPTConfig(arch=cfg.drafter, causal=True, block_size=T, vocab_size=target.config.vocab_size, **shape)
-        drafter = GPT(config).to(device)
-    else:
-        drafter, baseline = load_model(cfg.drafter, device, cfg.attention)
-        if not data.same_vocabulary(corpus.meta, baseline["meta"]):
-            raise UserError(f"The drafter {cfg.drafter} has another vocabulary than the teacher.")
-    if saved:
-        drafter.load_state_dict(saved["model"])
-    print_once(f"{sum(p.numel() for p in drafter.parameters()) / 1e6:.2f} M parameters on {note}")
+    drafter, saved = make_drafter(cfg, corpus.meta, T, device, note)
 
     def get_batch(generator):
         """-> (B, T + 1) of the dataset, (B, T) of what a model wrote."""
@@ -371,10 +427,55 @@ def kd(cfg):
     fit(drafter, loss, get_batch, lambda d: mean_over(val, lambda b: loss(d, b, None)), cfg, saved, corpus.meta, show)
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# soft: a student learns from stored top-k log-probabilities
+
+
+@torch.no_grad()
+def store_soft(teacher, x, folder, K, meta, batch_size=16):
+    """(n, L) int64 -> folder: the teacher's K best log-probabilities at every place of x but the first."""
+    writer = data.SoftWriter(folder, x.size(1), K, meta)
+    for rows in tqdm(x.split(batch_size), desc="soft labels", unit="batch"):
+        logp, ids = teacher(rows[:, :-1].to(teacher.wte.weight.device)).float().log_softmax(-1).topk(K)  # (n, L - 1, K)
+        ids, logp = F.pad(ids, (0, 0, 1, 0)), F.pad(logp, (0, 0, 1, 0), value=-math.inf)  # (n, L, K)
+        writer.add(rows, ids.cpu(), logp.cpu())
+    writer.finish()
+
+
+def soft(cfg):
+    teacher, corpus, device, note = prepare(cfg, causal=True, writes="ckpt.pt")
+    V, folder = corpus.meta["vocab_size"], os.path.join(cfg.out_dir, "soft")
+    if cfg.topk > V:
+        raise UserError(f"topk is {cfg.topk}, but the vocabulary has {V} tokens.")
+    if int(os.environ.get("RANK", 0)) == 0 and not os.path.exists(os.path.join(folder, "meta.json")):
+        if cfg.soft_data.endswith(".jsonl"):
+            data.soft_from_jsonl(cfg.soft_data, folder, corpus.meta, cfg.soft_length, cfg.topk)
+        elif not cfg.soft_data:
+            x = data.blocks(corpus.train, teacher.config.block_size, len(corpus.train))
+            store_soft(teacher, x, folder, cfg.topk, corpus.meta)
+    if dist.is_initialized():
+        dist.barrier()
+    labels = data.load_soft(folder if cfg.soft_data.endswith(".jsonl") or not cfg.soft_data else cfg.soft_data)
+    if not data.same_vocabulary(corpus.meta, labels.meta):
+        raise UserError(f"The soft labels in {cfg.soft_data} have another vocabulary than the dataset {cfg.dataset}.")
+    T = labels.meta["length"]
+    student, saved = make_drafter(cfg, corpus.meta, T, device, note)
+
+    def get_batch(generator):
+        rows = torch.randint(len(labels.tokens), (cfg.batch_size,), generator=generator)
+        return torch.cat([torch.from_numpy(labels.tokens[rows.numpy()]).long(), rows[:, None]], 1)
+
+    loss = functools.partial(soft_loss, soft=labels, missing=cfg.missing, ce_weight=cfg.ce_weight)
+    val = data.blocks(corpus.val, T + 1, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
+    show = functools.partial(show_sample, meta=corpus.meta, steps=T)
+    fit(student, loss, get_batch, lambda m: mean_over(val, lambda b: ar_loss(m, b)), cfg, saved, corpus.meta, show)
+
+
 def main(cfg):
-    choose("method", cfg.method, ("sdtt", "kd"))
+    methods = {"sdtt": sdtt, "kd": kd, "soft": soft}
+    choose("method", cfg.method, tuple(methods))
     check(cfg)
-    {"sdtt": sdtt, "kd": kd}[cfg.method](cfg)
+    methods[cfg.method](cfg)
     if dist.is_initialized():
         dist.destroy_process_group()
 

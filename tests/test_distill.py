@@ -8,6 +8,7 @@ import math
 import os
 import types
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -393,7 +394,8 @@ def test_kd_loss_and_gradient_equal_the_dense_ones(kind, monkeypatch):
     grads = [p.grad.clone() for p in drafter.parameters()]
     drafter.zero_grad()
     logits, z = drafter(batch[:, :-1]), target(batch[:, :-1]).detach()
-    kd = D.divergence(kind, (logits / 2).log_softmax(-1), (z / 2).log_softmax(-1)).mean()
+    pair = (logits / 2, z / 2) if kind == "mse" else ((logits / 2).log_softmax(-1), (z / 2).log_softmax(-1))
+    kd = D.divergence(kind, *pair).mean() / (7 if kind == "mse" else 1)
     slow = 0.7 * 4 * kd + 0.3 * torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
     slow.backward()
     torch.testing.assert_close(fast, slow)
@@ -477,3 +479,130 @@ def test_an_ngram_counts_the_text_of_the_target_and_a_baseline_can_be_distilled_
     train.main(knobs(tmp_path / "base", **kw))
     D.main(kd_settings(target, tmp_path / "kd", drafter=str(tmp_path / "base" / "ckpt.pt")))
     assert load_model(tmp_path / "kd" / "ckpt.pt")[0].config.arch == "lstm"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# soft labels
+
+
+def labels(n=9, V=7, K=3, seed=0, scale=1.0):
+    """-> logits (n, V) float64, and the top K of another distribution."""
+    logits = torch.randn(n, V, generator=generator(seed), dtype=torch.float64) * scale
+    logp, ids = torch.randn(n, V, generator=generator(seed, 1), dtype=torch.float64).log_softmax(-1).topk(K)
+    return logits, ids, logp
+
+
+@pytest.mark.parametrize("missing", ["none", "renorm", "tail"])
+def test_soft_cross_entropy_equals_its_definition(missing):
+    logits, ids, logp = labels()
+    got = D.soft_cross_entropy(logits, ids, logp, missing)
+    for i in range(len(logits)):
+        p, w = logits[i].softmax(-1), logp[i].exp()
+        want = -sum(w[k] * p[ids[i, k]].log() for k in range(3)) / (w.sum() if missing == "renorm" else 1)
+        if missing == "tail":
+            want = want - (1 - w.sum()) * (1 - p[ids[i]].sum()).log()
+        assert got[i].item() == pytest.approx(want.item())
+
+
+@pytest.mark.parametrize("missing", ["none", "renorm", "tail"])
+def test_its_gradient_is_right_also_with_repeated_ids(missing):
+    logits, ids, logp = labels()
+    ids[0] = ids[0, 0]  # three times the same token
+    logp[1, 1:] = -math.inf  # one candidate only
+    ids[1] = ids[1, 0]
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: D.soft_cross_entropy(z, ids, logp, missing), logits)
+    if missing == "none":  # W softmax(z) - scatter(w): the W matters
+        (grad,) = torch.autograd.grad(D.soft_cross_entropy(logits, ids, logp).sum(), logits)
+        w = logp.exp()
+        want = w.sum(-1, keepdim=True) * logits.softmax(-1) - torch.zeros_like(logits).scatter_add(1, ids, w)
+        torch.testing.assert_close(grad, want)
+
+
+def test_all_of_the_vocabulary_is_the_dense_cross_entropy_and_one_hot_is_the_hard_one():
+    logits, ids, logp = labels(K=7)
+    dense = torch.nn.functional.cross_entropy(
+        logits, torch.zeros_like(logits).scatter(1, ids, logp.exp()), reduction="none"
+    )
+    for missing in ("none", "renorm", "tail"):
+        torch.testing.assert_close(D.soft_cross_entropy(logits, ids, logp, missing), dense)
+        one_hot = D.soft_cross_entropy(logits, ids[:, :1], torch.zeros(9, 1), missing)
+        torch.testing.assert_close(one_hot, torch.nn.functional.cross_entropy(logits, ids[:, 0], reduction="none"))
+
+
+@pytest.mark.parametrize("missing", ["none", "renorm", "tail"])
+def test_huge_logits_give_finite_losses_and_gradients(missing):
+    logits, ids, logp = labels(scale=1e4)
+    logits.requires_grad_()
+    loss = D.soft_cross_entropy(logits, ids, logp, missing).sum()
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+
+
+def test_soft_loss_of_all_log_probs_is_the_distance_to_the_teacher(target, tmp_path):
+    """K = V: kl_fwd plus the teacher's entropy, at every place but the first; nothing labelled: zero."""
+    teacher, saved = load_model(target)
+    x = torch.randint(8, (6, 16), generator=generator(0))
+    D.store_soft(teacher, x, str(tmp_path / "soft"), 8, saved["meta"], batch_size=4)
+    soft = data.load_soft(str(tmp_path / "soft"))
+    student = tiny_model(V=8, causal=True, seed=3)
+    rows = torch.tensor([4, 0, 1])
+    got = D.soft_loss(student, torch.cat([x[rows], rows[:, None]], 1), None, soft)
+    log_p, log_q = (m(x[rows, :-1]).log_softmax(-1).flatten(0, 1) for m in (student, teacher))
+    want = D.divergence("kl_fwd", log_p, log_q) - (log_q.exp() * log_q).sum(-1)
+    torch.testing.assert_close(got, want.mean())
+    soft.logp = np.full_like(soft.logp, -np.inf)
+    nothing = D.soft_loss(student, torch.cat([x[rows], rows[:, None]], 1), None, soft)
+    nothing.backward()
+    assert nothing == 0
+
+
+@pytest.mark.parametrize("missing", ["none", "renorm", "tail"])
+def test_a_student_learns_from_soft_labels_and_resumes(missing, target, tmp_path):
+    kw = dict(method="soft", drafter="gpt", topk=3, missing=missing, learning_rate=1e-2, ema=0.0, batch_size=16)
+    D.main(kd_settings(target, tmp_path, **kw, iters_per_round=40, eval_interval=20))
+    losses = [r["val_loss"] for r in map(json.loads, open(tmp_path / "log.jsonl")) if "val_loss" in r]
+    assert losses[1] < losses[0] < math.log(8)
+    assert data.load_soft(str(tmp_path / "soft")).ids.shape[1:] == (16, 3)
+    D.main(kd_settings(target, tmp_path, **kw, iters_per_round=40, eval_interval=20, init_from="resume"))
+
+
+def test_texts_of_an_api_teacher(markov, tmp_path, refused):
+    """Both shapes of JSON; unknown candidates go missing, unknown emitted tokens are refused with their line."""
+    meta = data.load(markov).meta
+    a, b, c = meta["itos"][:3]
+    chat = {"content": [{"token": t, "top_logprobs": [{"token": u, "logprob": -i - 0.5} for i, u in enumerate(top)]}
+                        for t, top in ((a, [a, b]), (b, [c]), (c, [a, "?", c]), (a, [b, c, a]), (b, []))]}  # fmt: skip
+    old = {"logprobs": {"tokens": [a, c], "top_logprobs": [None, {c: -0.1, b: -2.5}]}}
+    path = tmp_path / "api.jsonl"
+    path.write_text(json.dumps(chat) + "\n" + json.dumps(old) + "\n")
+    data.soft_from_jsonl(str(path), str(tmp_path / "soft"), meta, 4, 2)
+    soft = data.load_soft(str(tmp_path / "soft"))
+    assert soft.tokens.tolist() == [[0, 1, 2, 0], [1, 0, 0, 0], [0, 2, 0, 0]] and soft.meta["unknown_candidates"] == 1
+    assert soft.ids[0, 1:].tolist() == [[2, 2], [0, 2], [1, 2]]
+    inf = -math.inf
+    assert soft.logp[0].tolist() == [[inf, inf], [-0.5, inf], [-0.5, -2.5], [-0.5, -1.5]]
+    assert (soft.logp[1] == inf).all()
+    np.testing.assert_allclose(soft.logp[2, 1], [-0.1, -2.5], rtol=1e-6)
+    kw = dict(
+        method="soft", soft_data=str(path), dataset=markov, drafter="gpt", topk=2, soft_length=16, iters_per_round=1
+    )
+    D.main(kd_settings("no teacher", tmp_path / "run", **kw))
+    for text, words in (("{}", "'tokens'"), ("[", "line 1"), ('{"tokens": ["?"], "top_logprobs": [{}]}', "'?'")):
+        path.write_text(text)
+        assert words in refused(data.soft_from_jsonl, str(path), str(tmp_path / "x"), meta, 4, 2)
+    assert "holds no soft labels" in refused(data.load_soft, str(tmp_path / "x"))
+    assert "needs --dataset" in refused(D.main, kd_settings("", tmp_path / "y", **(kw | {"dataset": ""})))
+
+
+def test_soft_label_mistakes(target, tmp_path, refused):
+    assert "topk is 9" in refused(D.main, kd_settings(target, tmp_path / "a", method="soft", topk=9))
+    assert "'drop'" in refused(D.main, kd_settings(target, tmp_path / "b", method="soft", missing="drop"))
+
+
+def test_kd_by_mse_is_on_logits():
+    target, drafter = tiny_model(causal=True, seed=0), tiny_model(causal=True, seed=1)
+    batch = torch.randint(7, (2, 17))
+    z_p, z_q = drafter(batch[:, :-1]), target(batch[:, :-1])
+    want = (z_p - z_q).square().mean()
+    torch.testing.assert_close(D.kd_loss(drafter, batch, None, target, "mse"), want)
