@@ -76,6 +76,7 @@ ce_weight = 0.0  # of the cross-entropy with the text itself
 soft_data = ""  # a folder of soft labels, or a .jsonl of an API teacher; '': the teacher's for the dataset
 soft_length = 256  # tokens in a row, where a .jsonl is read
 topk = 16  # log-probabilities kept for each token
+vocab_parallel = False  # under torchrun: split the head's vocabulary over the processes, not the batch
 missing = "none"  # the mass they lack: 'none' | 'renorm' (scale the rest up) | 'tail' (on all other tokens together)
 # optimizer
 optimizer = "adamw"  # 'adamw' | 'muon'
@@ -205,19 +206,82 @@ def soft_cross_entropy(logits, ids, logp, missing="none"):
     return loss
 
 
-def soft_loss(student, batch, generator, soft, missing="none", ce_weight=0.0):
-    """(B, L + 1) int64, tokens and the number of their row in `soft` -> a mean over the labelled tokens."""
+class SumOverRanks(torch.autograd.Function):
+    """The sum of every process's x. All have the same loss after it, so its gradient is whole already."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class SameOnRanks(torch.autograd.Function):
+    """x, the same on every process, for a computation of which each does a part: the gradients add up."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+def vocab_parallel_soft_cross_entropy(z, ids, logp, first, missing="none"):
+    """soft_cross_entropy where this process has only z = logits[:, first : first + n_own] (Megatron-LM's scheme)."""
+    top = z.detach().amax(-1)
+    dist.all_reduce(top, dist.ReduceOp.MAX)  # (n)
+    lse = top + SumOverRanks.apply((z - top[:, None]).exp().sum(-1)).log()
+    w, own = logp.exp(), ids - first  # (n, K)
+    mine = (own >= 0) & (own < z.size(1))
+    own = own.clamp(0, z.size(1) - 1)
+    picked = SumOverRanks.apply(z.gather(1, own).masked_fill(~mine, 0))  # (n, K)
+    if missing == "renorm":
+        w = w / w.sum(-1, keepdim=True)
+    loss = (w * (lse[:, None] - picked)).sum(-1)
+    if missing == "tail":
+        named = torch.zeros_like(z).scatter_add(1, own, mine.to(z.dtype)) > 0
+        others = SumOverRanks.apply((z - top[:, None]).exp().masked_fill(named, 0).sum(-1))
+        gone = 1 - w.sum(-1)
+        loss = loss + torch.where(gone > 1e-6, gone, 0) * (lse - top - others.clamp(min=1e-38).log())
+    return loss
+
+
+def soft_loss(student, batch, generator, soft, missing="none", ce_weight=0.0, vocab_parallel=False):
+    """(B, L + 1) int64, tokens and the number of their row in `soft` -> a mean over the labelled tokens.
+
+    vocab_parallel: all processes have the same batch, and each the logits of its own slice of the vocabulary.
+    """
     x, rows = batch[:, :-1], batch[:, -1].cpu().numpy()
     ids, logp = (torch.from_numpy(a[rows, 1:]).to(x.device) for a in (soft.ids, soft.logp))  # (B, L - 1, K)
     labelled = logp.amax(-1) > -math.inf  # (B, L - 1)
     h = student.hidden(x[:, :-1])[labelled]  # (N, C)
 
+    rows = ids[labelled].long(), logp[labelled], x[:, 1:][labelled]
+    part = {}
+    if vocab_parallel:
+        V, world = student.config.vocab_size, dist.get_world_size()
+        first, end = (V * r // world for r in (dist.get_rank(), dist.get_rank() + 1))
+        part, h = {"part": (first, end), "scale": world}, SameOnRanks.apply(h)
+
     def loss_of(logits, ids, logp, y):
         """(n, V), (n, K), (n, K), (n) -> (n)."""
-        loss = soft_cross_entropy(logits, ids, logp, missing)
-        return loss + ce_weight * F.cross_entropy(logits, y, reduction="none") if ce_weight else loss
+        cross_entropy = soft_cross_entropy
+        if vocab_parallel:
+            cross_entropy = functools.partial(vocab_parallel_soft_cross_entropy, first=first)
+        loss = cross_entropy(logits, ids, logp, missing=missing)
+        if ce_weight:  # the text itself is one candidate of probability 1
+            loss = loss + ce_weight * cross_entropy(logits, y[:, None], torch.zeros_like(logp[:, :1]))
+        return loss
 
-    return student.head_loss(h, loss_of, ids[labelled].long(), logp[labelled], x[:, 1:][labelled]) / max(len(h), 1)
+    return student.head_loss(h, loss_of, *rows, **part) / max(len(h), 1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -445,6 +509,8 @@ def store_soft(teacher, x, folder, K, meta, batch_size=16):
 def soft(cfg):
     teacher, corpus, device, note = prepare(cfg, causal=True, writes="ckpt.pt")
     V, folder = corpus.meta["vocab_size"], os.path.join(cfg.out_dir, "soft")
+    if cfg.vocab_parallel and not dist.is_initialized():
+        raise UserError("vocab_parallel splits work over processes. Start them with: torchrun --nproc_per_node=2 ...")
     if cfg.topk > V:
         raise UserError(f"topk is {cfg.topk}, but the vocabulary has {V} tokens.")
     if int(os.environ.get("RANK", 0)) == 0 and not os.path.exists(os.path.join(folder, "meta.json")):
@@ -463,9 +529,13 @@ def soft(cfg):
 
     def get_batch(generator):
         rows = torch.randint(len(labels.tokens), (cfg.batch_size,), generator=generator)
-        return torch.cat([torch.from_numpy(labels.tokens[rows.numpy()]).long(), rows[:, None]], 1)
+        batch = torch.cat([torch.from_numpy(labels.tokens[rows.numpy()]).long(), rows[:, None]], 1).to(device)
+        if cfg.vocab_parallel:
+            dist.broadcast(batch, 0)  # all have the first one's
+        return batch
 
     loss = functools.partial(soft_loss, soft=labels, missing=cfg.missing, ce_weight=cfg.ce_weight)
+    loss = functools.partial(loss, vocab_parallel=cfg.vocab_parallel)
     val = data.blocks(corpus.val, T + 1, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
     show = functools.partial(show_sample, meta=corpus.meta, steps=T)
     fit(student, loss, get_batch, lambda m: mean_over(val, lambda b: ar_loss(m, b)), cfg, saved, corpus.meta, show)

@@ -343,12 +343,17 @@ class GPT(nn.Module):
     def forward(self, idx):
         return self.head(self.hidden(idx))
 
-    def head_loss(self, h, loss_of, *rows):
+    def head_loss(self, h, loss_of, *rows, part=None, scale=1):
         """(N, C), loss_of, (N, ...) rows -> scalar: the sum of loss_of((n, V) logits, *n of the rows) -> (n,) losses.
 
-        Never N x V at once.
+        Never N x V at once. part: (first, end), those of the V logits only; scale: of the gradient of their weights.
         """
-        args = loss_of, h, self.head_weight, self.head_bias, self.config.vocab_size
+        weight, bias, V = self.head_weight, self.head_bias, self.config.vocab_size
+        if part:
+            weight, bias = (p if p is None else p[slice(*part)] for p in (weight, bias))
+            weight, bias = (p if p is None else p + (scale - 1) * (p - p.detach()) for p in (weight, bias))
+            V = part[1] - part[0]
+        args = loss_of, h, weight, bias, V
         return HeadLoss.apply(*args, torch.is_grad_enabled(), *rows)  # inside apply, grad mode is always off
 
     def nll(self, h, targets, weights):

@@ -597,6 +597,8 @@ def test_texts_of_an_api_teacher(markov, tmp_path, refused):
 
 def test_soft_label_mistakes(target, tmp_path, refused):
     assert "topk is 9" in refused(D.main, kd_settings(target, tmp_path / "a", method="soft", topk=9))
+    one = kd_settings(target, tmp_path / "c", method="soft", vocab_parallel=True)
+    assert "Start them with: torchrun" in refused(D.main, one)
     assert "'drop'" in refused(D.main, kd_settings(target, tmp_path / "b", method="soft", missing="drop"))
 
 
@@ -606,3 +608,30 @@ def test_kd_by_mse_is_on_logits():
     z_p, z_q = drafter(batch[:, :-1]), target(batch[:, :-1])
     want = (z_p - z_q).square().mean()
     torch.testing.assert_close(D.kd_loss(drafter, batch, None, target, "mse"), want)
+
+
+@pytest.mark.parametrize("missing", ["none", "renorm", "tail"])
+def test_two_processes_with_half_of_the_vocabulary_each_equal_one(missing, target, tmp_path):
+    """Loss and gradient: after three steps of training the weights are the same but for the order of a sum."""
+    args = [
+        "distill.py",
+        "--method=soft",
+        f"--teacher={target}",
+        "--drafter=gpt",
+        "--n_embd=16",
+        "--n_head=2",
+        "--topk=3",
+    ]
+    args += ["--iters_per_round=3", "--eval_interval=3", "--eval_iters=1", "--log_interval=1", "--dtype=float32"]
+    args += ["--device=cpu", "--learning_rate=1e-2", "--warmup_iters=1", "--ce_weight=0.5", f"--missing={missing}"]
+    run(*args, "--gradient_accumulation_steps=1", f"--out_dir={tmp_path}/one")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    split = ["--gradient_accumulation_steps=2", "--vocab_parallel=True", f"--out_dir={tmp_path}/two"]
+    run(*launcher, *args, *split, env={"OMP_NUM_THREADS": "1"})
+    one, two = (load_checkpoint(tmp_path / d / "ckpt.pt") for d in ("one", "two"))
+    for n in one["model"]:
+        torch.testing.assert_close(one["model"][n], two["model"][n], atol=2e-5, rtol=1e-4)
+    logs = [
+        [r["loss"] for r in map(json.loads, open(tmp_path / d / "log.jsonl")) if "loss" in r] for d in ("one", "two")
+    ]
+    np.testing.assert_allclose(*logs, atol=2e-4)
