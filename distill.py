@@ -6,15 +6,16 @@ $ torchrun --standalone --nproc_per_node=8 distill.py config/sdtt_openwebtext.py
 Deschenaux & Gulcehre 2024, arXiv 2410.21035. Algorithm 1 is sdtt_targets; Algorithm 2 is sdtt: train.fit once a round.
 
 Knowledge distillation of drafters for a GPT (DistillSpec, Zhou et al. 2023, arXiv 2310.08461): kd_loss.
-$ python distill.py --method=kd --teacher=out/pydoc_ar/ckpt.pt --drafter=lstm --n_embd=128 --out_dir=out/lstm
+$ python distill.py config/kd_shakespeare_char.py --drafter=lstm --out_dir=out/drafters/lstm_kd
 
 And soft labels: learning from no more than the top k log-probabilities of a teacher: soft_cross_entropy.
-$ python distill.py --method=soft --teacher=out/pydoc_ar/ckpt.pt --drafter=gpt --topk=8 --out_dir=out/soft
+$ python distill.py config/kd_shakespeare_char.py --method=soft --topk=8 --out_dir=out/drafters/lstm_soft
 """
 
 import dataclasses
 import functools
 import glob
+import json
 import math
 import os
 
@@ -37,6 +38,7 @@ from model import (
     load_checkpoint,
     load_model,
     reveal_order,
+    slice_of_vocab,
     stratified,
 )
 from sample import start_token
@@ -68,7 +70,7 @@ kernel_size = 5  # of a cnn, in tokens
 ngram_n = 5  # of an ngram
 smoothing = "kneser_ney"  # of an ngram: 'kneser_ney' | 'laplace'
 kd_data = "dataset"  # text to learn on: 'dataset' | 'teacher' (it writes pseudo_tokens of it) | 'student' (on-policy)
-pseudo_tokens = 1_000_000  # written by the teacher, to out_dir/pseudo.bin
+pseudo_tokens = 1_000_000  # written by the teacher, to out_dir/pseudo.bin; for soft: labelled by it, at most
 kd_temp = 1.0  # softens both distributions; the loss is multiplied by kd_temp^2
 kd_weight = 1.0  # of the divergence
 ce_weight = 0.0  # of the cross-entropy with the text itself
@@ -235,7 +237,10 @@ class SameOnRanks(torch.autograd.Function):
 
 
 def vocab_parallel_soft_cross_entropy(z, ids, logp, first, missing="none"):
-    """soft_cross_entropy where this process has only z = logits[:, first : first + n_own] (Megatron-LM's scheme)."""
+    """soft_cross_entropy where this process has only z = logits[:, first : first + n_own].
+
+    DIFFERS from tensor parallelism of whole models: the weights are on every process, their work and logits are split.
+    """
     top = z.detach().amax(-1)
     dist.all_reduce(top, dist.ReduceOp.MAX)  # (n)
     lse = top + SumOverRanks.apply((z - top[:, None]).exp().sum(-1)).log()
@@ -265,11 +270,9 @@ def soft_loss(student, batch, generator, soft, missing="none", ce_weight=0.0, vo
     h = student.hidden(x[:, :-1])[labelled]  # (N, C)
 
     rows = ids[labelled].long(), logp[labelled], x[:, 1:][labelled]
-    part = {}
+    rank, world = (dist.get_rank(), dist.get_world_size()) if vocab_parallel else (0, 1)
     if vocab_parallel:
-        V, world = student.config.vocab_size, dist.get_world_size()
-        first, end = (V * r // world for r in (dist.get_rank(), dist.get_rank() + 1))
-        part, h = {"part": (first, end), "scale": world}, SameOnRanks.apply(h)
+        h, first = SameOnRanks.apply(h), slice_of_vocab(student.config.vocab_size, rank, world)[0]
 
     def loss_of(logits, ids, logp, y):
         """(n, V), (n, K), (n, K), (n) -> (n)."""
@@ -281,7 +284,7 @@ def soft_loss(student, batch, generator, soft, missing="none", ce_weight=0.0, vo
             loss = loss + ce_weight * cross_entropy(logits, y[:, None], torch.zeros_like(logp[:, :1]))
         return loss
 
-    return student.head_loss(h, loss_of, *rows, **part) / max(len(h), 1)
+    return student.head_loss(h, loss_of, *rows, part=rank, parts=world) / max(len(h), 1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -323,9 +326,19 @@ def check(cfg):
     choose("init_from", cfg.init_from, ("teacher", "resume"))
     choose("kd_data", cfg.kd_data, ("dataset", "teacher", "student"))
     choose("missing", cfg.missing, ("none", "renorm", "tail"))
+    choose("smoothing", cfg.smoothing, ("kneser_ney", "laplace"))
+    if cfg.method == "soft" and cfg.drafter == "ngram":
+        raise UserError("An ngram counts texts: it learns with --method=kd, not from soft labels.")
+    if cfg.vocab_parallel and ("WORLD_SIZE" not in os.environ or cfg.dropout):
+        raise UserError("vocab_parallel needs processes, torchrun --nproc_per_node=2 ..., and --dropout=0.")
+    if cfg.soft_data and not os.path.exists(cfg.soft_data):
+        raise UserError(f"soft_data is {cfg.soft_data!r}, but there is no such file or folder.")
+    if not cfg.kd_weight and not cfg.ce_weight:
+        raise UserError("kd_weight and ce_weight are both 0: there is nothing to learn.")
     check_range(cfg, ("teacher_steps",), 2)
     check_range(cfg, ("orig_steps", "rounds", "iters_per_round", "pseudo_tokens", "topk"), 1)
-    check_range(cfg, ("n_layer", "n_embd", "n_head"), 1)
+    check_range(cfg, ("n_layer", "n_embd", "n_head", "kernel_size"), 1)
+    check_range(cfg, ("ngram_n",), 1, 8)
     check_range(cfg, ("soft_length",), 2)
     check_range(cfg, ("final_steps", "kd_weight", "ce_weight"), 0)
     check_range(cfg, ("kd_temp",), 1e-3)
@@ -352,6 +365,8 @@ def prepare(cfg, causal, writes):
     corpus = data.load(cfg.dataset)
     if teacher and not data.same_vocabulary(corpus.meta, first["meta"]):
         raise UserError(f"The teacher {cfg.teacher} has another vocabulary than the dataset {cfg.dataset}.")
+    if cfg.topk > corpus.meta["vocab_size"] and cfg.method == "soft":
+        raise UserError(f"topk is {cfg.topk}, but the vocabulary has {corpus.meta['vocab_size']} tokens.")
     if min(len(corpus.train), len(corpus.val)) <= T:
         raise UserError(f"{cfg.dataset} has parts that are shorter than a context of {T}. Use a longer text.")
     written = glob.glob(os.path.join(cfg.out_dir, writes))
@@ -422,15 +437,30 @@ def sdtt(cfg):
 # kd: a drafter learns from an autoregressive teacher, its target
 
 
+def refuse_other_origin(path, cfg, T):
+    """Writes down what the text or labels beside `path` come from, or refuses them if it was something else."""
+    names = ("teacher", "teacher_step", "teacher_loss", "dataset", "seed", "topk", "soft_data", "soft_length")
+    made = {"T": T} | {name: getattr(cfg, name, None) for name in names}
+    if not os.path.exists(path):
+        return data.atomic_write(path, json.dumps(made, indent=1).encode())
+    with open(path, encoding="utf-8") as f:
+        was = json.load(f)
+    for name, value in made.items():
+        if was.get(name) != value:
+            raise UserError(
+                f"{os.path.dirname(path)} was begun with {name} {was.get(name)!r}, not {value!r}. Delete it."
+            )
+
+
 def pseudo_data(target, meta, cfg, device, rows_at_once=64):
     """-> (n, T) memory-mapped texts of the target, pseudo_tokens in all, in out_dir/pseudo.bin; goes on if cut off."""
     T, path = target.config.block_size, os.path.join(cfg.out_dir, "pseudo.bin")
-    chunk = rows_at_once * T
-    n_chunks = math.ceil(cfg.pseudo_tokens / chunk)
-    kind = data.token_dtype(meta["vocab_size"])
-    done = os.path.getsize(path) // (chunk * np.dtype(kind).itemsize) if os.path.exists(path) else 0
+    kind = np.dtype(data.token_dtype(meta["vocab_size"]))
+    chunk = rows_at_once * T * kind.itemsize  # bytes
+    n_chunks = math.ceil(cfg.pseudo_tokens / (rows_at_once * T))
+    done = os.path.getsize(path) // chunk if os.path.exists(path) else 0
     with open(path, "ab") as f:
-        f.truncate(done * chunk * np.dtype(kind).itemsize)  # a chunk that was cut off is written again
+        f.truncate(done * chunk)  # a chunk that was cut off is written again
         for i in tqdm(range(done, n_chunks), initial=done, total=n_chunks, desc="pseudo-data", unit="chunk"):
             start = torch.full((rows_at_once, 1), start_token(meta), device=device)
             text = target.generate(start, T - 1, generator=generator(cfg.seed, "pseudo", i, device=device))
@@ -451,25 +481,34 @@ def make_drafter(cfg, meta, T, device, note):
         drafter, baseline = load_model(cfg.drafter, device, cfg.attention)
         if not data.same_vocabulary(meta, baseline["meta"]):
             raise UserError(f"The drafter {cfg.drafter} has another vocabulary than the text.")
+        if not drafter.config.causal or drafter.config.block_size < T:
+            raise UserError(f"The drafter {cfg.drafter} is no autoregressive model with a context of at least {T}.")
     if saved:
         drafter.load_state_dict(saved["model"])
     print_once(f"{sum(p.numel() for p in drafter.parameters()) / 1e6:.2f} M parameters on {note}")
     return drafter, saved
 
 
+def on_first_process(f):
+    """f() on the first process; the others wait."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        f()
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def kd(cfg):
     target, corpus, device, note = prepare(cfg, causal=True, writes="ckpt.pt")
     T = target.config.block_size
+    if cfg.drafter != "ngram":
+        drafter, saved = make_drafter(cfg, corpus.meta, T, device, note)
     pseudo = None
     if cfg.kd_data == "teacher" or cfg.drafter == "ngram":
-        if int(os.environ.get("RANK", 0)) == 0:
-            pseudo_data(target, corpus.meta, cfg, device)
-        if dist.is_initialized():
-            dist.barrier()
+        refuse_other_origin(os.path.join(cfg.out_dir, "pseudo.json"), cfg, T)
+        on_first_process(lambda: pseudo_data(target, corpus.meta, cfg, device))
         pseudo = pseudo_data(target, corpus.meta, cfg, device)
     if cfg.drafter == "ngram":
-        return fit_ngram(cfg, pseudo.reshape(-1), corpus)
-    drafter, saved = make_drafter(cfg, corpus.meta, T, device, note)
+        return on_first_process(lambda: fit_ngram(cfg, pseudo, corpus))
 
     def get_batch(generator):
         """-> (B, T + 1) of the dataset, (B, T) of what a model wrote."""
@@ -479,9 +518,10 @@ def kd(cfg):
             rows = torch.randint(len(pseudo), (cfg.batch_size,), generator=generator)
             return torch.from_numpy(pseudo[rows.numpy()].astype(np.int64))
         start = torch.full((cfg.batch_size, 1), start_token(corpus.meta), device=device)
-        drafter.eval()
-        text = drafter.generate(start, T - 1, generator=generator)
+        compiled = vars(drafter).pop("hidden", None)  # its shapes vary here
+        text = drafter.eval().generate(start, T - 1, generator=generator)
         drafter.train()
+        vars(drafter).update({"hidden": compiled} if compiled else {})
         return text
 
     loss = functools.partial(kd_loss, target=target, kind=cfg.divergence, temp=cfg.kd_temp)
@@ -508,24 +548,28 @@ def store_soft(teacher, x, folder, K, meta, batch_size=16):
 
 def soft(cfg):
     teacher, corpus, device, note = prepare(cfg, causal=True, writes="ckpt.pt")
-    V, folder = corpus.meta["vocab_size"], os.path.join(cfg.out_dir, "soft")
-    if cfg.vocab_parallel and not dist.is_initialized():
-        raise UserError("vocab_parallel splits work over processes. Start them with: torchrun --nproc_per_node=2 ...")
-    if cfg.topk > V:
-        raise UserError(f"topk is {cfg.topk}, but the vocabulary has {V} tokens.")
-    if int(os.environ.get("RANK", 0)) == 0 and not os.path.exists(os.path.join(folder, "meta.json")):
-        if cfg.soft_data.endswith(".jsonl"):
-            data.soft_from_jsonl(cfg.soft_data, folder, corpus.meta, cfg.soft_length, cfg.topk)
-        elif not cfg.soft_data:
-            x = data.blocks(corpus.train, teacher.config.block_size, len(corpus.train))
-            store_soft(teacher, x, folder, cfg.topk, corpus.meta)
-    if dist.is_initialized():
-        dist.barrier()
-    labels = data.load_soft(folder if cfg.soft_data.endswith(".jsonl") or not cfg.soft_data else cfg.soft_data)
-    if not data.same_vocabulary(corpus.meta, labels.meta):
-        raise UserError(f"The soft labels in {cfg.soft_data} have another vocabulary than the dataset {cfg.dataset}.")
-    T = labels.meta["length"]
+    folder = os.path.join(cfg.out_dir, "soft")
+    T = teacher.config.block_size if teacher else cfg.soft_length
+    if cfg.soft_data and not cfg.soft_data.endswith(".jsonl"):
+        folder = cfg.soft_data
+        T = data.load_soft(folder).meta["length"]
     student, saved = make_drafter(cfg, corpus.meta, T, device, note)
+
+    def label():
+        if os.path.exists(os.path.join(folder, "meta.json")):
+            return
+        if cfg.soft_data:
+            data.soft_from_jsonl(cfg.soft_data, folder, corpus.meta, T, cfg.topk)
+        else:
+            x = data.blocks(corpus.train, T, max(1, cfg.pseudo_tokens // T))
+            store_soft(teacher, x, folder, cfg.topk, corpus.meta)
+
+    if folder != cfg.soft_data:
+        refuse_other_origin(os.path.join(cfg.out_dir, "soft.json"), cfg, T)
+        on_first_process(label)
+    labels = data.load_soft(folder)
+    if not data.same_vocabulary(corpus.meta, labels.meta):
+        raise UserError(f"The soft labels in {folder} have another vocabulary than the dataset {cfg.dataset}.")
 
     def get_batch(generator):
         rows = torch.randint(len(labels.tokens), (cfg.batch_size,), generator=generator)

@@ -36,6 +36,7 @@ from model import (
     probabilities,
     propose,
     speculate,
+    tokens_per_call,
 )
 from sample import check_sampling, draw_samples, paths_of, prepare, prepare_drafter, start_token
 
@@ -50,7 +51,7 @@ num_samples = 64  # for genppl and entropy
 length = 0  # tokens per sample; 0: the smallest context among model and judge
 temperature = 1.0
 top_k = 0
-top_p = 1.0  # of diffusion samples
+top_p = 1.0  # of diffusion samples, and where acceptance is measured
 ar_top_p = [1.0]  # of autoregressive samples: one row of the table each
 draft = ""  # for acceptance: drafters of ckpt, with commas between them; see sample.py
 gamma = 4  # tokens drafted at a time where acceptance is counted; the speed is measured at each drafter's best
@@ -150,6 +151,8 @@ def overlap(target, drafter, text, prompt, cfg):
 
     The chance that a draft is accepted, without the noise of drawing it. For diffusion and lookup: at 16 places.
     """
+    if len(text) > cfg.batch_size:
+        return torch.cat([overlap(target, drafter, part, prompt, cfg) for part in text.split(cfg.batch_size)])
     settings, size = (cfg.temperature, cfg.top_k, cfg.top_p), text.size(1)
     p = probabilities(target(text[:, :-1]), *settings)  # (n, L - 1, V), of token i + 1
     if isinstance(drafter, (Diffusion, Lookup)):
@@ -164,8 +167,9 @@ def overlap(target, drafter, text, prompt, cfg):
 
 
 def mean_and_error(values):
-    """-> mean, half the width of its 95 % confidence interval."""
-    return values.mean().item(), 1.96 * (values.std() / len(values) ** 0.5).item()
+    """(n) -> mean, half the width of its 95 % confidence interval by Student's t."""
+    t = 2.36 if len(values) == 8 else 1.96 + 2.5 / (len(values) - 1)  # the quantile, to 2 % for n > 6
+    return values.mean().item(), t * (values.std() / len(values) ** 0.5).item()
 
 
 def drafters_table(target, drafters, prompts, size, cfg):
@@ -180,16 +184,25 @@ def drafters_table(target, drafters, prompts, size, cfg):
         _, counts = speculate(target, drafter, prompts, n_new, cfg.gamma, *settings, noise)
         row["counted"], _ = acceptance(counts)
         row["counted_at"] = [a / t if t else None for a, t in zip(counts.accepted, counts.tested, strict=True)]
-        row["tokens_per_call"] = sum(counts.accepted) / counts.calls + 1
+        row["tokens_per_call"] = tokens_per_call(counts)
         for _ in range(2):  # the first one warms up
-            _, counts = speculate(target, drafter, prompts[:1], n_new, cfg.gamma, *settings, noise)
-        row["c"] = acceptance(counts)[1]
-        row["gamma"] = best_gamma(row["alpha"], row["c"])
-        row["predicted"] = predicted_speedup(row["alpha"], row["c"], row["gamma"])
+            _, one_text = speculate(target, drafter, prompts[:1], n_new, cfg.gamma, *settings, noise)
+        row["c"] = acceptance(one_text)[1]
+        if isinstance(drafter, Diffusion):  # one call drafts all, the later ones worse: by place, up to cfg.gamma
+            speeds = [
+                tokens_per_call(types.SimpleNamespace(accepted=counts.accepted[:g], tested=counts.tested[:g]))
+                / (1 + row["c"] * cfg.gamma)
+                for g in range(1, cfg.gamma + 1)
+            ]
+            row["predicted"], row["gamma"] = max(speeds), speeds.index(max(speeds)) + 1
+        else:
+            row["gamma"] = best_gamma(row["alpha"], row["c"])
+            row["predicted"] = predicted_speedup(row["alpha"], row["c"], row["gamma"])
+        speculate(target, drafter, prompts[:1], n_new, row["gamma"], *settings, noise)  # warms up
         ratios = []
         for i, one in enumerate(prompts[:8].split(1)):  # the same prompt with and without, one after the other
             began = time.perf_counter()
-            target.generate(one, n_new, *settings, generator(cfg.seed, i, device=device))
+            target.generate(one, n_new, *settings, generator(cfg.seed, i, device=device)).cpu()
             plain = time.perf_counter()
             speculate(target, drafter, one, n_new, row["gamma"], *settings, generator(cfg.seed, i, device=device))
             ratios.append((plain - began) / (time.perf_counter() - plain))
@@ -222,6 +235,12 @@ def evaluate(cfg):
             raise UserError("acceptance needs drafters: --draft=CKPT,out/ngram/ngram.txt,lookup")
         drafters = {path: prepare_drafter(path, target, meta, cfg) for path in paths_of(cfg.draft)}
         check_range(cfg, ("gamma",), 1)
+        check_range(cfg, ("num_samples",), 7)  # for the intervals
+        if len(models) > 1:
+            raise UserError("acceptance is of one target: give one --ckpt, and its drafters as --draft.")
+        drafted = cfg.length or target.config.block_size
+        if drafted > target.config.block_size or drafted < 4 * cfg.gamma:
+            raise UserError(f"length is {drafted}; from {4 * cfg.gamma} (4 gamma) to the target's context is possible.")
     judge = None
     if cfg.judge:
         judge, checkpoint = load_model(cfg.judge, device, cfg.attention)
@@ -293,7 +312,8 @@ def evaluate(cfg):
     if "acceptance" in wanted:
         size = cfg.length or target.config.block_size
         prompts = data.blocks(corpus.val, max(1, size // 8), cfg.num_samples).to(target.wte.weight.device)
-        report["drafters"] = drafters_table(target, drafters, prompts, size, cfg)
+        with next(iter(models.values()))[2]:
+            report["drafters"] = drafters_table(target, drafters, prompts, size, cfg)
     return report
 
 

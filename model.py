@@ -179,7 +179,8 @@ class LSTMBlock(nn.Module):
     def forward(self, x, rope, cache=None):
         y = self.ln(x)  # (B, T, C)
         if cache is None:
-            return x + self.dropout(self.lstm(y)[0])
+            with torch.autocast(x.device.type, enabled=False):  # on CUDA it would choose float16
+                return x + self.dropout(self.lstm(y.float())[0])
         past = cache.before(1)  # (2, B, 1, C): h and c after the last token
         h, c = past[0].transpose(0, 1).contiguous(), past[1].transpose(0, 1).contiguous()  # (1, B, C)
         states = []
@@ -343,17 +344,20 @@ class GPT(nn.Module):
     def forward(self, idx):
         return self.head(self.hidden(idx))
 
-    def head_loss(self, h, loss_of, *rows, part=None, scale=1):
+    def head_loss(self, h, loss_of, *rows, part=0, parts=1):
         """(N, C), loss_of, (N, ...) rows -> scalar: the sum of loss_of((n, V) logits, *n of the rows) -> (n,) losses.
 
-        Never N x V at once. part: (first, end), those of the V logits only; scale: of the gradient of their weights.
+        Never N x V at once. parts > 1: only the logits of slice_of_vocab, the gradient of their weights times parts.
         """
         weight, bias, V = self.head_weight, self.head_bias, self.config.vocab_size
-        if part:
-            weight, bias = (p if p is None else p[slice(*part)] for p in (weight, bias))
-            weight, bias = (p if p is None else p + (scale - 1) * (p - p.detach()) for p in (weight, bias))
-            V = part[1] - part[0]
-        args = loss_of, h, weight, bias, V
+        at_least, logits_at_once = ROWS_AT_ONCE[h.device.type]
+        n = max(at_least, logits_at_once // -(-V // parts))  # the same for every part, though their sizes may differ
+        if parts > 1:
+            first, end = slice_of_vocab(V, part, parts)
+            weight, bias = (p if p is None else p[first:end] for p in (weight, bias))
+            weight, bias = (p if p is None else p + (parts - 1) * (p - p.detach()) for p in (weight, bias))
+            V = end - first
+        args = loss_of, n, h, weight, bias, V
         return HeadLoss.apply(*args, torch.is_grad_enabled(), *rows)  # inside apply, grad mode is always off
 
     def nll(self, h, targets, weights):
@@ -474,11 +478,10 @@ class HeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, loss_of, h, weight, bias, V, need_grad, *rows):
+    def forward(ctx, loss_of, n, h, weight, bias, V, need_grad, *rows):
         dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype
         W = weight[:V].to(dtype)  # (V, C)
-        at_least, logits_at_once = ROWS_AT_ONCE[h.device.type]
-        n = max(1, min(h.size(0), max(at_least, logits_at_once // V)))
+        n = max(1, min(h.size(0), n))
         low = torch.empty(n, V, dtype=dtype, device=h.device)
         loss = torch.zeros((), device=h.device)
         ctx.n_rows = len(rows)
@@ -509,7 +512,19 @@ class HeadLoss(torch.autograd.Function):
     def backward(ctx, grad):
         dh, dW, db = ctx.grads
         ctx.grads = None
-        return None, dh.mul_(grad), dW.mul_(grad), None if db is None else db.mul_(grad), *[None] * (2 + ctx.n_rows)
+        return (
+            None,
+            None,
+            dh.mul_(grad),
+            dW.mul_(grad),
+            None if db is None else db.mul_(grad),
+            *[None] * (2 + ctx.n_rows),
+        )
+
+
+def slice_of_vocab(V, part, parts):
+    """-> first, end: the tokens of the part-th of so many parts."""
+    return V * part // parts, V * (part + 1) // parts
 
 
 def weighted_nll(logits, targets, weights):
@@ -691,15 +706,16 @@ class NGram:
         self.n, self.V, self.smoothing, self.discount, self.alpha = n, vocab_size, smoothing, discount, alpha
 
     def fit(self, tokens):
-        """(N,) token ids -> self."""
-        tokens = np.asarray(tokens, dtype=np.int64)
-        if len(tokens) < self.n:
-            raise UserError(f"The corpus has {len(tokens)} tokens, fewer than one {self.n}-gram.")
-        self.keys, self.counts = [np.arange(self.V)], [np.bincount(tokens, minlength=self.V)]
+        """(N,) token ids, or (R, N) of R texts -> self."""
+        tokens = np.atleast_2d(np.asarray(tokens, dtype=np.int64))  # no m-gram spans two texts
+        if tokens.shape[1] < self.n:
+            raise UserError(f"The corpus has {tokens.shape[1]} tokens, fewer than one {self.n}-gram.")
+        self.keys, self.counts = [np.arange(self.V)], [np.bincount(tokens.ravel(), minlength=self.V)]
         number = tokens  # of the m-gram that ends at each position
         for m in range(2, self.n + 1):
-            key = number[:-1] * self.V + tokens[m - 1 :]
+            key = number[:, :-1] * self.V + tokens[:, m - 1 :]
             keys, number, counts = np.unique(key, return_inverse=True, return_counts=True)
+            number = number.reshape(key.shape)
             self.keys.append(keys)
             self.counts.append(counts)
         return self.prepare()
@@ -865,7 +881,7 @@ class Diffusion:
 def read(model, cache, x, n, k):
     """(B, L) int64, (B,) -> (B, k, V): logits of what follows each of the last k of the first n tokens.
 
-    The cache may hold tokens that have been replaced since, but none before the last k.
+    The cache may hold some of the last k already.
     """
     start = torch.minimum(torch.as_tensor(cache.length, device=n.device), n - k)
     m = int((n - start).max())  # every row reads as many as the one that has most to read: again costs nothing but time
@@ -929,26 +945,28 @@ def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, to
         drafts, q = propose(drafter, draft_cache, x, n, g, settings, generator)  # (B, g), (B, g, V)
         where = n[:, None] + torch.arange(g + 1, device=x.device)
         x.scatter_(1, where[:, :g], drafts)
-        drafting = time.perf_counter()
+        drafting = time.perf_counter() if len(drafts.tolist()) else 0  # waits for the device
         p = probabilities(read(target, caches[0], x, n + g, g + 1), *settings)  # (B, g + 1, V)
-        judged = time.perf_counter()
         k = torch.zeros_like(n)  # how many are accepted
         last = p[:, g]
         if g:
             p_x, q_x = (d[:, :g].gather(2, drafts[..., None]).squeeze(2) for d in (p, q))  # (B, g)
-            accepted = flip((p_x / q_x).clamp(max=1), generator)
-            k = accepted.long().cumprod(1).sum(1)
+            k = flip((p_x / q_x).clamp(max=1), generator).long().cumprod(1).sum(1)
             i, at = torch.arange(len(n), device=x.device), k.clamp(max=g - 1)
             last = torch.where((k < g)[:, None], residual(p[i, at], q[i, at]), p[:, g])
         x.scatter_(1, (n + k)[:, None], draw_from(last, generator)[:, None])
         drafted[rows[:, None], where] = torch.arange(g + 1, device=x.device) < k[:, None]
+        accepted = k.tolist()
+        judged = time.perf_counter()
         counts.calls += len(rows)
         counts.rounds, counts.drafts = counts.rounds + 1, counts.drafts + g
         counts.draft_s, counts.target_s = counts.draft_s + drafting - began, counts.target_s + judged - drafting
         for j in range(g):
-            counts.tested[j] += int((k >= j).sum())
-            counts.accepted[j] += int((k > j).sum())
+            counts.tested[j] += sum(i >= j for i in accepted)
+            counts.accepted[j] += sum(i > j for i in accepted)
         n = n + k + 1
+        for cache in caches:  # the last token is new, and what was refused before it is gone
+            cache.length = torch.minimum(torch.as_tensor(cache.length, device=n.device), n - 1)
         done = n >= end
         if eos is not None:
             ended = ((x == eos) & (torch.arange(end, device=x.device) >= T)).cumsum(1) > 0
@@ -970,6 +988,12 @@ def acceptance(counts):
     """
     alpha = sum(counts.accepted) / max(sum(counts.tested), 1)
     return alpha, counts.draft_s / max(counts.drafts, 1) / (counts.target_s / max(counts.rounds, 1))
+
+
+def tokens_per_call(counts):
+    """What speculate counted -> the mean for full drafts: 1 + a_1 + a_1 a_2 + ..., with the rate a_j at place j."""
+    rates = [a / t if t else 0.0 for a, t in zip(counts.accepted, counts.tested, strict=True)]
+    return 1 + sum(itertools.accumulate(rates, lambda x, y: x * y))
 
 
 def predicted_speedup(alpha, c, gamma):

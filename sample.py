@@ -32,6 +32,7 @@ from model import (
     pick_device,
     sample,
     speculate,
+    tokens_per_call,
 )
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -74,7 +75,7 @@ def prepare_drafter(path, target, meta, cfg):
     """-> a drafter for the target: 'lookup', an n-gram file (.txt) or a checkpoint, of the same vocabulary."""
     if not target.config.causal:
         raise UserError("--draft makes an autoregressive model faster; this checkpoint is a diffusion model.")
-    check_range(cfg, ("gamma",), 0)
+    check_range(cfg, ("gamma",), 0, 64)
     check_range(cfg, ("draft_steps",), 1)
     if path == "lookup":
         return Lookup(target.config.vocab_size)
@@ -85,6 +86,11 @@ def prepare_drafter(path, target, meta, cfg):
     else:
         drafter, checkpoint = load_model(path, target.wte.weight.device, cfg.attention)
         its_meta = checkpoint["meta"]
+        if drafter.config.block_size < (cfg.length or target.config.block_size):
+            raise UserError(
+                f"The drafter {path} has a context of {drafter.config.block_size}, too short for the text. "
+                f"Use --length={drafter.config.block_size}."
+            )
         if not drafter.config.causal:
             drafter = Diffusion(drafter, cfg.draft_steps)
     if not data.same_vocabulary(meta, its_meta):
@@ -118,6 +124,14 @@ def check_sampling(cfg):
     check_range(cfg, ("top_p",), 1e-6, 1)
 
 
+def known_text(template):
+    """(B, L) int64 with -1 at the blanks -> (B, n) int64: the tokens before the blanks; there must be none after."""
+    n = int((template[0] >= 0).sum())
+    if n == 0 or (template[:, :n] < 0).any():
+        raise UserError("An autoregressive model cannot fill in blanks before known text. Use a diffusion checkpoint.")
+    return template[:, :n]
+
+
 def draw_samples(model, template, cfg, steps, noise, watch=None):
     """template (B, L) int64: the known tokens, -1 at the blanks -> (B, L) int64.
 
@@ -126,11 +140,8 @@ def draw_samples(model, template, cfg, steps, noise, watch=None):
     if not model.config.causal:
         xt = template.masked_fill(template < 0, model.mask_id)
         return sample(model, xt, steps, cfg.sampler, cfg.temperature, cfg.top_p, noise, watch)
-    n_known = int((template[0] >= 0).sum())
-    if n_known == 0 or (template[:, :n_known] < 0).any():
-        raise UserError("An autoregressive model cannot fill in blanks before known text. Use a diffusion checkpoint.")
-    known, n_new = template[:, :n_known], template.size(1) - n_known
-    return model.generate(known, n_new, cfg.temperature, cfg.top_k, cfg.top_p, noise)
+    known = known_text(template)
+    return model.generate(known, template.size(1) - known.size(1), cfg.temperature, cfg.top_k, cfg.top_p, noise)
 
 
 def start_token(meta):
@@ -232,7 +243,7 @@ def main(cfg):
             noise = generator(cfg.seed, device=device)
             if cfg.draft:
                 drafter = prepare_drafter(cfg.draft, model, checkpoint["meta"], cfg)
-                known = template[:, template[0] >= 0].to(device).expand(n, -1)
+                known = known_text(template).to(device).expand(n, -1)
                 n_new = template.size(1) - known.size(1)
                 gamma = choose_gamma(model, drafter, known, n_new, cfg, generator(cfg.seed, "trial", device=device))
                 began = time.perf_counter()
@@ -247,7 +258,7 @@ def main(cfg):
             alpha, c = acceptance(counts)
             took += (
                 f"\n{counts.drafted.float().mean():.0%} of the tokens were drafted; gamma {gamma}, alpha {alpha:.2f}, "
-                f"{sum(counts.accepted) / counts.calls + 1:.2f} tokens per target call, c {c:.2f}"
+                f"{tokens_per_call(counts):.2f} tokens per target call, c {c:.2f}"
             )
             if sys.stdout.isatty():
                 texts = [coloured(*pair, decode) for pair in zip(x, counts.drafted, strict=True)]

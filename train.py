@@ -8,6 +8,7 @@ $ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import glob
 import importlib.util
@@ -320,7 +321,8 @@ def refuse_used(out_dir):
     """A new run never writes into the folder of another."""
     if any(glob.glob(os.path.join(out_dir, name)) for name in ("ckpt.pt", "round_*.pt", "ngram.txt")):
         raise UserError(
-            f"{out_dir} already holds a run. Continue it with --init_from=resume, take another --out_dir or delete it."
+            f"{out_dir} already holds a run. Take another --out_dir, delete it, or continue it with --init_from=resume "
+            "(not an n-gram)."
         )
 
 
@@ -346,7 +348,8 @@ def join_processes(cfg):
     """-> this process's device, and a note on it. Under torchrun, joins the other processes first."""
     device, _, note = pick_device(cfg.device, cfg.dtype)
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        patience = datetime.timedelta(days=1)  # the first process may write data for hours while the others wait
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
         if device.type == "cuda":
             cfg.device = f"cuda:{os.environ['LOCAL_RANK']}"
             device = torch.device(cfg.device)
@@ -423,7 +426,7 @@ def main(cfg):
     device, note = join_processes(cfg)
     corpus = data.load(cfg.dataset)
     if cfg.arch == "ngram":
-        return fit_ngram(cfg, corpus.train, corpus)
+        return fit_ngram(cfg, corpus.train, corpus) if int(os.environ.get("RANK", 0)) == 0 else None
     model, resume = make_model(cfg, corpus.meta["vocab_size"], device)
     n_params = sum(p.numel() for p in model.parameters())
     print_once(f"{n_params / 1e6:.2f} M parameters on {note}")

@@ -248,9 +248,10 @@ def soft_from_jsonl(path, folder, meta, L, K):
     missing) and counted; an emitted one raises UserError.
     """
     decode, V = encoder(meta)[1], meta["vocab_size"]
-    number = {decode([i]): i for i in range(V)}
+    texts = [decode([i]) for i in range(V)]
+    number = {text: i for i, text in enumerate(texts) if "\ufffd" not in text}  # half characters of GPT-2: not one text
     writer, unknown = SoftWriter(folder, L, K, meta), 0
-    with open(path, encoding="utf-8") as f:
+    with open(path, "rb") as f:
         for line_number, line in enumerate(f, 1):
             try:
                 text = json.loads(line)
@@ -261,7 +262,8 @@ def soft_from_jsonl(path, folder, meta, L, K):
                 else:
                     tokens, tops = text["tokens"], [top or {} for top in text["top_logprobs"]]
                 places = [(number[token], top) for token, top in zip(tokens, tops, strict=True)]
-            except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
+                assert all(isinstance(v, (int, float)) for top in tops for v in top.values()), "a logprob is no number"
+            except (AssertionError, json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
                 raise UserError(f"{path}, line {line_number}, is not a text with top_logprobs ({error}).") from None
             except KeyError as error:
                 raise UserError(

@@ -185,6 +185,8 @@ def test_sampling_mistakes(out, refused):
     assert "top_k is -1" in refuse("ar", "--top_k=-1")
     assert "autoregressive" in refuse("ar", "--trace=True")
     assert "diffusion model" in refuse("d", "--draft=lookup")
+    assert "cannot fill in blanks" in refuse("ar", "--draft=lookup", "--infill=a _ b")
+    assert "cannot fill in blanks" in refuse("ar", "--draft=lookup", "--infill=_")
     assert "no n-gram file" in refuse("ar", "--draft=none.txt")
     assert "draft_steps is 0" in refuse("ar", "--draft=lookup", "--draft_steps=0")
     assert "more than the context of 32" in refuse("ar", "--draft=lookup", "--length=40")

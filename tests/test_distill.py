@@ -564,7 +564,17 @@ def test_a_student_learns_from_soft_labels_and_resumes(missing, target, tmp_path
     losses = [r["val_loss"] for r in map(json.loads, open(tmp_path / "log.jsonl")) if "val_loss" in r]
     assert losses[1] < losses[0] < math.log(8)
     assert data.load_soft(str(tmp_path / "soft")).ids.shape[1:] == (16, 3)
-    D.main(kd_settings(target, tmp_path, **kw, iters_per_round=40, eval_interval=20, init_from="resume"))
+    saved = load_checkpoint(tmp_path / "ckpt.pt")
+    kw |= dict(iters_per_round=40)
+    with pytest.MonkeyPatch.context() as patch:
+        calls, real = [], D.soft_loss
+        patch.setattr(
+            D, "soft_loss", lambda *a, **kw: calls.append(1) or (real(*a, **kw) if len(calls) < 30 else 1 / 0)
+        )
+        with pytest.raises(ZeroDivisionError):
+            D.main(kd_settings(target, tmp_path / "again", **kw, eval_interval=20))
+    D.main(kd_settings(target, tmp_path / "again", **kw, eval_interval=20, init_from="resume"))
+    assert equal(saved, load_checkpoint(tmp_path / "again" / "ckpt.pt"))
 
 
 def test_texts_of_an_api_teacher(markov, tmp_path, refused):
@@ -595,10 +605,20 @@ def test_texts_of_an_api_teacher(markov, tmp_path, refused):
     assert "needs --dataset" in refused(D.main, kd_settings("", tmp_path / "y", **(kw | {"dataset": ""})))
 
 
-def test_soft_label_mistakes(target, tmp_path, refused):
+def test_soft_label_mistakes(target, teacher, markov, tmp_path, refused):
+    for method in ("kd", "soft"):  # it would see the tokens that it learns to predict
+        said = refused(D.main, kd_settings(target, tmp_path / method, method=method, drafter=teacher, topk=3))
+        assert "no autoregressive model" in said
+    assert "counts texts" in refused(D.main, kd_settings(target, tmp_path / "d", method="soft", drafter="ngram"))
+    assert "no such file" in refused(D.main, kd_settings(target, tmp_path / "d", method="soft", soft_data="x.jsonl"))
+    assert "nothing to learn" in refused(D.main, kd_settings(target, tmp_path / "d", kd_weight=0.0))
+    kw = dict(drafter="ngram", ngram_n=2)
+    D.main(kd_settings(target, tmp_path / "e", **kw))
+    os.remove(tmp_path / "e" / "ngram.txt")
+    assert "seed 1337, not 2" in refused(D.main, kd_settings(target, tmp_path / "e", seed=2, **kw))
     assert "topk is 9" in refused(D.main, kd_settings(target, tmp_path / "a", method="soft", topk=9))
     one = kd_settings(target, tmp_path / "c", method="soft", vocab_parallel=True)
-    assert "Start them with: torchrun" in refused(D.main, one)
+    assert "torchrun --nproc_per_node=2" in refused(D.main, one)
     assert "'drop'" in refused(D.main, kd_settings(target, tmp_path / "b", method="soft", missing="drop"))
 
 
@@ -610,17 +630,27 @@ def test_kd_by_mse_is_on_logits():
     torch.testing.assert_close(D.kd_loss(drafter, batch, None, target, "mse"), want)
 
 
+@pytest.fixture(scope="module")
+def odd_target(tmp_path_factory):
+    """A GPT whose 9 tokens do not divide into two halves."""
+    folder = tmp_path_factory.mktemp("odd")
+    run("data/markov/prepare.py", f"--out_dir={folder}/data", "--vocab_size=9", "--successors=2", "--n_tokens=20000")
+    train.main(knobs(folder / "ar", dataset=f"{folder}/data", objective="ar", max_iters=2, eval_interval=2))
+    return str(folder / "ar" / "ckpt.pt")
+
+
 @pytest.mark.parametrize("missing", ["none", "renorm", "tail"])
-def test_two_processes_with_half_of_the_vocabulary_each_equal_one(missing, target, tmp_path):
+def test_two_processes_with_half_of_the_vocabulary_each_equal_one(missing, odd_target, tmp_path):
     """Loss and gradient: after three steps of training the weights are the same but for the order of a sum."""
     args = [
         "distill.py",
         "--method=soft",
-        f"--teacher={target}",
+        f"--teacher={odd_target}",
         "--drafter=gpt",
         "--n_embd=16",
         "--n_head=2",
         "--topk=3",
+        "--batch_size=24",  # three chunks of rows
     ]
     args += ["--iters_per_round=3", "--eval_interval=3", "--eval_iters=1", "--log_interval=1", "--dtype=float32"]
     args += ["--device=cpu", "--learning_rate=1e-2", "--warmup_iters=1", "--ce_weight=0.5", f"--missing={missing}"]
