@@ -1,10 +1,10 @@
 """
-Every drafter of the target of train_shakespeare_char_target.py, trained on text and distilled, 3 minutes.
+Every drafter of the GPT of train_shakespeare_char_ar.py, trained on text and distilled, 2 minutes.
 
 $ python eval.py config/eval_shakespeare_char_drafters.py
 """
 
-ckpt = "out/shakespeare_char_target/ckpt.pt"
+ckpt = "out/shakespeare_char_ar/ckpt.pt"
 draft = "out/drafters/*/ngram.txt,out/drafters/*/ckpt.pt,lookup"
 what = "acceptance"
 num_samples = 64

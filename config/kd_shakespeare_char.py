@@ -1,11 +1,11 @@
 """
-Tiny Shakespeare, characters: the same small model, distilled from its target for as many steps, 2 minutes.
+Tiny Shakespeare, characters: the same small model, distilled from its target for as many steps, 1 minute.
 
 $ python distill.py config/kd_shakespeare_char.py --drafter=lstm --out_dir=out/drafters/lstm_kd
 """
 
 method = "kd"
-teacher = "out/shakespeare_char_target/ckpt.pt"
+teacher = "out/shakespeare_char_ar/ckpt.pt"
 drafter = "lstm"
 out_dir = "out/drafters/lstm_kd"
 divergence = "kl_fwd"
@@ -20,7 +20,7 @@ min_lr = 0.02
 beta2 = 0.99
 weight_decay = 0.1
 warmup_iters = 40
-iters_per_round = 400
+iters_per_round = 1000
 ema = 0.98
-eval_interval = 200
+eval_interval = 500
 pseudo_tokens = 300_000
