@@ -482,7 +482,7 @@ class HeadLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype
         W = weight[:V].to(dtype)  # (V, C)
         n = max(1, min(h.size(0), n))
-        low = torch.empty(n, V, dtype=dtype, device=h.device)
+        low, whole = (torch.empty(n, V, dtype=d, device=h.device) for d in (dtype, torch.float32))  # serve all chunks
         loss = torch.zeros((), device=h.device)
         ctx.n_rows = len(rows)
         if need_grad:
@@ -492,7 +492,7 @@ class HeadLoss(torch.autograd.Function):
         with torch.autocast(h.device.type, enabled=False):
             for i in range(0, h.size(0), n):
                 hi = h[i : i + n].to(dtype)
-                z = torch.mm(hi, W.T, out=low[: len(hi)]).to(torch.float32, copy=True)  # (n, V)
+                z = whole[: len(hi)].copy_(torch.mm(hi, W.T, out=low[: len(hi)]))  # (n, V)
                 if bias is not None:
                     z += bias
                 with torch.set_grad_enabled(need_grad):
@@ -503,9 +503,10 @@ class HeadLoss(torch.autograd.Function):
                 (dz,) = torch.autograd.grad(value, z)
                 if bias is not None:
                     db += dz.sum(0)
-                dz = low[: len(hi)].copy_(dz)
-                dh[i : i + n] = dz @ W
-                dW[:V] += torch.mm(dz.T, hi, out=dW_low)
+                dz_low = low[: len(hi)].copy_(dz)
+                del value, dz  # and all that they hold, before the next chunk needs as much
+                dh[i : i + n] = dz_low @ W
+                dW[:V] += torch.mm(dz_low.T, hi, out=dW_low)
         return loss
 
     @staticmethod
