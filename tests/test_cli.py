@@ -160,7 +160,7 @@ def test_speculative_sampling_command(out, pydoc):
     for draft in (f"{out}/ngram/ngram.txt", "lookup", f"{out}/d/ckpt.pt", f"{out}/ar/ckpt.pt"):
         said, _ = run(*greedy, f"--draft={draft}", f"--gamma={0 if draft == 'lookup' else 3}")
         assert text_of(said)[0].split("-" * 40)[0] == text_of(plain)[0].split("-" * 40)[0]
-        assert re.search(r"% of the tokens were drafted; gamma \d+, alpha \d\.\d\d, \d\.\d\d tokens per target", said)
+        assert re.search(r"% of the tokens were drafted; gamma \d+, alpha \d\.\d\d, \d+\.\d\d tokens per target", said)
     ids, drafted = torch.tensor([1, 2, 3]), torch.tensor([False, True, True])
     assert S.coloured(ids, drafted, lambda ids: "".join("abcd"[i] for i in ids)) == "b\033[32mcd\033[0m"
 
