@@ -42,7 +42,16 @@ from model import (
     stratified,
 )
 from sample import start_token
-from train import check_loop, fit, fit_ngram, join_processes, mean_over, refuse_used, show_sample
+from train import (
+    check_loop,
+    fit,
+    fit_ngram,
+    join_processes,
+    mean_over,
+    refuse_used,
+    show_sample,
+    validation_batches,
+)
 
 # ----------------------------------------------------------------------------------------------------------------------
 method = "sdtt"  # 'sdtt' | 'kd' (a drafter for an autoregressive teacher) | 'soft' (from its top-k log-probabilities)
@@ -396,7 +405,7 @@ def distill_round(cfg, r, loss, teacher, corpus, steps, saved, carried):
     device, T = teacher.wte.weight.device, teacher.config.block_size
     student = GPT(dataclasses.replace(teacher.config, dropout=cfg.dropout)).to(device)
     student.load_state_dict(saved["model"] if saved else teacher.state_dict())
-    val = data.blocks(corpus.val, T, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
+    val = validation_batches(corpus, T, cfg, device)
 
     def validate(student):
         """The same blocks and the same noise at every call."""
@@ -526,7 +535,7 @@ def kd(cfg):
 
     loss = functools.partial(kd_loss, target=target, kind=cfg.divergence, temp=cfg.kd_temp)
     loss = functools.partial(loss, kd_weight=cfg.kd_weight, ce_weight=cfg.ce_weight)
-    val = data.blocks(corpus.val, T + 1, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
+    val = validation_batches(corpus, T + 1, cfg, device)
     show = functools.partial(show_sample, meta=corpus.meta, steps=T)
     fit(drafter, loss, get_batch, lambda d: mean_over(val, lambda b: loss(d, b, None)), cfg, saved, corpus.meta, show)
 
@@ -580,7 +589,7 @@ def soft(cfg):
 
     loss = functools.partial(soft_loss, soft=labels, missing=cfg.missing, ce_weight=cfg.ce_weight)
     loss = functools.partial(loss, vocab_parallel=cfg.vocab_parallel)
-    val = data.blocks(corpus.val, T + 1, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
+    val = validation_batches(corpus, T + 1, cfg, device)
     show = functools.partial(show_sample, meta=corpus.meta, steps=T)
     fit(student, loss, get_batch, lambda m: mean_over(val, lambda b: ar_loss(m, b)), cfg, saved, corpus.meta, show)
 

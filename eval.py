@@ -365,13 +365,19 @@ def tables(report):
 QUALITY = {"genppl": "generative perplexity", "true_ppl": "perplexity under the true language"}
 
 
-def plot(report, path):
-    """Quality and entropy against sampling steps, a line a model, with real text as the line to reach."""
+def pyplot():
+    """-> matplotlib.pyplot that draws into files; imported only by a run that plots."""
     import matplotlib
 
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot
 
+    return matplotlib.pyplot
+
+
+def plot(report, path):
+    """Quality and entropy against sampling steps, a line a model, with real text as the line to reach."""
+    plt = pyplot()
     quality = "genppl" if "genppl" in report["rows"][0] else "true_ppl"
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     for ax, key in zip(axes, (quality, "entropy"), strict=True):
@@ -398,11 +404,7 @@ def plot(report, path):
 
 def plot_latency(report, path):
     """Quality against seconds per sample, a panel a batch size: a line a diffusion model, a star a GPT."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     quality = "genppl" if "genppl" in report["rows"][0] else "true_ppl"
     batches = list(dict.fromkeys(r["batch"] for r in report["latency"]))
     fig, axes = plt.subplots(1, len(batches), figsize=(5.5 * len(batches), 4.2), squeeze=False, sharey=True)
@@ -426,11 +428,7 @@ def plot_latency(report, path):
 
 def plot_drafters(report, path):
     """A bar a drafter: its acceptance rate, and the measured speed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     rows = report["drafters"]
     names = [r["drafter"].removesuffix("/ckpt.pt").removesuffix("/ngram.txt") for r in rows]
     fig, axes = plt.subplots(1, 2, figsize=(11, 0.5 * len(rows) + 1.4), sharey=True)

@@ -946,7 +946,8 @@ def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, to
         drafts, q = propose(drafter, draft_cache, x, n, g, settings, generator)  # (B, g), (B, g, V)
         where = n[:, None] + torch.arange(g + 1, device=x.device)
         x.scatter_(1, where[:, :g], drafts)
-        drafting = time.perf_counter() if len(drafts.tolist()) else 0  # waits for the device
+        drafts.cpu()  # waits for the device
+        drafting = time.perf_counter()
         p = probabilities(read(target, caches[0], x, n + g, g + 1), *settings)  # (B, g + 1, V)
         k = torch.zeros_like(n)  # how many are accepted
         last = p[:, g]
@@ -970,8 +971,8 @@ def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, to
             cache.length = torch.minimum(torch.as_tensor(cache.length, device=n.device), n - 1)
         done = n >= end
         if eos is not None:
-            ended = ((x == eos) & (torch.arange(end, device=x.device) >= T)).cumsum(1) > 0
-            ended &= torch.arange(end, device=x.device) < n[:, None]
+            place = torch.arange(end, device=x.device)
+            ended = (x == eos) & (place >= T) & (place < n[:, None])
             done |= ended.any(1)
             x = torch.where(ended.cumsum(1) > 0, eos, x)
         if done.any():

@@ -400,11 +400,16 @@ def fit_ngram(cfg, tokens, corpus):
     path = os.path.join(cfg.out_dir, "ngram.txt")
     model = NGram(cfg.ngram_n, corpus.meta["vocab_size"], cfg.smoothing).fit(tokens)
     x = data.blocks(corpus.val, 129, 200)
-    nats = sum(-model(b[:, :-1]).gather(2, b[:, 1:, None]).mean().item() * len(b) for b in x.split(8)) / len(x)
+    nats = mean_over(x.split(8), lambda b: -model(b[:, :-1]).gather(2, b[:, 1:, None]).mean())
     os.makedirs(cfg.out_dir, exist_ok=True)
     save_config(cfg, cfg.out_dir)
     model.save(path, corpus.meta)
     print_once(f"validation {nats:.4f} nats per token, {sum(map(len, model.keys)):,} n-grams saved to {path}")
+
+
+def validation_batches(corpus, length, cfg, device):
+    """-> eval_iters batches of blocks of validation text, on device."""
+    return data.blocks(corpus.val, length, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
 
 
 def mean_over(batches, f):
@@ -444,7 +449,7 @@ def main(cfg):
             length = int(torch.randint(1, T + 1, (), generator=generator))
         return data.batch(corpus.train, cfg.batch_size, length + ar, generator)
 
-    val = data.blocks(corpus.val, T + ar, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
+    val = validation_batches(corpus, T + ar, cfg, device)
 
     def validate(model):
         """The same blocks and the same noise at every call."""
