@@ -513,7 +513,7 @@ def kd(cfg):
         drafter, saved = make_drafter(cfg, corpus.meta, T, device, note)
     pseudo = None
     if cfg.kd_data == "teacher" or cfg.drafter == "ngram":
-        refuse_other_origin(os.path.join(cfg.out_dir, "pseudo.json"), cfg, T)
+        on_first_process(lambda: refuse_other_origin(os.path.join(cfg.out_dir, "pseudo.json"), cfg, T))
         on_first_process(lambda: pseudo_data(target, corpus.meta, cfg, device))
         pseudo = pseudo_data(target, corpus.meta, cfg, device)
     if cfg.drafter == "ngram":
@@ -574,7 +574,7 @@ def soft(cfg):
             store_soft(teacher, x, folder, cfg.topk, corpus.meta)
 
     if folder != cfg.soft_data:
-        refuse_other_origin(os.path.join(cfg.out_dir, "soft.json"), cfg, T)
+        on_first_process(lambda: refuse_other_origin(os.path.join(cfg.out_dir, "soft.json"), cfg, T))
         on_first_process(label)
     labels = data.load_soft(folder)
     if not data.same_vocabulary(corpus.meta, labels.meta):
