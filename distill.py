@@ -38,6 +38,7 @@ from model import (
     load_checkpoint,
     load_model,
     reveal_order,
+    save_published,
     slice_of_vocab,
     stratified,
 )
@@ -55,9 +56,11 @@ from train import (
 
 # ----------------------------------------------------------------------------------------------------------------------
 method = "sdtt"  # 'sdtt' | 'kd' (a drafter for an autoregressive teacher) | 'soft' (from its top-k log-probabilities)
-teacher = "out/pydoc/ckpt.pt"  # sdtt: a masked diffusion checkpoint, also another run's round; kd, soft: a GPT
+teacher = "out/pydoc/ckpt.pt"  # sdtt: a masked diffusion checkpoint, also another run's round or a published model
+# such as mdlm-owt or sdtt:kld:6; kd, soft: a GPT, also gpt2
 dataset = ""  # a name under data/, or a folder; '': what the teacher was trained on
 out_dir = "out/sdtt"  # gets round_1.pt, round_2.pt, ...; from kd ckpt.pt or ngram.txt
+export = ""  # a folder: also save the last student there as model.safetensors and config.json, to publish it
 init_from = "teacher"  # 'teacher' | 'resume' (out_dir, also in the middle of a round, also to add rounds)
 divergence = "kl_bwd"  # of student and teacher: 'kl_bwd' | 'kl_fwd' | 'tvd' | 'mse' | 'jsd' | 'nla'
 # sdtt
@@ -316,7 +319,18 @@ def plan_rounds(cfg):
 
 def refuse_other_knobs(cfg, path):
     """A resumed run keeps the knobs that what it has written depends on."""
-    free = {"rounds", "final_steps", "out_dir", "init_from", "device", "dtype", "compile", "attention", "wandb"}
+    free = {
+        "rounds",
+        "final_steps",
+        "out_dir",
+        "init_from",
+        "export",
+        "device",
+        "dtype",
+        "compile",
+        "attention",
+        "wandb",
+    }
     free |= {"eval_interval", "eval_iters", "sample_interval", "log_interval", "learning_rate"}
     was = load_checkpoint(path)["config"]
     for key in sorted((vars(cfg).keys() & was.keys()) - free):
@@ -338,6 +352,10 @@ def check(cfg):
     choose("smoothing", cfg.smoothing, ("kneser_ney", "laplace"))
     if cfg.method == "soft" and cfg.drafter == "ngram":
         raise UserError("An ngram counts texts: it learns with --method=kd, not from soft labels.")
+    if cfg.export and cfg.drafter == "ngram":
+        raise UserError("An ngram is a readable file already, out_dir/ngram.txt: --export is for networks.")
+    if cfg.export and os.path.exists(os.path.join(cfg.export, "model.safetensors")):
+        raise UserError(f"{cfg.export} holds a model already. Export to another folder.")
     if cfg.vocab_parallel and ("WORLD_SIZE" not in os.environ or cfg.dropout):
         raise UserError("vocab_parallel needs processes, torchrun --nproc_per_node=2 ..., and --dropout=0.")
     if cfg.soft_data and not os.path.exists(cfg.soft_data):
@@ -599,6 +617,9 @@ def main(cfg):
     choose("method", cfg.method, tuple(methods))
     check(cfg)
     methods[cfg.method](cfg)
+    if cfg.export:
+        last = f"round_{len(plan_rounds(cfg))}.pt" if cfg.method == "sdtt" else "ckpt.pt"
+        on_first_process(lambda: save_published(cfg.export, *load_model(os.path.join(cfg.out_dir, last))))
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -12,20 +12,24 @@ LLaDA: Nie et al. 2025, arXiv 2502.09992.   Code we learnt most from: nanoGPT.
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import itertools
 import json
 import math
 import os
+import re
 import time
 import types
 
 import numpy as np
+import safetensors.torch
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import data
 from configurator import UserError, choose
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -364,22 +368,29 @@ class GPT(nn.Module):
         """(N, C), (N,) int64, (N,) float32 -> scalar: sum of weights * -log p(targets | h)."""
         return self.head_loss(h, weighted_nll, targets, weights)
 
+    @classmethod
+    def from_pretrained(cls, name):
+        """'gpt2', 'mdlm-owt', 'sdtt:kld:7' ... (see PUBLISHED), a folder or a ckpt.pt -> GPT in eval mode."""
+        return load_model(name)[0]
+
     def load_weights(self, weights):
         """A state_dict of this shape, or of its twin with the other `causal`: only the [MASK] row differs.
 
-        Raises UserError where a key or a shape does not fit.
+        Learned positions past this context are dropped. Raises UserError where a key or a shape does not fit.
         """
         weights, rows = dict(weights), self.wte.num_embeddings
         wte = weights.get("wte.weight")
         if wte is not None and abs(wte.size(0) - rows) == 1:  # to diffusion: [MASK] starts as the mean token
             weights["wte.weight"] = torch.cat([wte, wte.mean(0, keepdim=True)])[:rows]
+        if self.wpe is not None and "wpe.weight" in weights:
+            weights["wpe.weight"] = weights["wpe.weight"][: self.config.block_size]
         own = self.state_dict()
         odd = sorted(own.keys() ^ weights.keys()) or [k for k in own if own[k].shape != weights[k].shape]
         if odd:
             shapes = [tuple(d[odd[0]].shape) if odd[0] in d else "nothing" for d in (weights, own)]
             raise UserError(
                 f"The weights do not fit this model: {odd[0]} is {shapes[0]} there, {shapes[1]} here "
-                f"({len(odd)} differences). Give the model the shape of the checkpoint."
+                f"({len(odd)} differences). They belong to another model."
             )
         self.load_state_dict(weights)
 
@@ -1051,19 +1062,36 @@ def keep_freed_memory():
 
 
 def save_checkpoint(path, checkpoint):
-    """Writes beside path, then renames: a kill at any moment leaves the old file or the new one, never half of one."""
+    """Writes beside path, then renames: a kill at any moment leaves the old file or the new one, never half of one.
+
+    Raises UserError if the disk is full.
+    """
     temporary = f"{path}.tmp"
-    with open(temporary, "wb") as f:
-        torch.save(checkpoint, f)
-        f.flush()
-        os.fsync(f.fileno())
+    try:
+        with open(temporary, "wb") as f:
+            torch.save(checkpoint, f)
+            f.flush()
+            os.fsync(f.fileno())
+    except (OSError, RuntimeError) as error:  # torch's writer has its own kind for a write that fails
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        kept = "The last one is still there" if os.path.exists(path) else "Nothing was saved"
+        raise UserError(f"Could not write {path} ({str(error).splitlines()[0][:100]}). {kept}. Make room.") from None
     os.replace(temporary, path)
 
 
 def load_checkpoint(path, device="cpu"):
-    """-> the dict that train.fit saved. Runs no code from the file. Raises UserError if it is missing or damaged."""
+    """-> the dict that train.fit saved; path may be a published name or folder too.
+
+    Runs no code from the file. Raises UserError if it is missing or damaged.
+    """
+    if os.path.isdir(path) or hub_address(path):
+        return load_published(path, device)
     if not os.path.isfile(path):
-        raise UserError(f"There is no checkpoint {path}. Train one, for example with: make demo")
+        raise UserError(
+            f"There is no checkpoint {path}. Train one, for example with: make demo; or give a published name, such as "
+            "gpt2, gpt2-xl, mdlm-owt, sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:large or hub:OWNER/NAME."
+        )
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=False)
     except Exception as error:  # torch raises five different kinds for a damaged file
@@ -1080,3 +1108,171 @@ def load_model(path, device="cpu", attention="sdpa"):
     model = GPT(config).to(device)
     model.load_weights(checkpoint["ema"] or checkpoint["model"])
     return model.eval(), checkpoint
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# published models: GPT-2, MDLM, SDTT, and folders of our own. Data only: nothing from a hub is ever executed.
+
+PUBLISHED = {  # our name -> repository, revision
+    r"gpt2(?:-medium|-large|-xl)?": (r"openai-community/\g<0>", "main"),
+    r"mdlm-owt": ("kuleshov-group/mdlm-owt", "main"),
+    r"sdtt:(kld|mse|tvd):([1-7])": ("jdeschena/sdtt", r"baselines_\1_step_\g<2>0000"),
+    r"sdtt:scaling:(sm|md|large):([1-7])": ("jdeschena/sdtt", r"scaling_400k_\1_step_\g<2>0000"),
+    r"sdtt:teacher:(sm|md|large)": ("jdeschena/sdtt", r"teacher_400k_\1_step_400000"),
+    r"sdtt:teacher:1M": ("jdeschena/sdtt", "teacher_1M_sm"),
+    r"hub:([^@]+)": (r"\1", "main"),
+    r"hub:([^@]+)@(.+)": (r"\1", r"\2"),
+}
+
+
+def hub_address(name):
+    """A published name -> repository and revision, or None. hub:OWNER/NAME[@REVISION] is any other one."""
+    for pattern, address in PUBLISHED.items():
+        match = re.fullmatch(pattern, name)
+        if match:
+            return [match.expand(part) for part in address]
+
+
+def load_published(name, device="cpu"):
+    """A published name or a folder with model.safetensors and config.json -> a dict like load_checkpoint's.
+
+    Raises UserError without a network, and for files that are damaged or of a layout that is not known.
+    """
+    folder = name
+    if not os.path.isdir(name):
+        import huggingface_hub
+
+        repository, revision = hub_address(name)
+        files = ["config.json", "model.safetensors"]
+        try:
+            folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=files)
+        except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+            raise UserError(
+                f"Could not download {repository}, revision {revision} ({str(error).splitlines()[0][:100]}). Put its "
+                "model.safetensors and config.json into a folder and give that instead."
+            ) from None
+    try:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
+            config = json.load(f)
+        w = safetensors.torch.load_file(os.path.join(folder, "model.safetensors"), device=str(device))
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        hint = " Did you mean its ckpt.pt?" if os.path.exists(os.path.join(folder, "ckpt.pt")) else ""
+        raise UserError(
+            f"{folder} holds no model.safetensors and config.json that can be read ({str(error)[:100]}).{hint}"
+        ) from None
+    w = {re.sub(r"^(backbone\.|transformer\.)+", "", k): v.float() for k, v in w.items()}
+    meta, dataset = data.GPT2_META, "openwebtext"
+    try:
+        if "model_config" in config:
+            model_config, meta, dataset = config["model_config"], config["meta"], config["dataset"]
+        elif "vocab_embed.embedding" in w:
+            model_config, w = from_mdlm(w, config)
+        elif "wpe.weight" in w:
+            model_config, w = from_gpt2(w, config)
+        else:
+            raise UserError(f"its first key is {min(w, default='missing')}, of no layout that is known")
+        if model_config["vocab_size"] != meta["vocab_size"]:
+            raise UserError(f"vocabulary of {model_config['vocab_size']}, not of {meta['vocab_size']}")
+    except (UserError, KeyError, TypeError) as error:
+        raise UserError(f"{name} is no model that can be read here: {error}.") from None
+    about = {"model_config": model_config, "meta": meta, "config": {"dataset": dataset}, "step": 0, "val_loss": None}
+    return about | {"model": w, "ema": None}
+
+
+def save_published(folder, model, checkpoint):
+    """Writes model.safetensors and config.json, which load_model(folder) reads. Raises UserError if they exist."""
+    path, about = os.path.join(folder, "model.safetensors"), os.path.join(folder, "config.json")
+    if os.path.exists(path):
+        raise UserError(f"{path} exists already. Export to another folder.")
+    os.makedirs(folder, exist_ok=True)
+    config = {"model_type": "nanosdtt", "model_config": dataclasses.asdict(model.config)}
+    config |= {"meta": checkpoint["meta"], "dataset": checkpoint["config"]["dataset"]}
+    data.atomic_write(about, json.dumps(config, indent=1).encode())
+    data.atomic_write(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}))
+
+
+def flatten(config):
+    """Nested dicts -> one dict of all their settings."""
+    flat = {}
+    for key, value in config.items():
+        flat |= flatten(value) if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def refuse_unless(config, **values):
+    """Published settings that our block cannot follow."""
+    for key, value in values.items():
+        if config.get(key, value) != value:
+            raise UserError(f"{key} is {config[key]}, not {value}")
+
+
+def from_gpt2(w, config):
+    """-> model_config, weights. Its Conv1D holds (in, out) matrices, ours are (out, in)."""
+    refuse_unless(config, activation_function="gelu_new", layer_norm_epsilon=1e-5)
+    refuse_unless(config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+    new = {"h.": "blocks.", "c_attn": "qkv", "mlp.c_proj": "mlp.down", "c_proj": "proj", "c_fc": "up"}
+    weights = {}
+    for key, value in w.items():
+        if re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)", key):
+            continue  # a causal mask
+        if key == "lm_head.weight" and torch.equal(value, w["wte.weight"]):
+            continue
+        matrix = key.startswith("h.") and value.dim() == 2
+        weights[functools.reduce(lambda k, pair: k.replace(*pair), new.items(), key)] = value.T if matrix else value
+    V, C = w["wte.weight"].shape
+    shape = dict(vocab_size=V, n_embd=C, block_size=len(w["wpe.weight"]), pos="learned", causal=True)
+    biases = dict(attn_bias=True, mlp_bias=True, ln_bias=True, gelu_tanh=True)
+    return {**shape, **biases, "n_layer": config["n_layer"], "n_head": config["n_head"]}, weights
+
+
+def from_mdlm(w, config):
+    """-> model_config, weights. The adaptive layer norms of MDLM and SDTT are folded into a plain pre-LN block.
+
+    Without time conditioning the noise level that enters is always 0, and what the adaLN layers make of it constant:
+    norm(x) w (1 + scale) + shift is a LayerNorm with a bias, and a gate scales the rows of the matrix before it.
+    """
+    config = flatten(config)
+    refuse_unless(config, time_conditioning=False)
+    (V, C), E = w["vocab_embed.embedding"].shape, w["sigma_map.mlp.0.weight"].size(0)
+    V, L = V - 1, 1 + max(int(k.split(".")[1]) for k in w if k.startswith("blocks."))  # the last row is [MASK]
+    freq = w.pop("rotary_emb.inv_freq", None)
+    D = C // config["n_heads"] if freq is None else 2 * len(freq)
+    if freq is not None and not torch.allclose(freq, 10000.0 ** (-torch.arange(0, D, 2, device=freq.device) / D)):
+        raise UserError("rotary_emb.inv_freq is not of base 10000")
+    ada = lambda n: {"adaLN_modulation.weight": (n * C, E), "adaLN_modulation.bias": (n * C,)}  # noqa: E731
+    block = {"norm1.weight": (C,), "norm2.weight": (C,), "attn_qkv.weight": (3 * C, C), "attn_out.weight": (C, C)}
+    block |= {"mlp.0.weight": (4 * C, C), "mlp.0.bias": (4 * C,), "mlp.2.weight": (C, 4 * C), "mlp.2.bias": (C,)}
+    output = {"norm_final.weight": (C,), "linear.weight": (V + 1, C), "linear.bias": (V + 1,)}
+    shapes = {"vocab_embed.embedding": (V + 1, C), "sigma_map.mlp.0.weight": (E, 256), "sigma_map.mlp.0.bias": (E,)}
+    shapes |= {"sigma_map.mlp.2.weight": (E, E), "sigma_map.mlp.2.bias": (E,)}
+    shapes |= {f"blocks.{i}.{k}": s for i in range(L) for k, s in (block | ada(6)).items()}
+    shapes |= {f"output_layer.{k}": s for k, s in (output | ada(2)).items()}
+    for key in sorted(shapes.keys() | w.keys()):
+        here, wanted = tuple(w[key].shape) if key in w else "missing", shapes.get(key, "unknown")
+        if here != wanted:
+            raise UserError(f"{key} is {here}; {wanted} was expected")
+
+    def linear(x, name):
+        return F.linear(x, w[f"{name}.weight"].double(), w[f"{name}.bias"].double())
+
+    sigma = torch.cat([torch.ones(128), torch.zeros(128)]).to(w["vocab_embed.embedding"]).double()  # cos 0, sin 0
+    c = F.silu(linear(F.silu(linear(sigma, "sigma_map.mlp.0")), "sigma_map.mlp.2"))  # (E)
+    weights = {"wte.weight": w["vocab_embed.embedding"]}
+    for i in range(L):
+        at = f"blocks.{i}."
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = linear(c, at + "adaLN_modulation").view(6, C)
+        weights[at + "ln_1.weight"], weights[at + "ln_1.bias"] = w[at + "norm1.weight"] * (1 + scale_1), shift_1
+        weights[at + "ln_2.weight"], weights[at + "ln_2.bias"] = w[at + "norm2.weight"] * (1 + scale_2), shift_2
+        weights[at + "attn.qkv.weight"] = w[at + "attn_qkv.weight"]  # rows [q | k | v], head after head, as here
+        weights[at + "attn.proj.weight"] = w[at + "attn_out.weight"] * gate_1[:, None]
+        weights[at + "mlp.up.weight"], weights[at + "mlp.up.bias"] = w[at + "mlp.0.weight"], w[at + "mlp.0.bias"]
+        weights[at + "mlp.down.weight"] = w[at + "mlp.2.weight"] * gate_2[:, None]
+        weights[at + "mlp.down.bias"] = w[at + "mlp.2.bias"] * gate_2
+    shift, scale = linear(c, "output_layer.adaLN_modulation").view(2, C)
+    weights["ln_f.weight"], weights["ln_f.bias"] = w["output_layer.norm_final.weight"] * (1 + scale), shift
+    weights["lm_head.weight"] = w["output_layer.linear.weight"][:V]  # the row for [MASK] is never used
+    weights["head_bias"] = w["output_layer.linear.bias"][:V]
+    shape = dict(vocab_size=V, n_embd=C, n_layer=L, n_head=C // D)
+    shape["block_size"] = config.get("model_length") or config.get("length") or 1024
+    switches = dict(tie_weights=False, mlp_bias=True, ln_bias=True, head_bias=True, gelu_tanh=True)
+    return shape | switches, {k: v.float().contiguous() for k, v in weights.items()}

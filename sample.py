@@ -31,12 +31,14 @@ from model import (
     load_model,
     pick_device,
     sample,
+    save_published,
     speculate,
     tokens_per_call,
 )
 
 # ----------------------------------------------------------------------------------------------------------------------
-ckpt = "out/pydoc/ckpt.pt"  # with commas between several (or out/sdtt/round_*.pt), their samples stand side by side
+ckpt = "out/pydoc/ckpt.pt"  # several (a,b or out/sdtt/round_*.pt) stand side by side; also gpt2, sdtt:kld:7 or a folder
+export = ""  # a folder: also save the model there as model.safetensors and config.json, to publish it
 num_samples = 4
 steps = 64  # diffusion: K reverse steps; more steps, better text; more steps than tokens cost nothing more
 sampler = "ancestral"  # 'ancestral' | 'analytic' (the same law) | 'first_hitting' (K -> infinity) | 'confidence'
@@ -230,6 +232,10 @@ def main(cfg):
     paths = paths_of(cfg.ckpt)
     models = [prepare(path, cfg) for path in paths]
     templates = [make_template(cfg, model, checkpoint["meta"]) for model, checkpoint, *_ in models]
+    if cfg.export:
+        if len(models) > 1:
+            raise UserError("--export saves one model: give one --ckpt.")
+        save_published(cfg.export, *models[0][:2])
     if cfg.trace and (len(models) > 1 or models[0][0].config.causal):
         raise UserError(
             "--trace shows masks disappearing: it takes one diffusion checkpoint, not several or autoregressive."

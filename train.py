@@ -43,7 +43,8 @@ from sample import start_token
 dataset = "pydoc"  # a name under data/, or a folder that a prepare.py wrote
 objective = "diffusion"  # 'diffusion' | 'ar'
 out_dir = "out/train"
-init_from = "scratch"  # 'scratch' | 'resume' (out_dir) | a ckpt.pt, also of the other objective: it is converted
+init_from = "scratch"  # 'scratch' | 'resume' (out_dir) | a ckpt.pt or a published model such as gpt2 or mdlm-owt, also
+# of the other objective: it is converted
 # model
 arch = "gpt"  # 'gpt' | for objective 'ar' also 'lstm' | 'cnn' | 'ngram', small ones to draft for a GPT
 block_size = 256  # tokens

@@ -284,3 +284,105 @@ def kneser_ney(tokens, context, n, vocab, discount=0.75):
         return (max(counts[w] - discount, 0) + discount * kinds * shorter) / sum(counts)
 
     return [p(tuple(context), w) for w in range(vocab)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# published layouts
+
+
+def random_mdlm(V, C, L, E, gen):
+    """-> weights in the layout of the published MDLM and SDTT files; the last of V + 1 tokens is [MASK]."""
+
+    def r(*shape):
+        return torch.randn(shape, generator=gen) * 0.3
+
+    w = {"vocab_embed.embedding": r(V + 1, C)}
+    w |= {"sigma_map.mlp.0.weight": r(E, 256), "sigma_map.mlp.0.bias": r(E)}
+    w |= {"sigma_map.mlp.2.weight": r(E, E), "sigma_map.mlp.2.bias": r(E)}
+    for i in range(L):
+        b = {"norm1.weight": 1 + r(C), "norm2.weight": 1 + r(C), "attn_qkv.weight": r(3 * C, C)}
+        b |= {"attn_out.weight": r(C, C), "mlp.0.weight": r(4 * C, C), "mlp.0.bias": r(4 * C)}
+        b |= {"mlp.2.weight": r(C, 4 * C), "mlp.2.bias": r(C)}
+        b |= {"adaLN_modulation.weight": r(6 * C, E), "adaLN_modulation.bias": r(6 * C)}
+        w |= {f"blocks.{i}.{k}": v for k, v in b.items()}
+    o = {"norm_final.weight": 1 + r(C), "linear.weight": r(V + 1, C), "linear.bias": r(V + 1)}
+    o |= {"adaLN_modulation.weight": r(2 * C, E), "adaLN_modulation.bias": r(2 * C)}
+    return w | {f"output_layer.{k}": v for k, v in o.items()}
+
+
+def mdlm_forward(w, n_head, xt, sigma=0.0):
+    """(B, T) -> (B, T, V + 1) logits of the published architecture: adaptive layer norms fed with the noise level."""
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def silu(x):
+        return x / (1 + (-x).exp())
+
+    def norm(x, weight):
+        x = x - x.mean(-1, keepdim=True)
+        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+    (B, T), C = xt.shape, w["vocab_embed.embedding"].size(1)
+    D = C // n_head
+    frequency = torch.tensor([10000 ** (-i / 128) for i in range(128)])
+    entering = torch.cat([(sigma * frequency).cos(), (sigma * frequency).sin()])
+    c = silu(linear(silu(linear(entering, "sigma_map.mlp.0")), "sigma_map.mlp.2"))
+    angle = torch.arange(T)[:, None] * 10000.0 ** (-torch.arange(0, D, 2) / D)  # (T, D/2)
+
+    def turn(x):
+        a, b = x[..., : D // 2], x[..., D // 2 :]
+        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+
+    x = w["vocab_embed.embedding"][xt]
+    for i in range(1 + max(int(k.split(".")[1]) for k in w if k.startswith("blocks."))):
+        at = f"blocks.{i}"
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = linear(c, f"{at}.adaLN_modulation").chunk(6)
+        y = norm(x, w[f"{at}.norm1.weight"]) * (1 + scale_1) + shift_1
+        q, k, v = (y @ w[f"{at}.attn_qkv.weight"].T).view(B, T, 3, n_head, D).permute(2, 0, 3, 1, 4)
+        y = (turn(q) @ turn(k).transpose(2, 3) / D**0.5).softmax(-1) @ v
+        x = x + gate_1 * (y.transpose(1, 2).reshape(B, T, C) @ w[f"{at}.attn_out.weight"].T)
+        y = norm(x, w[f"{at}.norm2.weight"]) * (1 + scale_2) + shift_2
+        x = x + gate_2 * linear(F.gelu(linear(y, f"{at}.mlp.0"), approximate="tanh"), f"{at}.mlp.2")
+    shift, scale = linear(c, "output_layer.adaLN_modulation").chunk(2)
+    return linear(norm(x, w["output_layer.norm_final.weight"]) * (1 + scale) + shift, "output_layer.linear")
+
+
+def random_gpt2(V, C, L, T, gen):
+    """-> weights in the layout of the published GPT-2 files: matrices are (in, out)."""
+
+    def r(*shape):
+        return torch.randn(shape, generator=gen) * 0.3
+
+    w = {"wte.weight": r(V, C), "wpe.weight": r(T, C), "ln_f.weight": 1 + r(C), "ln_f.bias": r(C)}
+    for i in range(L):
+        b = {"ln_1.weight": 1 + r(C), "ln_1.bias": r(C), "ln_2.weight": 1 + r(C), "ln_2.bias": r(C)}
+        for name, size in {"attn.c_attn": (C, 3 * C), "attn.c_proj": (C, C), "mlp.c_fc": (C, 4 * C)}.items():
+            b |= {f"{name}.weight": r(*size), f"{name}.bias": r(size[1])}
+        b |= {"mlp.c_proj.weight": r(4 * C, C), "mlp.c_proj.bias": r(C)}
+        b |= {"attn.bias": torch.ones(1, 1, T, T).tril()}  # the files hold this mask too
+        w |= {f"h.{i}.{k}": v for k, v in b.items()}
+    return w
+
+
+def gpt2_forward(w, n_head, x):
+    """(B, T) -> (B, T, V) logits, as published: x W + b with (in, out) matrices."""
+
+    def conv1d(x, name):
+        return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def norm(x, name):
+        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
+
+    B, T = x.shape
+    hidden = w["wte.weight"][x] + w["wpe.weight"][:T]
+    C = hidden.size(2)
+    for i in range(1 + max(int(k.split(".")[1]) for k in w if k.startswith("h."))):
+        y = conv1d(norm(hidden, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn")
+        q, k, v = (part.view(B, T, n_head, C // n_head).transpose(1, 2) for part in y.chunk(3, -1))
+        scores = q @ k.transpose(2, 3) / (C // n_head) ** 0.5
+        y = scores.masked_fill(~torch.ones(T, T, dtype=torch.bool).tril(), float("-inf")).softmax(-1) @ v
+        hidden = hidden + conv1d(y.transpose(1, 2).reshape(B, T, C), f"h.{i}.attn.c_proj")
+        y = F.gelu(conv1d(norm(hidden, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc"), approximate="tanh")
+        hidden = hidden + conv1d(y, f"h.{i}.mlp.c_proj")
+    return norm(hidden, "ln_f") @ w["wte.weight"].T

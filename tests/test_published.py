@@ -1,0 +1,246 @@
+"""
+python -m pytest tests/test_published.py          GPT-2, MDLM and SDTT files in their published layouts, and our own
+"""
+
+import json
+
+import numpy as np
+import pytest
+import reference
+import safetensors.torch
+import torch
+from conftest import ROOT, run
+
+import data
+import model as M
+from model import GPT, generator, hub_address, load_checkpoint, load_model, save_published
+
+V, C, L, E = 50257, 16, 2, 8
+MDLM = {"n_heads": 2, "hidden_dim": C, "model_length": 32, "time_conditioning": False}
+GPT2 = {"n_head": 2, "n_layer": L, "n_embd": C, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5}
+
+
+def folder_of(path, config, w):
+    """Writes what a hub gives -> the folder."""
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config))
+    safetensors.torch.save_file({k: v.contiguous() for k, v in w.items()}, path / "model.safetensors")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def mdlm():
+    return reference.random_mdlm(V, C, L, E, generator(0))
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return reference.random_gpt2(V, C, L, 32, generator(1))
+
+
+@pytest.fixture(scope="module")
+def mdlm_folder(mdlm, tmp_path_factory):
+    w = {f"backbone.{k}": v for k, v in mdlm.items()}
+    w["backbone.rotary_emb.inv_freq"] = 10000.0 ** (-torch.arange(0, C // 2, 2) / (C // 2))
+    return folder_of(tmp_path_factory.mktemp("published") / "mdlm", MDLM, w)
+
+
+@pytest.fixture(scope="module")
+def gpt2_folder(gpt2, tmp_path_factory):
+    return folder_of(tmp_path_factory.mktemp("published") / "gpt2", GPT2, gpt2)
+
+
+def test_the_folded_model_is_the_adaptive_one(mdlm, mdlm_folder):
+    model = GPT.from_pretrained(mdlm_folder)
+    xt = torch.randint(0, V + 1, (3, 32), generator=generator(2))
+    xt[:, ::3] = V  # [MASK]
+    literal = reference.mdlm_forward(mdlm, 2, xt)[..., :V]
+    assert literal.std() > 0.5 and not model.config.causal and model.mask_id == V
+    assert (model(xt) - literal).abs().max() < 1e-4
+
+
+def test_the_fold_is_for_noise_level_zero_only(mdlm, mdlm_folder):
+    """The twin is no tautology: with another level it says something else."""
+    xt = torch.randint(0, V + 1, (1, 32), generator=generator(2))
+    other = reference.mdlm_forward(mdlm, 2, xt, sigma=1.0)[..., :V]
+    assert (GPT.from_pretrained(mdlm_folder)(xt) - other).abs().max() > 0.1
+
+
+def test_gpt2_is_the_published_one(gpt2, gpt2_folder):
+    model = GPT.from_pretrained(gpt2_folder)
+    x = torch.randint(0, V, (3, 32), generator=generator(3))
+    literal = reference.gpt2_forward(gpt2, 2, x)
+    assert literal.std() > 0.5 and model.config.causal and model.lm_head is None
+    assert (model(x) - literal).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.", "backbone.backbone."])
+def test_any_number_of_prefixes_and_nested_settings_as_in_the_sdtt_files(prefix, mdlm, mdlm_folder, tmp_path):
+    config = {"config": {"model": {"n_heads": 2, "length": 32}, "time_conditioning": False}, "verbose": True}
+    folder = folder_of(tmp_path / "sdtt", config, {prefix + k: v for k, v in mdlm.items()})
+    same, model = GPT.from_pretrained(mdlm_folder), GPT.from_pretrained(folder)
+    assert model.config == same.config
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), same.parameters(), strict=True))
+
+
+def test_names_become_repositories_and_revisions():
+    for name, address in {
+        "gpt2": ["openai-community/gpt2", "main"],
+        "gpt2-xl": ["openai-community/gpt2-xl", "main"],
+        "mdlm-owt": ["kuleshov-group/mdlm-owt", "main"],
+        "sdtt:kld:7": ["jdeschena/sdtt", "baselines_kld_step_70000"],
+        "sdtt:scaling:md:3": ["jdeschena/sdtt", "scaling_400k_md_step_30000"],
+        "sdtt:teacher:large": ["jdeschena/sdtt", "teacher_400k_large_step_400000"],
+        "sdtt:teacher:1M": ["jdeschena/sdtt", "teacher_1M_sm"],
+        "hub:me/mine@v2": ["me/mine", "v2"],
+        "hub:me/mine": ["me/mine", "main"],
+    }.items():
+        assert hub_address(name) == address
+    for name in ("gpt3", "gpt2-xxl", "sdtt:kld:8", "sdtt:kl:1", "mdlm", "out/pydoc/ckpt.pt", "xgpt2"):
+        assert hub_address(name) is None
+    assert GPT.from_pretrained.__doc__
+
+
+def test_the_hub_is_asked_for_two_files_of_the_revision(gpt2_folder, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **kw: asked.append((a, kw)) or gpt2_folder)
+    assert GPT.from_pretrained("gpt2-large").config.n_embd == C
+    files = ["config.json", "model.safetensors"]
+    assert asked == [(("openai-community/gpt2-large",), {"revision": "main", "allow_patterns": files})]
+
+
+def test_no_network_is_one_line():
+    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent"}
+    _, said = run("sample.py", "--ckpt=gpt2", "--device=cpu", ok=False, env=env)
+    assert said.count("\n") == 1 and "openai-community/gpt2" in said and "folder" in said
+
+
+def spoil(w, config, what):
+    """One thing wrong -> the words that the message must have."""
+    if what == "missing":
+        del w["blocks.1.mlp.2.bias"]
+        return ["blocks.1.mlp.2.bias", "missing"]
+    if what == "unexpected":
+        w["blocks.0.extra"] = torch.ones(2)
+        return ["blocks.0.extra", "(2,)"]
+    if what == "misshapen":
+        w["blocks.0.norm1.weight"] = torch.ones(1)  # would be broadcast
+        return ["blocks.0.norm1.weight", "(1,)", "(16,)"]
+    if what == "time":
+        config["time_conditioning"] = True
+        return ["time_conditioning", "True"]
+    if what == "rotary":
+        w["rotary_emb.inv_freq"] = 500.0 ** (-torch.arange(0, C // 2, 2) / (C // 2))
+        return ["inv_freq", "10000"]
+    if what == "vocabulary":
+        w["vocab_embed.embedding"] = w["vocab_embed.embedding"][:100]
+        w["output_layer.linear.weight"] = w["output_layer.linear.weight"][:100]
+        w["output_layer.linear.bias"] = w["output_layer.linear.bias"][:100]
+        return ["vocabulary of 99", "50257"]
+    if what == "heads":
+        del config["n_heads"]
+        return ["n_heads"]
+    if what == "unknown layout":
+        w.pop("vocab_embed.embedding")
+        return ["no layout"]
+
+
+KINDS = ["missing", "unexpected", "misshapen", "time", "rotary", "vocabulary", "heads", "unknown layout"]
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_a_mdlm_folder_with_one_thing_wrong_is_refused(what, mdlm, tmp_path, refused):
+    w, config = dict(mdlm), dict(MDLM)
+    words = spoil(w, config, what)
+    said = refused(load_model, folder_of(tmp_path / "odd", config, w))
+    assert all(word in said for word in words), said
+
+
+def test_a_gpt2_folder_with_one_thing_wrong_is_refused(gpt2, tmp_path, refused):
+    for i, (more, without, changed, words) in enumerate(
+        [
+            ({"h.0.attn.rotary": torch.ones(2)}, None, {}, ["blocks.0.attn.rotary"]),
+            ({}, "h.1.ln_1.bias", {}, ["blocks.1.ln_1.bias", "nothing"]),
+            ({"h.1.mlp.c_fc.bias": torch.ones(3)}, None, {}, ["mlp.up.bias", "(3,)"]),
+            ({}, None, {"activation_function": "relu"}, ["activation_function", "relu"]),
+            ({}, None, {"layer_norm_epsilon": 1e-6}, ["layer_norm_epsilon"]),
+            ({"lm_head.weight": torch.ones(V, C)}, None, {}, ["lm_head"]),
+        ]
+    ):
+        w = {k: v for k, v in (gpt2 | more).items() if k != without}
+        said = refused(load_model, folder_of(tmp_path / str(i), {**GPT2, **changed}, w))
+        assert all(word in said for word in words), said
+
+
+def test_files_that_are_cut_off_or_missing_are_refused(gpt2_folder, gpt2, tmp_path, refused):
+    folder = folder_of(tmp_path / "cut", GPT2, gpt2)
+    content = open(f"{folder}/model.safetensors", "rb").read()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(content[: len(content) // 2])
+    assert "cut" in refused(load_model, folder)
+    (tmp_path / "cut" / "config.json").write_text('{"n_head": ')
+    assert "config.json" in refused(load_model, folder)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "ckpt.pt").write_bytes(b"")
+    assert "ckpt.pt" in refused(load_model, str(tmp_path / "empty"))
+    assert "gpt2-xl" in refused(load_model, "gpt2-xxl")
+
+
+def test_a_model_is_exported_and_comes_back_the_same(mdlm_folder, tmp_path, refused):
+    model, checkpoint = load_model(mdlm_folder)
+    save_published(str(tmp_path / "mine"), model, checkpoint)
+    again, about = load_model(str(tmp_path / "mine"))
+    assert again.config == model.config and about["meta"] == checkpoint["meta"] == data.GPT2_META
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+    assert "another folder" in refused(save_published, str(tmp_path / "mine"), model, checkpoint)
+
+
+def test_a_class_publishes_its_own(markov, tmp_path):
+    """Trains, samples and exports; the folder then serves as a checkpoint in every script."""
+    tiny = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4", "--eval_iters=1"]
+    tiny += ["--max_iters=4", "--eval_interval=4", "--device=cpu", f"--dataset={markov}", "--ema=0.9"]
+    run("train.py", *tiny, f"--out_dir={tmp_path}/run")
+    few = ["--num_samples=2", "--steps=4", "--device=cpu"]
+    out, _ = run("sample.py", f"--ckpt={tmp_path}/run/ckpt.pt", f"--export={tmp_path}/mine", *few)
+    again, _ = run("sample.py", f"--ckpt={tmp_path}/mine", *few)
+    assert again.split("sample 1")[1].split(" in ")[0] == out.split("sample 1")[1].split(" in ")[0]
+    few = ["--iters_per_round=2", "--eval_interval=2", "--eval_iters=1", "--batch_size=2", "--device=cpu", "--rounds=1"]
+    few += ["--gradient_accumulation_steps=1"]
+    run("distill.py", f"--teacher={tmp_path}/mine", *few, f"--out_dir={tmp_path}/sdtt", f"--export={tmp_path}/student")
+    student, round_1 = (load_model(f"{tmp_path}/{name}")[0] for name in ("student", "sdtt/round_1.pt"))
+    assert all(torch.equal(p, q) for p, q in zip(student.parameters(), round_1.parameters(), strict=True))
+    _, said = run("distill.py", f"--teacher={tmp_path}/mine", f"--export={tmp_path}/student", ok=False)
+    assert "holds a model already" in said
+    run("train.py", *tiny, f"--init_from={tmp_path}/student", f"--out_dir={tmp_path}/more")
+    run("eval.py", f"--ckpt={tmp_path}/student", "--num_samples=4", "--steps=4", "--device=cpu", f"--out={tmp_path}/e")
+
+
+def test_gpt2_becomes_a_diffusion_model_with_a_shorter_context(gpt2_folder, tmp_path):
+    folder = tmp_path / "words"
+    data.write(str(folder), np.arange(400) % V, np.arange(400) % V, data.GPT2_META)
+    args = [f"--dataset={folder}", "--block_size=16", "--batch_size=2", "--max_iters=2", "--eval_iters=1"]
+    args += ["--device=cpu", f"--out_dir={tmp_path}/run", "--dtype=float32"]
+    run("train.py", *args, f"--init_from={gpt2_folder}")
+    saved = load_checkpoint(f"{tmp_path}/run/ckpt.pt")["model_config"]
+    assert (saved["causal"], saved["block_size"], saved["pos"]) == (False, 16, "learned")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, refused):
+    path = str(tmp_path / "ckpt.pt")
+    M.save_checkpoint(path, {"model_config": {}, "step": 1})
+
+    def full(checkpoint, f):
+        f.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    said = refused(M.save_checkpoint, path, {"model_config": {}, "step": 2})
+    assert "No space left" in said and "still there" in said
+    assert load_checkpoint(path)["step"] == 1 and not (tmp_path / "ckpt.pt.tmp").exists()
+    assert "Nothing was saved" in refused(M.save_checkpoint, str(tmp_path / "other.pt"), {})
+
+
+def test_published_models_are_data_only():
+    source = open(f"{ROOT}/model.py", encoding="utf-8").read()
+    assert "trust_remote_code" not in source and "weights_only=True" in source and "pickle" not in source
