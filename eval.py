@@ -6,10 +6,18 @@ nelbo   nats per token of validation text: exact for a GPT, an upper bound (MDLM
 genppl  perplexity of a model's samples under a judge, an autoregressive model. Read it beside the entropy of the same
         samples: a low perplexity with an entropy below that of real text is repetition, not quality.
 latency seconds per sample: a diffusion model at each number of steps, a GPT with its KV cache, small and large batches
+selfbleu    how alike a model's samples are (Texygen's self-BLEU with up to 4-grams): 1 is one text over and over
+mauve   how close the samples' distribution is to real text (Pillutla et al. 2021), by features of the judge; 1 is best
+lambada accuracy and perplexity of the last word of a passage that cannot be guessed from its sentence alone
 acceptance  for a GPT and its drafters: how many of their tokens it accepts, and how much faster they make it
+
+Zero-shot perplexity is nelbo with --dataset. Samples may be written beforehand, by sample.py --save on many GPUs.
 """
 
+import collections
 import dataclasses
+import functools
+import importlib.util
 import itertools
 import json
 import math
@@ -18,6 +26,7 @@ import time
 import types
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 import data
@@ -29,6 +38,7 @@ from model import (
     ar_loss,
     best_gamma,
     generator,
+    join_processes,
     load_model,
     nelbo,
     pick_device,
@@ -36,15 +46,19 @@ from model import (
     probabilities,
     propose,
     speculate,
+    spread,
     tokens_per_call,
 )
-from sample import check_sampling, draw_samples, paths_of, prepare, prepare_drafter, start_token
+from sample import check_sampling, draw_many, draw_samples, empty_pages, paths_of, prepare, prepare_drafter
 
 # ----------------------------------------------------------------------------------------------------------------------
 ckpt = "out/pydoc/ckpt.pt"  # one checkpoint, or several with commas between them; out/sdtt/round_*.pt is every round
-judge = ""  # an autoregressive checkpoint with the same vocabulary; needed for genppl (markov data: not needed)
-what = "nelbo,genppl"  # any of nelbo, genppl, latency, acceptance
+samples = ""  # files of sample.py --save, judged instead of what ckpt would write now
+judge = ""  # an autoregressive checkpoint, also gpt2-large and the like; for genppl (but of markov data) and mauve
+retokenize = False  # judge the text as the judge's own tokenizer cuts it; its vocabulary may be another then
+what = "nelbo,genppl"  # any of nelbo, genppl, selfbleu, mauve, lambada, latency, acceptance
 dataset = ""  # validation text; '': what the checkpoint was trained on
+passages = "lambada"  # for lambada: a name under data/, or a folder that data/lambada/prepare.py wrote
 steps = [4, 8, 16, 32, 64, 128, 256]  # diffusion sampling steps, one row of the table each
 sampler = "ancestral"  # see sample.py
 num_samples = 64  # for genppl and entropy
@@ -54,6 +68,7 @@ top_k = 0
 top_p = 1.0  # of diffusion samples, and where acceptance is measured
 ar_top_p = [1.0]  # of autoregressive samples: one row of the table each
 draft = ""  # for acceptance: drafters of ckpt, with commas between them; see sample.py
+prompts = ""  # for acceptance: a prompts.jsonl of data/cnn_dailymail, also for ROUGE-2; '': from validation text
 gamma = 4  # tokens drafted at a time where acceptance is counted; the speed is measured at each drafter's best
 draft_steps = 1  # of a diffusion drafter
 latency_batch = [1, 8]  # samples at a time when latency is measured
@@ -75,12 +90,14 @@ def likelihood(model, x, cfg):
 
     A causal model sees each block from its own beginning; the first of the T + 1 tokens is context only.
     """
-    device = model.wte.weight.device
-    noise = generator(cfg.seed, "nelbo", device=device)
-    ar = model.config.causal
-    batches = [b for _ in range(1 if ar else cfg.draws) for b in x.to(device).split(cfg.batch_size)]
-    bar = tqdm(batches, desc="likelihood", leave=False)
-    values = torch.tensor([ar_loss(model, b) if ar else nelbo(model, b, noise) for b in bar])
+    ar, device = model.config.causal, model.wte.weight.device
+
+    def nats_of(i):
+        b, noise = batches[i].to(device), generator(cfg.seed, "nelbo", i, device=device)
+        return (ar_loss(model, b) if ar else nelbo(model, b, noise)).item()
+
+    batches = [b for _ in range(1 if ar else cfg.draws) for b in x.split(cfg.batch_size)]
+    values = torch.tensor(spread(nats_of, range(len(batches)), "likelihood"))
     weights = torch.tensor([float(len(b)) for b in x.split(cfg.batch_size)])
     values = values.view(-1, len(weights)).mean(0)  # over the draws: only other text is independent
     mean = (values * weights).sum() / weights.sum()
@@ -89,16 +106,135 @@ def likelihood(model, x, cfg):
 
 
 @torch.no_grad()
-def judge_nats(judge, x, batch_size):
-    """(n, L) int64 -> nats per token under the judge: all tokens but the first, in windows of the judge's context."""
+def judge_nats(judge, x, counted, batch_size):
+    """(n, L) int64, (n, L) bool -> nats per counted token under the judge, in windows of the judge's context.
+
+    The first token has nothing before it and must not be counted.
+    """
     size, device = judge.config.block_size, judge.wte.weight.device
-    total, count = 0.0, 0
-    for b in x.split(batch_size):
+
+    def nats_of(i):
+        rows, total = slice(i, i + batch_size), 0.0
         for start in range(0, x.size(1) - 1, size):
-            window = b[:, start : start + size + 1].to(device)
-            n = window[:, 1:].numel()
-            total, count = total + ar_loss(judge, window).item() * n, count + n
-    return total / count
+            window, weights = (a[rows, start : start + size + 1].to(device) for a in (x, counted))
+            h = judge.hidden(window[:, :-1]).flatten(0, 1)
+            total += judge.nll(h, window[:, 1:].flatten(), weights[:, 1:].flatten().float()).item()
+        return total
+
+    return sum(spread(nats_of, range(0, len(x), batch_size), "judging")) / counted.sum().item()
+
+
+@torch.no_grad()
+def judge_features(judge, x, batch_size):
+    """(n, L) int64 -> (n, C) on the CPU: the judge's last hidden state, as MAUVE takes it from GPT-2."""
+    x = x[:, -judge.config.block_size :]
+    rows = range(0, len(x), batch_size)
+    parts = spread(
+        lambda i: judge.hidden(x[i : i + batch_size].to(judge.wte.weight.device))[:, -1].cpu(), rows, "mauve"
+    )
+    return torch.cat(parts).float().numpy()
+
+
+def retokenized(x, prefix, decode, encode):
+    """(n, L) int64 -> (n, M) int64, padded at the end, (n, M) bool: which tokens count. End-of-text stays one token."""
+    texts = [[encode(decode(part)) for part in (row[:prefix], row[prefix:])] for row in x.tolist()]
+    longest = max(len(known) + len(new) for known, new in texts)
+    y, counted = torch.zeros(len(x), longest, dtype=torch.int64), torch.zeros(len(x), longest, dtype=torch.bool)
+    for i, (known, new) in enumerate(texts):
+        y[i, : len(known) + len(new)] = torch.tensor(known + new)
+        counted[i, max(len(known), 1) : len(known) + len(new)] = True
+    return y, counted
+
+
+def self_bleu(rows, longest=4):
+    """Lists of tokens, all of one length -> the mean BLEU of each of them against all others, without smoothing.
+
+    An n-gram's count is clipped at its count in that other row which has most of it: one of the two highest counts.
+    """
+    log_precision = [0.0] * len(rows)
+    for n in range(1, longest + 1):
+        counts = [collections.Counter(zip(*(row[i:] for i in range(n)), strict=False)) for row in rows]
+        best = {}  # n-gram -> its highest count in a row, how many rows have that, the next count
+        for c in counts:
+            for gram, k in c.items():
+                top, rows_with_it, second = best.get(gram, (0, 0, 0))
+                if k > top:
+                    best[gram] = k, 1, top
+                elif k == top:
+                    best[gram] = top, rows_with_it + 1, second
+                else:
+                    best[gram] = top, rows_with_it, max(second, k)
+        for i, c in enumerate(counts):
+            hits = 0
+            for gram, k in c.items():
+                top, rows_with_it, second = best[gram]
+                hits += min(k, second if k == top and rows_with_it == 1 else top)
+            log_precision[i] += math.log(hits / c.total()) / longest if hits else -math.inf
+    return sum(map(math.exp, log_precision)) / len(rows)
+
+
+def load_passages(folder):
+    """A folder that data/lambada/prepare.py wrote, or a name under data/ -> [(context ids, word ids), ...], meta."""
+    if not os.path.isdir(folder):
+        folder = os.path.join(os.path.dirname(data.__file__), folder)
+    if not os.path.exists(os.path.join(folder, "passages.jsonl")):
+        raise UserError(f"{folder}/passages.jsonl is missing. Make it with: python data/lambada/prepare.py")
+    with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
+        meta = json.load(f)
+    encode = data.encoder(meta)[0]
+    with open(os.path.join(folder, "passages.jsonl"), encoding="utf-8") as f:
+        lines = [json.loads(line) for line in f]
+    return [(encode(line["context"]), encode(line["word"])) for line in lines], meta
+
+
+@torch.no_grad()
+def lambada(model, passages, cfg, largest=8):
+    """[(context ids, word ids), ...] -> accuracy, and perplexity of the last words (per word, not per token).
+
+    A word is right if each of its tokens is the most probable one; a diffusion model is shown all of them masked, in
+    one forward. Its perplexity is the bound of nelbo on the m tokens of the word, sum over l = 1 ... m of 1/l times the
+    mean over subsets S of l tokens of -log p(S | the others). exact: over all 2^m - 1 subsets, for m up to `largest`;
+    monte_carlo: `draws` random ones instead, on the same words.
+    """
+    causal, size, device = model.config.causal, model.config.block_size, model.wte.weight.device
+
+    def log_p(x, masked):
+        """(n + m), (S, m) bool -> (S, m, V) log-probabilities of the last m tokens with those masked."""
+        m = masked.size(1)
+        xt = x.repeat(len(masked), 1)
+        xt[:, -m:].masked_fill_(masked, model.mask_id)
+        return model.head(model.hidden(xt)[:, -m:]).float().log_softmax(-1)
+
+    def nats(x, masked):
+        """-> (S): 1/l sum over a subset's l tokens of -log p."""
+        picked = log_p(x, masked).gather(2, x[-masked.size(1) :].expand(len(masked), -1)[..., None]).squeeze(2)
+        return -(picked * masked).sum(1) / masked.sum(1)
+
+    def one(i):
+        context, word = passages[i]
+        m, x = len(word), torch.tensor((context + word)[-size:], device=device)
+        if causal:
+            p = model.head(model.hidden(x[None, :-1])[:, -m:]).float().log_softmax(-1)[0]  # (m, V)
+            return (p.argmax(1) == x[-m:]).all().item(), -p.gather(1, x[-m:, None]).sum().item(), None
+        everything = torch.ones(1, m, dtype=torch.bool, device=device)
+        hit = (log_p(x, everything)[0].argmax(1) == x[-m:]).all().item()
+        if m > largest:
+            return hit, None, None
+        subsets = torch.tensor(list(itertools.product((False, True), repeat=m))[1:], device=device)  # (2^m - 1, m)
+        sizes = subsets.sum(1)
+        weights = 1 / torch.tensor([math.comb(m, k) for k in range(1, m + 1)], device=device)[sizes - 1]  # mean over S
+        noise = generator(cfg.seed, "lambada", i)
+        n_masks = torch.randint(1, m + 1, (cfg.draws, 1), generator=noise)
+        drawn = (torch.rand(cfg.draws, m, generator=noise).argsort(1).argsort(1) < n_masks).to(device)
+        return hit, (weights * nats(x, subsets)).sum().item(), m * nats(x, drawn).mean().item()
+
+    rows = [r for r in spread(one, range(len(passages)), "lambada")]
+    exact = [r[1] for r in rows if r[1] is not None]
+    row = {"accuracy": sum(r[0] for r in rows) / len(rows), "passages": len(rows), "words_in_ppl": len(exact)}
+    row["ppl"] = math.exp(sum(exact) / max(len(exact), 1))
+    if not causal:
+        row["ppl_monte_carlo"] = math.exp(sum(r[2] for r in rows if r[2] is not None) / max(len(exact), 1))
+    return row
 
 
 def sample_entropy(x):
@@ -116,28 +252,9 @@ def markov_nats(x, meta):
     return -P[x[:, :-1], x[:, 1:]].log().mean().item()
 
 
-def empty_page(model, meta, size):
-    """-> (1, size) int64 of -1, blanks; an autoregressive model gets its start token."""
-    template = torch.full((1, size), -1, device=model.wte.weight.device)
-    if model.config.causal:
-        template[0, 0] = start_token(meta)
-    return template
-
-
-def draw_many(model, meta, cfg, n_steps, size):
-    """-> (num_samples, size) int64 on the CPU, seconds per sample."""
-    template, device = empty_page(model, meta, size), model.wte.weight.device
-    rows, began = [], time.perf_counter()
-    for i in tqdm(range(0, cfg.num_samples, cfg.batch_size), desc=f"{n_steps} steps", leave=False):
-        n = min(cfg.batch_size, cfg.num_samples - i)
-        noise = generator(cfg.seed, "genppl", i, device=device)
-        rows.append(draw_samples(model, template.expand(n, -1), cfg, n_steps, noise).cpu())
-    return torch.cat(rows), (time.perf_counter() - began) / cfg.num_samples
-
-
 def seconds_per_sample(model, meta, cfg, n_steps, size, batch, repeats=3):
     """-> the median over repeats of the seconds that `batch` samples of `size` tokens take at once, over batch."""
-    template, times = empty_page(model, meta, size).expand(batch, -1), []
+    template, times = empty_pages(model, meta, batch, size).to(model.wte.weight.device), []
     for i in range(repeats + 1):  # the first one warms up
         began = time.perf_counter()
         draw_samples(model, template, cfg, n_steps, generator(cfg.seed, i, device=template.device)).cpu()
@@ -170,6 +287,46 @@ def mean_and_error(values):
     """(n) -> mean, half the width of its 95 % confidence interval by Student's t."""
     t = 2.36 if len(values) == 8 else 1.96 + 2.5 / (len(values) - 1)  # the quantile, to 2 % for n > 6
     return values.mean().item(), t * (values.std() / len(values) ** 0.5).item()
+
+
+def load_prompts(cfg, meta):
+    """-> (n, P) int64, the texts that should follow. Only prompts of the commonest length, num_samples at most."""
+    try:
+        with open(cfg.prompts, encoding="utf-8") as f:
+            lines = [json.loads(line) for line in f]
+        encode = data.encoder(meta)[0]
+        rows = [(encode(line["prompt"]), line["reference"]) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{cfg.prompts} holds no prompts ({str(error)[:80]}). Make them with: python data/cnn_dailymail/prepare.py"
+        ) from None
+    if not importlib.util.find_spec("rouge_score"):
+        raise UserError("ROUGE-2 needs a package that is missing. Install it with: pip install rouge-score")
+    P = collections.Counter(len(ids) for ids, _ in rows).most_common(1)[0][0]
+    rows = [row for row in rows if len(row[0]) == P][: cfg.num_samples]
+    return torch.tensor([ids for ids, _ in rows]), [reference for _, reference in rows]
+
+
+def rouge_2(target, drafters, prompts, size, references, meta, cfg):
+    """-> {who: (mean ROUGE-2 F1 against the references, its standard error)} of the target and of each speculation."""
+    from rouge_score import rouge_scorer
+
+    scorer, decode, P = rouge_scorer.RougeScorer(["rouge2"], use_stemmer=True), data.encoder(meta)[1], prompts.size(1)
+    settings, scores = (cfg.temperature, cfg.top_k, cfg.top_p), {}
+
+    def score(x):
+        texts = [decode(row).split("<|endoftext|>")[0] for row in x[:, P:].tolist()]
+        pairs = zip(references, texts, strict=True)
+        f1 = torch.tensor([scorer.score(reference, text)["rouge2"].fmeasure for reference, text in pairs])
+        return f1.mean().item(), (f1.std() / len(f1) ** 0.5).item()
+
+    noise = generator(cfg.seed, "target", device=prompts.device)
+    scores["the target alone"] = score(target.generate(prompts, size - P, *settings, noise))
+    for path, drafter in drafters.items():
+        noise = generator(cfg.seed, "speculate", device=prompts.device)
+        x, _ = speculate(target, drafter, prompts, size - P, cfg.gamma, *settings, noise)
+        scores[path] = score(x)
+    return scores
 
 
 def drafters_table(target, drafters, prompts, size, cfg):
@@ -211,11 +368,11 @@ def drafters_table(target, drafters, prompts, size, cfg):
     return rows
 
 
-def evaluate(cfg):
-    """-> dict: everything eval.json holds. Reads all checkpoints before any work, so that mistakes show at once."""
+def check(cfg):
+    """-> the parts of `what`. Refuses bad values before any work."""
     wanted = cfg.what.split(",")
     for w in wanted:
-        choose("what", w, ("nelbo", "genppl", "latency", "acceptance"))
+        choose("what", w, ("nelbo", "genppl", "selfbleu", "mauve", "latency", "acceptance", "lambada"))
     for name in ("steps", "latency_batch"):
         if min(getattr(cfg, name), default=0) < 1:
             raise UserError(f"{name} is {getattr(cfg, name)}; it takes numbers from 1 up.")
@@ -225,51 +382,96 @@ def evaluate(cfg):
     check_range(cfg, ("num_samples", "batch_size", "draws", "eval_blocks"), 1)
     if cfg.length == 1:
         raise UserError("length is 1, but the first token of a sample is not judged. Use at least 2.")
-    device, autocast, note = pick_device(cfg.device, cfg.dtype)
-    models = {path: prepare(path, cfg) for path in paths_of(cfg.ckpt)}
-    first = next(iter(models.values()))[1]
-    meta, metas = first["meta"], {path: checkpoint["meta"] for path, (_, checkpoint, *_) in models.items()}
+    if "mauve" in wanted and not importlib.util.find_spec("mauve"):
+        raise UserError("mauve needs a package that is missing. Install it with: pip install mauve-text")
+    if "mauve" in wanted and not cfg.judge:
+        raise UserError("mauve takes its features from a judge: --judge=CKPT of an autoregressive model.")
+    return wanted
+
+
+def load_drafters(cfg, models, meta):
+    """-> the target of an acceptance table, its drafters."""
+    if not cfg.draft:
+        raise UserError("acceptance needs drafters: --draft=CKPT,out/ngram/ngram.txt,lookup")
+    target = next(iter(models.values()))[0]
+    drafters = {path: prepare_drafter(path, target, meta, cfg) for path in paths_of(cfg.draft)}
+    check_range(cfg, ("gamma",), 1)
+    check_range(cfg, ("num_samples",), 7)  # for the intervals
+    if len(models) > 1:
+        raise UserError("acceptance is of one target: give one --ckpt, and its drafters as --draft.")
+    length = cfg.length or target.config.block_size
+    if length > target.config.block_size or length < 4 * cfg.gamma:
+        raise UserError(f"length is {length}; from {4 * cfg.gamma} (4 gamma) to the target's context is possible.")
+    return target, drafters
+
+
+def load_judge(cfg, wanted, meta, device):
+    """-> judge and its meta, or None and None."""
+    if not cfg.judge:
+        if "genppl" in wanted and "transition" not in meta:
+            raise UserError(
+                "genppl needs a judge: --judge=CKPT of an autoregressive model, or leave it out: --what=nelbo."
+            )
+        return None, None
+    judge, checkpoint = load_model(cfg.judge, device, cfg.attention)
+    if not judge.config.causal:
+        raise UserError(f"The judge {cfg.judge} is a diffusion model; a judge must be autoregressive.")
+    if not cfg.retokenize and not data.same_vocabulary(meta, checkpoint["meta"]):
+        raise UserError(f"The judge {cfg.judge} has another vocabulary than the text. Use --retokenize=True.")
+    return judge, checkpoint["meta"]
+
+
+def load_samples(path):
+    """-> (n, L) int64, what sample.py --save says of them. Raises UserError if the file is damaged."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            about, *lines = (json.loads(line) for line in f)
+        x = torch.tensor([line["tokens"] for line in lines])
+        about = {
+            k: about[k] for k in ("ckpt", "steps", "causal", "prefix", "continuations", "top_p", "dataset", "meta")
+        }
+        if x.dim() != 2 or not 0 <= x.min() <= x.max() < about["meta"]["vocab_size"]:
+            raise ValueError("tokens that are no samples of one length and vocabulary")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} holds no samples ({str(error)[:80]}). Write them with sample.py --save.") from None
+    return x, about
+
+
+def evaluate(cfg):
+    """-> dict: everything eval.json holds. Reads all files before any work, so that mistakes show at once."""
+    wanted = check(cfg)
+    device, note = join_processes(cfg)
+    _, autocast, _ = pick_device(cfg.device, cfg.dtype)
+    files = {path: load_samples(path) for path in paths_of(cfg.samples)} if cfg.samples else {}
+    of_models = not files or {"nelbo", "latency", "acceptance", "lambada"} & set(wanted)
+    models = {path: prepare(path, cfg) for path in paths_of(cfg.ckpt)} if of_models else {}
+    metas = {path: checkpoint["meta"] for path, (_, checkpoint, *_) in models.items()}
+    metas |= {path: about["meta"] for path, (_, about) in files.items()}
+    sources = [checkpoint["config"]["dataset"] for _, checkpoint, *_ in models.values()]
+    sources += [about["dataset"] for _, about in files.values()]
+    meta = next(iter(metas.values()))
     if "acceptance" in wanted:
-        target = next(iter(models.values()))[0]
-        if not cfg.draft:
-            raise UserError("acceptance needs drafters: --draft=CKPT,out/ngram/ngram.txt,lookup")
-        drafters = {path: prepare_drafter(path, target, meta, cfg) for path in paths_of(cfg.draft)}
-        check_range(cfg, ("gamma",), 1)
-        check_range(cfg, ("num_samples",), 7)  # for the intervals
-        if len(models) > 1:
-            raise UserError("acceptance is of one target: give one --ckpt, and its drafters as --draft.")
-        drafted = cfg.length or target.config.block_size
-        if drafted > target.config.block_size or drafted < 4 * cfg.gamma:
-            raise UserError(f"length is {drafted}; from {4 * cfg.gamma} (4 gamma) to the target's context is possible.")
-    judge = None
-    if cfg.judge:
-        judge, checkpoint = load_model(cfg.judge, device, cfg.attention)
-        metas[cfg.judge] = checkpoint["meta"]
-        if not judge.config.causal:
-            raise UserError(f"The judge {cfg.judge} is a diffusion model; a judge must be autoregressive.")
-    elif "genppl" in wanted and "transition" not in meta:
-        raise UserError("genppl needs a judge: --judge=CKPT of an autoregressive model, or leave it out: --what=nelbo.")
-    corpus = data.load(cfg.dataset or first["config"]["dataset"])
-    for path, other in {**metas, "the dataset": corpus.meta}.items():
+        target, drafters = load_drafters(cfg, models, meta)
+        prompts = load_prompts(cfg, meta) if cfg.prompts else None
+    judge, judge_meta = load_judge(cfg, wanted, meta, device)
+    if "lambada" in wanted:
+        passages, metas["the passages"] = load_passages(cfg.passages)
+    if any(w in wanted for w in ("nelbo", "genppl", "selfbleu", "mauve")) or (
+        "acceptance" in wanted and not cfg.prompts
+    ):
+        corpus = data.load(cfg.dataset or sources[0])
+        metas["the dataset"] = corpus.meta
+    for path, other in metas.items():
         if not data.same_vocabulary(meta, other):
-            raise UserError(f"{path} has another vocabulary than {next(iter(models))}; their numbers do not compare.")
+            raise UserError(f"{path} has another vocabulary than {next(iter(metas))}; their numbers do not compare.")
+    lengths = {x.size(1) for x, _ in files.values()} | ({cfg.length} if cfg.length else set())
+    if len(lengths) > 1 or len({(its["prefix"], its["continuations"]) for _, its in files.values()}) > 1:
+        raise UserError(f"Texts of {sorted(lengths)} tokens, or with other prefixes, do not compare. Give one kind.")
     sizes = [m[0].config.block_size for m in models.values()] + ([judge.config.block_size] if judge else [])
-    size = cfg.length or min(sizes)
-    report = {
-        "hardware": note,
-        "torch": torch.__version__,
-        "seed": cfg.seed,
-        "tokens_per_sample": size,
-        "rows": [],
-    }
-    report |= {
-        "num_samples": cfg.num_samples,
-        "sampler": cfg.sampler,
-        "likelihood": {},
-        "latency": [],
-        "timed": {},
-        "drafters": [],
-    }
+    size = min(lengths, default=min(sizes, default=0))
+    report = {"hardware": note, "torch": torch.__version__, "seed": cfg.seed, "tokens_per_sample": size}
+    report |= {"num_samples": cfg.num_samples, "sampler": cfg.sampler, "retokenize": cfg.retokenize}
+    report |= {"likelihood": {}, "lambada": {}, "rows": [], "latency": [], "timed": {}, "drafters": []}
 
     if "nelbo" in wanted:
         for path, (model, *_) in models.items():
@@ -284,19 +486,33 @@ def evaluate(cfg):
                 T, rate = model.config.block_size, meta["entropy_rate"]
                 row["truth"] = rate if model.config.causal else (meta["stationary_entropy"] + (T - 1) * rate) / T
             report["likelihood"][path] = row
-    if "genppl" in wanted:
-        rows = report["rows"]
-        for path, (model, _, context, _) in models.items():
-            causal = model.config.causal
+    if "lambada" in wanted:
+        for path, (model, *_) in models.items():
+            with autocast:
+                report["lambada"][path] = lambada(model, passages, cfg)
+    if {"genppl", "selfbleu", "mauve"} & set(wanted):
+        rows, about = report["rows"], next(iter(files.values()))[1] if files else {"prefix": 0, "continuations": 1}
+        n_texts = max([len(x) // a["continuations"] for x, a in files.values()], default=cfg.num_samples)
+        real = data.blocks(corpus.val, size, n_texts)  # with a prefix: the texts that were continued
+        judged = functools.partial(quality, real=real, judge=judge, metas=(meta, judge_meta), wanted=wanted, cfg=cfg)
+        for path, (model, _, context, _) in models.items() if not files else ():
+            causal, templates = model.config.causal, empty_pages(model, meta, cfg.num_samples, size)
             for n_steps, top_p in [(size, p) for p in cfg.ar_top_p] if causal else [(k, cfg.top_p) for k in cfg.steps]:
+                began = time.perf_counter()
                 with context:
-                    settings = types.SimpleNamespace(**{**vars(cfg), "top_p": top_p})
-                    x, seconds = draw_many(model, meta, settings, n_steps, size)
+                    x = draw_many(model, templates, types.SimpleNamespace(**{**vars(cfg), "top_p": top_p}), n_steps)
+                seconds = (time.perf_counter() - began) / cfg.num_samples
                 label = path if top_p == 1 else f"{path}, top_p {top_p:g}"
                 rows.append({"model": label, "path": path, "steps": n_steps, "s_per_sample": seconds, "causal": causal})
-                rows[-1] |= judged(x, judge, autocast, meta, cfg)
-        x = data.blocks(corpus.val, size, cfg.num_samples)
-        rows.append({"model": "real text", "steps": None} | judged(x, judge, autocast, meta, cfg))
+                with autocast:
+                    rows[-1] |= judged(x)
+        for path, (x, its) in files.items():
+            label = path if its["top_p"] == 1 else f"{path}, top_p {its['top_p']:g}"
+            rows.append({"model": label, "path": its["ckpt"], "steps": its["steps"], "causal": its["causal"]})
+            with autocast:
+                rows[-1] |= judged(x, prefix=its["prefix"])
+        with autocast:
+            rows.append({"model": "real text", "steps": None} | judged(real, prefix=about["prefix"]))
     if "latency" in wanted:
         timed = {}  # the rounds of a model are equally fast: one of them is measured
         for path, (model, _, context, _) in models.items():
@@ -310,21 +526,47 @@ def evaluate(cfg):
                 row = {"model": path, "causal": model.config.causal, "batch": batch, "steps": n_steps}
                 report["latency"].append(row | {"s_per_sample": seconds})
     if "acceptance" in wanted:
-        size = cfg.length or target.config.block_size
-        prompts = data.blocks(corpus.val, max(1, size // 8), cfg.num_samples).to(target.wte.weight.device)
+        length, references = cfg.length or target.config.block_size, None
+        if cfg.prompts:
+            x, references = prompts
+            if x.size(1) >= length:
+                raise UserError(f"The prompts have {x.size(1)} tokens and leave no room in {length}. Use --length.")
+        else:
+            x = data.blocks(corpus.val, max(1, length // 8), cfg.num_samples)
         with next(iter(models.values()))[2]:
-            report["drafters"] = drafters_table(target, drafters, prompts, size, cfg)
+            report["drafters"] = drafters_table(target, drafters, x.to(device), length, cfg)
+            if references:
+                report["rouge2"] = rouge_2(target, drafters, x.to(device), length, references, meta, cfg)
     return report
 
 
-def judged(x, judge, autocast, meta, cfg):
-    """(n, L) int64 -> {"entropy", "genppl" by the judge, "true_ppl" by the true language where it is known}."""
-    row = {"entropy": sample_entropy(x)}
-    if judge:
-        with autocast:
-            row["genppl"] = math.exp(judge_nats(judge, x, cfg.batch_size))
-    if "transition" in meta:
+def quality(x, real, judge, metas, wanted, cfg, prefix=0):
+    """(n, L) int64 -> its row of the table: entropy, and what is wanted of genppl, true_ppl, self_bleu and mauve.
+
+    After the `prefix`, which is real text, every token counts but the first of all and, as in MDLM's code, each
+    end-of-text after the first: a model may not win by writing nothing. retokenize: what counts is the text, as the
+    judge's tokenizer cuts it.
+    """
+    meta, judge_meta = metas
+    row = {"entropy": sample_entropy(x[:, prefix:])}
+    y, counted = x, torch.arange(x.size(1)).expand_as(x) >= max(prefix, 1)
+    if judge and cfg.retokenize:
+        y, counted = retokenized(x, prefix, data.encoder(meta)[1], data.encoder(judge_meta)[0])
+    if judge and "eot" in judge_meta:
+        end = y == judge_meta["eot"]
+        counted = counted & ~(end & ((end & counted).cumsum(1) > 1))
+    if judge and "genppl" in wanted:
+        row["genppl"] = math.exp(judge_nats(judge, y, counted, cfg.batch_size))
+    if "transition" in meta and "genppl" in wanted:
         row["true_ppl"] = math.exp(markov_nats(x, meta))
+    if "selfbleu" in wanted:
+        row["self_bleu"] = self_bleu(x[:, prefix:].tolist())
+    if "mauve" in wanted and x is not real:
+        features = [judge_features(judge, part, cfg.batch_size) for part in (real, x)]
+        import mauve
+
+        out = mauve.compute_mauve(p_features=features[0], q_features=features[1], seed=cfg.seed, verbose=False)
+        row["mauve"] = float(out.mauve)
     return row
 
 
@@ -338,8 +580,15 @@ def tables(report):
             f"perplexity {r['ppl']:.2f}, {r['bits_per_char']:.3f} bits per character"
             + (f"; the true entropy is {r['truth']:.4f}" if "truth" in r else "")
         )
+    for path, r in report["lambada"].items():
+        mc = f" (Monte Carlo {r['ppl_monte_carlo']:.2f})" if "ppl_monte_carlo" in r else ""
+        lines.append(
+            f"{path}: LAMBADA accuracy {r['accuracy']:.1%} of {r['passages']} words, perplexity {r['ppl']:.2f}{mc} per "
+            f"word, of {r['words_in_ppl']} words"
+        )
     if report["rows"]:
-        keys = [k for k in ("genppl", "true_ppl", "entropy", "s_per_sample") if any(k in r for r in report["rows"])]
+        columns = ("genppl", "true_ppl", "entropy", "self_bleu", "mauve", "s_per_sample")
+        keys = [k for k in columns if any(k in r for r in report["rows"])]
         lines.append(f"\n{'model':34s} {'steps':>5s} " + " ".join(f"{k:>12s}" for k in keys))
         for r in report["rows"]:
             numbers = " ".join(f"{r[k]:12.3f}" if k in r else " " * 12 for k in keys)
@@ -358,6 +607,8 @@ def tables(report):
                 f"{r['tokens_per_call']:11.2f} {r['c']:6.3f} {r['gamma']:5d} {r['predicted']:9.2f} "
                 f"{r['speedup']:7.2f} +- {r['speedup_error']:.2f}"
             )
+    for path, (mean, error) in report.get("rouge2", {}).items():
+        lines.append(f"{path}: ROUGE-2 {mean:.3f} +- {error:.3f}")
     lines.append(f"\n{report['hardware']}, seed {report['seed']}, torch {report['torch']}")
     return "\n".join(lines)
 
@@ -446,11 +697,16 @@ def plot_drafters(report, path):
 def main(cfg):
     report = evaluate(cfg)
     text = tables(report)
+    if dist.is_initialized():
+        rank = dist.get_rank()
+        dist.destroy_process_group()
+        if rank:
+            return
     print(text)
     written = {"eval.json": json.dumps(report, indent=1), "eval.txt": text + "\n"}
     for name, content in written.items():
         data.atomic_write(os.path.join(cfg.out, name), content.encode())
-    if report["rows"]:
+    if report["rows"] and ("genppl" in report["rows"][0] or "true_ppl" in report["rows"][0]):
         plot(report, os.path.join(cfg.out, "eval.png"))
         written["eval.png"] = None
         if report["latency"]:

@@ -12,6 +12,7 @@ LLaDA: Nie et al. 2025, arXiv 2502.09992.   Code we learnt most from: nanoGPT.
 import contextlib
 import ctypes
 import dataclasses
+import datetime
 import functools
 import hashlib
 import importlib.util
@@ -26,8 +27,10 @@ import types
 import numpy as np
 import safetensors.torch
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
+from tqdm import tqdm
 
 import data
 from configurator import UserError, choose
@@ -1046,6 +1049,30 @@ def pick_device(device="", dtype=""):
         keep_freed_memory()
     autocast = torch.autocast(kind, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
     return torch.device(device), autocast, f"{device} ({why}), {dtype}"
+
+
+def join_processes(cfg):
+    """-> this process's device, and a note on it. Under torchrun, joins the other processes first."""
+    device, _, note = pick_device(cfg.device, cfg.dtype)
+    if "WORLD_SIZE" in os.environ:
+        patience = datetime.timedelta(days=1)  # the first process may write data for hours while the others wait
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+        if device.type == "cuda":
+            cfg.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            device = torch.device(cfg.device)
+            torch.cuda.set_device(device)
+    return device, note
+
+
+def spread(f, items, desc):
+    """-> [f(item) for item in items]; each process of a torchrun works on its share, all get the whole list."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    own = [f(item) for item in tqdm(items[rank::world], desc=desc, leave=False, disable=rank > 0)]
+    parts = [own]
+    if world > 1:
+        parts = [None] * world
+        dist.all_gather_object(parts, own)
+    return [parts[i % world][i // world] for i in range(len(items))]
 
 
 def keep_freed_memory():

@@ -5,11 +5,13 @@ $ python sample.py --ckpt=out/pydoc/ckpt.pt --num_samples=1 --trace=True        
 $ python sample.py --ckpt=out/pydoc/ckpt.pt --infill='The ___ statement is used'
 $ python sample.py --ckpt=out/pydoc/ckpt.pt,out/sdtt_pydoc/round_3.pt --steps=8                      (side by side)
 $ python sample.py --ckpt=out/pydoc_ar/ckpt.pt --draft=lookup                                  (speculative decoding)
+$ torchrun --standalone --nproc_per_node=8 sample.py --ckpt=sdtt:kld:7 --num_samples=1024 --save=out/kld7.jsonl
 """
 
 import contextlib
 import glob
 import itertools
+import json
 import os
 import shutil
 import sys
@@ -17,9 +19,10 @@ import textwrap
 import time
 
 import torch
+import torch.distributed as dist
 
 import data
-from configurator import UserError, check_range, choose, configure
+from configurator import UserError, check_range, choose, configure, print_once
 from model import (
     SAMPLERS,
     Diffusion,
@@ -28,11 +31,13 @@ from model import (
     acceptance,
     best_gamma,
     generator,
+    join_processes,
     load_model,
     pick_device,
     sample,
     save_published,
     speculate,
+    spread,
     tokens_per_call,
 )
 
@@ -53,6 +58,11 @@ draft = ""  # autoregressive: what guesses ahead, a checkpoint, an ngram.txt or 
 gamma = 0  # tokens that it guesses at a time; 0: the fastest by a short trial
 draft_steps = 1  # a diffusion drafter reveals its tokens in so many groups, left to right
 trace = False  # show one sample appearing (diffusion)
+save = ""  # a .jsonl file: write the samples there, for eval.py --samples; torchrun shares the work
+batch_size = 16  # samples at a time that are saved
+prefix = 0  # of saved samples: they continue so many tokens of a validation text
+continuations = 1  # of saved samples: so many continue the same text
+dataset = ""  # of these texts; '': what the checkpoint was trained on
 seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu'
 dtype = ""  # '' (bfloat16 where the hardware has it) | 'float32' | 'bfloat16'
@@ -151,6 +161,54 @@ def start_token(meta):
     return meta.get("eot", 0)
 
 
+def draw_many(model, templates, cfg, steps):
+    """(N, L) int64, -1 at the blanks -> (N, L) int64 on the CPU, batch_size at a time; see draw_samples."""
+    device = model.wte.weight.device
+
+    def draw_batch(i):
+        noise = generator(cfg.seed, "genppl", i, device=device)
+        return draw_samples(model, templates[i : i + cfg.batch_size].to(device), cfg, steps, noise).cpu()
+
+    return torch.cat(spread(draw_batch, range(0, len(templates), cfg.batch_size), f"{steps} steps"))
+
+
+def empty_pages(model, meta, n, size):
+    """-> (n, size) int64 of -1, blanks; an autoregressive model gets its start token."""
+    templates = torch.full((n, size), -1)
+    if model.config.causal:
+        templates[:, 0] = start_token(meta)
+    return templates
+
+
+def save_samples(cfg, model, checkpoint, note):
+    """Writes one JSON object a line: first what the samples are, then {"tokens", "text"} of each."""
+    meta, decode = checkpoint["meta"], data.encoder(checkpoint["meta"])[1]
+    size = cfg.length or model.config.block_size
+    check_range(cfg, ("batch_size", "continuations"), 1)
+    check_range(cfg, ("prefix",), 0, size - 1)
+    if cfg.num_samples % cfg.continuations:
+        raise UserError(f"num_samples {cfg.num_samples} does not divide into {cfg.continuations} continuations.")
+    dataset = cfg.dataset or checkpoint["config"]["dataset"]
+    templates = empty_pages(model, meta, cfg.num_samples, size)
+    if cfg.prefix:
+        corpus = data.load(dataset)
+        if not data.same_vocabulary(meta, corpus.meta):
+            raise UserError(f"{dataset} has another vocabulary than {cfg.ckpt}: its text cannot be continued.")
+        n = cfg.num_samples // cfg.continuations
+        texts = data.blocks(corpus.val, size, n)
+        if len(texts) < n:
+            raise UserError(f"{dataset} has {len(texts)} validation texts of {size} tokens, fewer than {n}.")
+        templates[:, : cfg.prefix] = texts.repeat_interleave(cfg.continuations, 0)[:, : cfg.prefix]
+    x = draw_many(model, templates, cfg, cfg.steps)
+    about = {k: getattr(cfg, k) for k in ("ckpt", "sampler", "temperature", "top_k", "top_p", "seed", "prefix")}
+    about |= {"continuations": cfg.continuations, "steps": size if model.config.causal else cfg.steps}
+    about |= {"causal": model.config.causal, "hardware": note, "dataset": dataset, "meta": meta}
+    lines = [json.dumps(about), *(json.dumps({"tokens": row, "text": decode(row)}) for row in x.tolist())]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        data.atomic_write(cfg.save, "\n".join([*lines, ""]).encode())
+    print_once(f"{len(x)} samples saved in {cfg.save}")
+
+
 def make_template(cfg, model, meta):
     """prompt, infill and length -> (1, L) int64 with -1 at the blanks."""
     encode, _ = data.encoder(meta)
@@ -230,7 +288,19 @@ def main(cfg):
     check_sampling(cfg)
     sys.stdout.reconfigure(errors="replace")  # a Windows pipe cannot write every character
     paths = paths_of(cfg.ckpt)
+    if cfg.save and (len(paths) > 1 or cfg.prompt or cfg.infill or cfg.draft):
+        raise UserError("--save takes one --ckpt, and --prefix instead of --prompt; no --infill or --draft.")
+    if "WORLD_SIZE" in os.environ and not cfg.save:
+        raise UserError("torchrun shares the work of --save=FILE.jsonl only. Run it as: python sample.py ...")
+    join_processes(cfg)
     models = [prepare(path, cfg) for path in paths]
+    if cfg.save:
+        (model, checkpoint, autocast, note), *_ = models
+        with torch.no_grad(), autocast:
+            save_samples(cfg, model, checkpoint, note)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return
     templates = [make_template(cfg, model, checkpoint["meta"]) for model, checkpoint, *_ in models]
     if cfg.export:
         if len(models) > 1:

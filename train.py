@@ -8,7 +8,6 @@ $ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import glob
 import importlib.util
@@ -31,6 +30,7 @@ from model import (
     ar_loss,
     diffusion_loss,
     generator,
+    join_processes,
     load_checkpoint,
     nelbo,
     pick_device,
@@ -343,19 +343,6 @@ def check_loop(cfg):
         )
     if cfg.wandb and not importlib.util.find_spec("wandb"):
         raise UserError(f"wandb is {cfg.wandb!r}, but the package is missing. Install it with: pip install wandb")
-
-
-def join_processes(cfg):
-    """-> this process's device, and a note on it. Under torchrun, joins the other processes first."""
-    device, _, note = pick_device(cfg.device, cfg.dtype)
-    if "WORLD_SIZE" in os.environ:
-        patience = datetime.timedelta(days=1)  # the first process may write data for hours while the others wait
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
-        if device.type == "cuda":
-            cfg.device = f"cuda:{os.environ['LOCAL_RANK']}"
-            device = torch.device(cfg.device)
-            torch.cuda.set_device(device)
-    return device, note
 
 
 def make_model(cfg, vocab_size, device):

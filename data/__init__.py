@@ -115,7 +115,7 @@ def token_dtype(vocab_size):
 
 def atomic_write(path, content):
     """bytes or array -> path, whole or not at all."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(f"{path}.tmp", "wb") as f:
         f.write(content if isinstance(content, bytes) else memoryview(content))
     os.replace(f"{path}.tmp", path)

@@ -386,3 +386,45 @@ def gpt2_forward(w, n_head, x):
         y = F.gelu(conv1d(norm(hidden, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc"), approximate="tanh")
         hidden = hidden + conv1d(y, f"h.{i}.mlp.c_proj")
     return norm(hidden, "ln_f") @ w["wte.weight"].T
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# evaluation
+
+
+def self_bleu(rows, longest=4):
+    """Lists of tokens of one length -> the mean BLEU of each against all others, as in Papineni et al. 2002."""
+
+    def grams(row, n):
+        return [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
+
+    scores = []
+    for i, row in enumerate(rows):
+        others, log_precision = rows[:i] + rows[i + 1 :], 0.0
+        for n in range(1, longest + 1):
+            mine, hits = grams(row, n), 0
+            for gram in set(mine):
+                hits += min(mine.count(gram), max(grams(other, n).count(gram) for other in others))
+            log_precision += (math.log(hits / len(mine)) if hits else -math.inf) / longest
+        scores.append(math.exp(log_precision))
+    return sum(scores) / len(scores)
+
+
+def last_word(model, tokens, m, V):
+    """-> is each of the last m tokens the most probable (diffusion: all masked at once), nats of the word.
+
+    Nats of a diffusion model: the bound, subset after subset of the word.
+    """
+    T, word = len(tokens), tokens[len(tokens) - m :]
+    if model.config.causal:
+        p = model(torch.tensor([tokens[:-1]]))[0, -m:].softmax(-1)
+        return p.argmax(1).tolist() == word, -sum(math.log(p[i, word[i]]) for i in range(m))
+    guess = model(torch.tensor([tokens[: T - m] + [V] * m]))[0, -m:].argmax(1).tolist()
+    nats = 0.0
+    for size in range(1, m + 1):
+        subsets = list(itertools.combinations(range(T - m, T), size))
+        for subset in subsets:
+            x = torch.tensor([[V if i in subset else token for i, token in enumerate(tokens)]])
+            log_p = model(x)[0].log_softmax(-1)
+            nats -= sum(log_p[i, tokens[i]].item() for i in subset) / size / len(subsets)
+    return guess == word, nats

@@ -9,12 +9,14 @@ import types
 
 import numpy as np
 import pytest
+import reference
 import torch
-from conftest import knobs, tiny_model
+from conftest import knobs, run, tiny_model
 
 import data
 import eval as E
 import model as M
+import sample as S
 import train
 from model import load_checkpoint, save_checkpoint
 
@@ -48,7 +50,190 @@ def test_judge_scores_every_token_once_but_the_first():
         window = x[:, start : start + 17]
         logits = judge(window[:, :-1])
         log_p += logits.log_softmax(-1).gather(-1, window[:, 1:, None]).sum().item()
-    assert E.judge_nats(judge, x, batch_size=2) == pytest.approx(-log_p / (5 * 39), rel=1e-5)
+    counted = torch.arange(40).expand(5, 40) >= 1
+    assert E.judge_nats(judge, x, counted, batch_size=2) == pytest.approx(-log_p / (5 * 39), rel=1e-5)
+
+
+@torch.no_grad()
+def test_what_counts_is_judged_after_the_prefix_and_up_to_the_first_end_of_text():
+    judge, eot = tiny_model(causal=True), 6
+    x = torch.tensor([[1, 2, 3, 6, 4, 6, 6, 5], [6, 1, 6, 2, 3, 6, 4, 6]])
+    log_p = judge(x[:, :-1]).log_softmax(-1).gather(-1, x[:, 1:, None]).squeeze(-1)  # of tokens 1 ... 7
+    for prefix, places in {0: ([1, 2, 3, 4, 7], [1, 2, 3, 4, 6]), 3: ([3, 4, 7], [3, 4, 5, 6])}.items():
+        picked = torch.cat([row[[i - 1 for i in where]] for row, where in zip(log_p, places, strict=True)])
+        metas = ({"tokenizer": "char", "vocab_size": 7}, {"eot": eot})
+        row = E.quality(x, None, judge, metas, ["genppl"], settings(), prefix)
+        assert row["genppl"] == pytest.approx(math.exp(-picked.mean()), rel=1e-5)
+
+
+@torch.no_grad()
+def test_retokenized_text_is_judged_as_the_judge_would_write_it():
+    mine = {"tokenizer": "char", "vocab_size": 3, "itos": ["a", "b", "ab"]}
+    its = {"tokenizer": "char", "vocab_size": 4, "itos": ["b", "a", "bb", "aa"]}
+    x = torch.tensor([[0, 0, 2, 1], [2, 2, 0, 0]])  # aa|abb, abab|aa
+    y, counted = E.retokenized(x, 2, E.data.encoder(mine)[1], E.data.encoder(its)[0])
+    assert y[0, :3].tolist() == [3, 1, 2] and y[1].tolist() == [1, 0, 1, 0, 3]
+    assert counted.tolist() == [[False, True, True, False, False], [False] * 4 + [True]]
+    judge = tiny_model(V=4, causal=True)
+    log_p = [judge(torch.tensor([row]))[0].log_softmax(-1) for row in ([3, 1, 2], [1, 0, 1, 0, 3])]
+    want = -(log_p[0][0, 1] + log_p[0][1, 2] + log_p[1][3, 3]) / 3
+    row = E.quality(x, None, judge, (mine, its), ["genppl"], settings(retokenize=True), prefix=2)
+    assert row["genppl"] == pytest.approx(want.exp().item(), rel=1e-5)
+
+
+def test_self_bleu_is_the_literal_one():
+    assert E.self_bleu([[1, 2, 3, 4, 5]] * 3) == pytest.approx(1)
+    assert E.self_bleu([[1, 2, 3, 4], [5, 6, 7, 8]]) == 0
+    for seed in range(5):
+        x = torch.randint(3, (6, 12), generator=M.generator(seed)).tolist()
+        assert E.self_bleu(x) == pytest.approx(reference.self_bleu(x), abs=1e-9)
+    assert 0 < E.self_bleu(x) < 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_last_word_of_a_passage(causal):
+    model, V = tiny_model(V=4, causal=causal), 4
+    passages = [([1, 2, 3], [0, 2]), ([2], [1]), (list(range(4)) * 4, [3, 1, 0])]  # the last one is cut to 16 tokens
+    got = E.lambada(model, passages, settings(draws=3000))
+    hits, nats = [], []
+    for context, word in passages:
+        hit, value = reference.last_word(model, (context + word)[-16:], len(word), V)
+        hits.append(hit)
+        nats.append(value)
+    assert got["accuracy"] == sum(hits) / 3 and got["words_in_ppl"] == 3
+    assert got["ppl"] == pytest.approx(math.exp(sum(nats) / 3), rel=1e-4)
+    if not causal:
+        assert got["ppl_monte_carlo"] == pytest.approx(got["ppl"], rel=0.05)
+        assert got["ppl_monte_carlo"] != got["ppl"]
+
+
+@torch.no_grad()
+def test_the_exact_bound_of_a_word_is_the_bound_of_nelbo():
+    model, x0 = tiny_model(V=4, block_size=3), torch.tensor([[3, 0, 1]])
+    exact = math.log(E.lambada(model, [([], [3, 0, 1])], settings())["ppl"]) / 3
+    drawn = np.mean([M.nelbo(model, x0.expand(99, 3), M.generator(i)).item() for i in range(60)])
+    assert drawn == pytest.approx(exact, rel=0.02)
+
+
+def test_lambada_from_files(trained, tmp_path, refused, capsys):
+    meta = load_checkpoint(trained["ar"])["meta"]
+    letters = meta["itos"]
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    lines = [{"context": letters[0] + letters[1], "word": letters[2]}, {"context": letters[3], "word": letters[4] * 9}]
+    (tmp_path / "passages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    E.main(settings(ckpt=",".join(trained.values()), what="lambada", passages=str(tmp_path), out=str(tmp_path / "out")))
+    report = json.loads((tmp_path / "out" / "eval.json").read_text())["lambada"]
+    assert [r["words_in_ppl"] for r in report.values()] == [1, 2]  # 2^9 subsets are too many
+    assert "LAMBADA accuracy" in capsys.readouterr().out
+    (tmp_path / "meta.json").write_text(json.dumps({**meta, "itos": letters[::-1]}))
+    kw = dict(ckpt=trained["ar"], what="lambada")
+    assert "another vocabulary" in refused(E.evaluate, settings(**kw, passages=str(tmp_path)))
+    assert "data/lambada/prepare.py" in refused(E.evaluate, settings(**kw, passages=str(tmp_path / "none")))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# samples in files
+
+
+def save(path, ckpt, processes=1, **kw):
+    """sample.py --save."""
+    knobs = dict(ckpt=ckpt, save=str(path), num_samples=6, batch_size=2, steps=4, device="cpu", dtype="float32") | kw
+    if processes == 1:
+        return S.main(types.SimpleNamespace(**{**vars(S.cfg), **knobs}))
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    run(*launcher, "sample.py", *(f"--{k}={v}" for k, v in knobs.items()), env={"OMP_NUM_THREADS": "1"})
+
+
+def test_samples_are_the_same_on_any_number_of_processes(trained, tmp_path):
+    for name, ckpt in trained.items():
+        save(tmp_path / f"{name}_1.jsonl", ckpt)
+        save(tmp_path / f"{name}_2.jsonl", ckpt, processes=2)
+        one, two = ((tmp_path / f"{name}_{n}.jsonl").read_bytes() for n in (1, 2))
+        assert one == two and one.count(b"\n") == 7
+
+
+def test_saved_samples_are_judged_as_those_drawn_now(trained, tmp_path):
+    save(tmp_path / "a.jsonl", trained["diffusion"])
+    kw = dict(judge=trained["ar"], dtype="float32", what="genppl,selfbleu", num_samples=6, batch_size=2)
+    drawn = E.evaluate(settings(ckpt=trained["diffusion"], steps=[4], **kw))["rows"]
+    read = E.evaluate(settings(samples=str(tmp_path / "a.jsonl"), ckpt="none.pt", **kw))["rows"]
+    for a, b in zip(drawn, read, strict=True):
+        assert all(a[k] == b[k] for k in ("genppl", "true_ppl", "entropy", "self_bleu"))
+
+
+def test_evaluation_on_two_processes_says_the_same(trained, tmp_path):
+    args = [
+        f"--ckpt={trained['diffusion']},{trained['ar']}",
+        f"--judge={trained['ar']}",
+        "--what=nelbo,genppl,selfbleu",
+    ]
+    args += ["--steps=4", "--num_samples=6", "--batch_size=2", "--eval_blocks=9", "--device=cpu", "--dtype=float32"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for n, command in ((1, []), (2, launcher)):
+        run(*command, "eval.py", *args, f"--out={tmp_path}/{n}", env={"OMP_NUM_THREADS": "1"})
+    one, two = (json.loads((tmp_path / n / "eval.json").read_text()) for n in ("1", "2"))
+    for report in (one, two):
+        for row in report["rows"]:
+            row.pop("s_per_sample", None)
+    assert one["rows"] == two["rows"] and one["likelihood"] == two["likelihood"]
+
+
+def test_continuations_begin_with_validation_text_and_compare_with_it(trained, markov, tmp_path, refused):
+    for name, ckpt in trained.items():
+        save(tmp_path / f"{name}.jsonl", ckpt, prefix=5, length=12, continuations=3)
+        x, about = E.load_samples(tmp_path / f"{name}.jsonl")
+        texts = data.blocks(data.load(markov).val, 12, 2)
+        assert x.shape == (6, 12) and torch.equal(x[:, :5], texts.repeat_interleave(3, 0)[:, :5])
+        assert len({tuple(row) for row in x[:3].tolist()}) > 1 and about["prefix"] == 5
+    both = f"{tmp_path}/diffusion.jsonl,{tmp_path}/ar.jsonl"
+    report = E.evaluate(settings(samples=both, judge=trained["ar"], what="genppl"))
+    judge, nats = M.load_model(trained["ar"])[0], []
+    with torch.no_grad():
+        log_p = judge(texts[:, :-1]).log_softmax(-1).gather(-1, texts[:, 1:, None])[:, 4:]
+    nats = -log_p.mean().item()
+    assert report["rows"][-1]["genppl"] == pytest.approx(math.exp(nats), rel=0.03)  # bfloat16 where there is any
+    save(tmp_path / "other.jsonl", trained["ar"], prefix=4, length=12)
+    kw = dict(judge=trained["ar"], what="genppl")
+    assert "do not compare" in refused(E.evaluate, settings(samples=f"{both},{tmp_path}/other.jsonl", **kw))
+
+
+def test_mauve_tells_text_from_noise(trained, markov, monkeypatch, tmp_path, refused):
+    mauve = pytest.importorskip("mauve")
+    corpus, judge = data.load(markov), M.load_model(trained["ar"])[0]
+    real, same = (data.blocks(part, 16, 200) for part in (corpus.val, corpus.train))
+    noise = torch.zeros(200, 16, dtype=torch.int64)
+    args = dict(real=real, judge=judge, metas=(corpus.meta, corpus.meta), wanted=["mauve"], cfg=settings())
+    assert E.quality(same, **args)["mauve"] > 0.8 > 0.2 > E.quality(noise, **args)["mauve"]
+    assert "mauve" not in E.quality(real, **args) and mauve.__name__ == "mauve"
+
+
+def test_mistakes_with_samples(trained, tmp_path, refused, monkeypatch):
+    save(tmp_path / "a.jsonl", trained["ar"])
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    for name, text in {
+        "cut": "\n".join(lines)[:-30],
+        "odd": "\n".join([lines[0], '{"tokens": [1, 2]}', '{"tokens": [1]}']),
+        "big": "\n".join([lines[0], '{"tokens": [1, 99]}']),
+        "empty": "",
+    }.items():
+        (tmp_path / name).write_text(text)
+        assert "holds no samples" in refused(E.load_samples, str(tmp_path / name))
+    other = load_checkpoint(trained["ar"])
+    other["meta"] = {"tokenizer": "gpt2", "vocab_size": 8}
+    save_checkpoint(tmp_path / "other.pt", other)
+    kw = dict(samples=str(tmp_path / "a.jsonl"), what="genppl")
+    assert "retokenize" in refused(E.evaluate, settings(**kw, judge=str(tmp_path / "other.pt")))
+    monkeypatch.setattr(E.importlib.util, "find_spec", lambda name: None)
+    assert "pip install mauve-text" in refused(E.evaluate, settings(samples=kw["samples"], what="mauve"))
+    for kw, words in (
+        (dict(prefix=16), "prefix is 16"),
+        (dict(continuations=4), "does not divide into 4"),
+        (dict(prefix=4, dataset="none"), "none/meta.json"),
+        (dict(prompt="a"), "--prefix instead"),
+    ):
+        assert words in refused(save, tmp_path / "x.jsonl", trained["ar"], **kw)
+    assert not (tmp_path / "x.jsonl").exists()
 
 
 def test_markov_probability_of_a_known_text():
