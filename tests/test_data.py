@@ -7,9 +7,11 @@ import json
 import os
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from conftest import ROOT, run
+from pyarrow import parquet
 
 import data
 from model import generator
@@ -94,6 +96,11 @@ def test_an_interrupted_write_leaves_nothing_half_written(tmp_path, monkeypatch,
     monkeypatch.setattr(os, "replace", real)
     assert not os.path.exists(tmp_path / "val.bin") and not os.path.exists(tmp_path / "meta.json")
     assert "missing" in refused(data.load, str(tmp_path))
+    data.write(str(tmp_path), [1, 2], [1], {"tokenizer": "char", "vocab_size": 3})
+    monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(OSError))
+    with pytest.raises(OSError):
+        data.write(str(tmp_path), [4, 5], [4], {"tokenizer": "char", "vocab_size": 6})
+    assert not os.path.exists(tmp_path / "meta.json")  # an old meta.json does not vouch for new files
 
 
 def test_your_own_text_replaces_the_download(tmp_path):
@@ -138,24 +145,93 @@ def have_gpt2():
     return bool(folder and os.path.isdir(folder) and os.listdir(folder))
 
 
-@pytest.mark.skipif(not have_gpt2(), reason="needs the GPT-2 vocabulary in TIKTOKEN_CACHE_DIR")
-def test_byte_pairs_of_shakespeare_and_of_local_web_text(tmp_path):
+needs_gpt2 = pytest.mark.skipif(not have_gpt2(), reason="needs the GPT-2 vocabulary in TIKTOKEN_CACHE_DIR")
+
+
+@needs_gpt2
+def test_byte_pairs_of_shakespeare(tmp_path):
     if os.path.exists(SHAKESPEARE):
         run("data/shakespeare/prepare.py", f"--input={SHAKESPEARE}", f"--out_dir={tmp_path}/bpe")
         meta = data.load(f"{tmp_path}/bpe").meta
         assert (meta["vocab_size"], meta["train_tokens"], meta["val_tokens"]) == (50257, 301966, 36059)
-    documents = [f"Document number {i}.\n\nIt has two paragraphs." for i in range(40)]
-    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": d}) + "\n" for d in documents))
-    for i, d in enumerate(documents):
-        (tmp_path / f"web_{i}.txt").write_text(d)
-    os.makedirs(tmp_path / "cache")
-    for files in ("web.jsonl", "web_*.txt"):
-        out = tmp_path / files.split(".")[-1]
-        args = [f"--input={tmp_path}/{files}", f"--out_dir={out}", "--num_proc=2"]
-        run("data/openwebtext/prepare.py", *args, env={"HF_HOME": f"{tmp_path}/cache"})
-        corpus = data.load(str(out))
-        _, decode = data.encoder(corpus.meta)
-        text = decode(corpus.train.tolist()) + decode(corpus.val.tolist())
-        assert sorted(text.split("<|endoftext|>")) == sorted(["", *documents])
-    _, said = run("data/openwebtext/prepare.py", f"--input={tmp_path}/none.txt", ok=False)
-    assert "matches no file" in said
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# documents: openwebtext from small files of one's own
+
+# runs a script and kills it where a file of this name would take its place
+KILLED_AT = """
+import os, runpy, sys
+name, script, replace = sys.argv[1], sys.argv[2], os.replace
+os.replace = lambda old, new: os._exit(9) if os.path.basename(new) == name else replace(old, new)
+sys.argv = sys.argv[2:]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """prepare(name, **knobs): runs data/<name>/prepare.py offline, its cache in tmp_path; may kill it at a file."""
+
+    def call(name, ok=True, killed_at="", **kw):
+        before = ["-c", KILLED_AT, killed_at] if killed_at else []
+        args = [f"--{key}={value}" for key, value in kw.items()]
+        env = {"HF_HOME": f"{tmp_path}/cache", "HF_HUB_OFFLINE": "1"}
+        return run(*before, f"data/{name}/prepare.py", *args, ok=ok and not killed_at, env=env)
+
+    return call
+
+
+def store(path, rows):
+    """Rows as .jsonl or .parquet, as the end of the path says."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def contents(folder):
+    return {name: open(os.path.join(folder, name), "rb").read() for name in os.listdir(folder)}
+
+
+def texts_of(tokens, eot=data.GPT2_META["eot"]):
+    """(n,) token ids of closed documents -> [[id, ...] without the end-of-text, ...]."""
+    ends = np.flatnonzero(tokens == eot)
+    assert ends[-1] == len(tokens) - 1
+    return [part[:-1].tolist() for part in np.split(tokens.astype(int), ends + 1)[:-1]]
+
+
+DOCUMENTS = [f"Document number {i}.\n\nIt has two paragraphs." for i in range(40)]
+
+
+@needs_gpt2
+@pytest.mark.parametrize("files", ["web.parquet", "web.jsonl", "web_*.txt"])
+def test_web_text_comes_back_document_by_document(tmp_path, prepare, files):
+    if files == "web_*.txt":
+        for i, d in enumerate(DOCUMENTS):
+            (tmp_path / f"web_{i}.txt").write_text(d)
+    else:
+        store(tmp_path / files, [{"text": d} for d in DOCUMENTS])
+    prepare("openwebtext", input=tmp_path / files, out_dir=tmp_path / "out", num_proc=2, val_fraction=0.1)
+    corpus = data.load(str(tmp_path / "out"))
+    train, val = texts_of(corpus.train), texts_of(corpus.val)
+    encode, decode = data.encoder(corpus.meta)
+    assert (len(train), len(val)) == (36, 4) and all(encode(decode(ids)) == ids for ids in train + val)
+    assert sorted(decode(ids) for ids in train + val) == sorted(DOCUMENTS)
+    assert (corpus.meta["train_tokens"], corpus.meta["val_tokens"]) == (len(corpus.train), len(corpus.val))
+
+
+@needs_gpt2
+def test_web_text_after_an_interruption_is_as_if_there_was_none(tmp_path, prepare):
+    store(tmp_path / "web.parquet", [{"text": d} for d in DOCUMENTS])
+    knobs = {"input": tmp_path / "web.parquet", "num_proc": 1}
+    prepare("openwebtext", **knobs, out_dir=tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    assert sorted(whole) == ["meta.json", "train.bin", "val.bin"]
+    for name in ("train.bin", "val.bin", "meta.json"):
+        prepare("openwebtext", **knobs, out_dir=tmp_path / "out", killed_at=name)
+        found = contents(tmp_path / "out")
+        assert name not in found and "meta.json" not in found
+        assert all(found[f] == whole[f] for f in found if not f.endswith(".tmp"))
+    prepare("openwebtext", **knobs, out_dir=tmp_path / "out")
+    assert contents(tmp_path / "out") == whole
