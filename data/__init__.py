@@ -3,6 +3,7 @@ Datasets: data/<name>/prepare.py writes train.bin, val.bin (token ids) and meta.
 """
 
 import difflib
+import glob
 import hashlib
 import http.client
 import json
@@ -19,6 +20,7 @@ from configurator import UserError
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257, "eot": 50256}
+VOCABULARY = ("tokenizer", "vocab_size", "itos", "transition")  # what of a meta tells what its token ids mean
 
 # ----------------------------------------------------------------------------------------------------------------------
 # reading
@@ -29,15 +31,20 @@ def load(dataset):
 
     Raises UserError with the command that makes the dataset if a file of it is missing.
     """
-    folder = dataset if os.path.isdir(dataset) else os.path.join(os.path.dirname(__file__), dataset)
-    for name in ("meta.json", "train.bin", "val.bin"):
-        if not os.path.exists(os.path.join(folder, name)):
-            raise UserError(f"{os.path.join(folder, name)} is missing. {how_to_make(folder)}")
-    with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
-        meta = json.load(f)
+    folder, meta = load_meta(dataset, "train.bin", "val.bin")
     dtype = token_dtype(meta["vocab_size"])
     bins = {s: np.memmap(os.path.join(folder, f"{s}.bin"), dtype=dtype, mode="r") for s in ("train", "val")}
     return types.SimpleNamespace(meta=meta, **bins)
+
+
+def load_meta(dataset, *others):
+    """A name under data/, or a folder -> the folder, its meta. Raises UserError unless it holds the others as well."""
+    folder = dataset if os.path.isdir(dataset) else os.path.join(os.path.dirname(__file__), dataset)
+    for name in ("meta.json", *others):
+        if not os.path.exists(os.path.join(folder, name)):
+            raise UserError(f"{os.path.join(folder, name)} is missing. {how_to_make(folder)}")
+    with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
+        return folder, json.load(f)
 
 
 def how_to_make(folder):
@@ -89,7 +96,7 @@ def encoder(meta):
 
 def same_vocabulary(a, b):
     """Two metas: do their token ids mean the same?"""
-    return all(a.get(k) == b.get(k) for k in ("tokenizer", "vocab_size", "itos", "transition"))
+    return all(a.get(k) == b.get(k) for k in VOCABULARY)
 
 
 def gpt2():
@@ -126,9 +133,21 @@ def write(folder, train, val, meta):
     dtype = token_dtype(meta["vocab_size"])
     if not (len(train) and len(val)):
         raise UserError(f"The text has {len(train)} training and {len(val)} validation tokens. Give a longer one.")
+    remove_meta(folder)
     for name, ids in (("train", train), ("val", val)):
         atomic_write(os.path.join(folder, f"{name}.bin"), np.ascontiguousarray(ids, dtype=dtype))
     write_meta(folder, {**meta, "train_tokens": len(train), "val_tokens": len(val)})
+
+
+def write_jsonl(path, rows):
+    """Objects -> path, one a line."""
+    atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def remove_meta(folder):
+    """Before the first new file takes its place: an old meta.json must not vouch for it."""
+    if os.path.exists(os.path.join(folder, "meta.json")):
+        os.remove(os.path.join(folder, "meta.json"))
 
 
 def write_meta(folder, meta):
@@ -190,6 +209,82 @@ def check_hash(content, sha256, where):
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise UserError(f"{where} has sha256 {found}, not {sha256}. Delete it and try again, or pass it by --input=.")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# documents: public collections, or files of your own, through `datasets`
+
+READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
+
+
+def documents(hub, input, columns, sample_by="line"):
+    """-> datasets.Dataset with the columns: of the hub (load_dataset's arguments), or of the files of the glob `input`.
+
+    sample_by: a row of a .txt file is its "line" or the whole "document". Raises UserError for what cannot be read.
+    """
+    files = sorted(glob.glob(input))
+    kinds = {READERS.get(os.path.splitext(file)[1]) for file in files}
+    if input and not files:
+        raise UserError(f"--input={input} matches no file.")
+    if input and (len(kinds) > 1 or None in kinds):
+        raise UserError(f"--input={input} should match files of one kind of {', '.join(READERS)}, such as {files[0]}.")
+    import datasets  # not before: it takes seconds
+
+    try:
+        if input:
+            more = {"sample_by": sample_by} if kinds == {"text"} else {}
+            found = datasets.load_dataset(kinds.pop(), data_files=files, split="train", **more)
+        else:
+            import huggingface_hub
+
+            huggingface_hub.logging.set_verbosity_error()  # a dozen lines of retries say no more than our one
+            found = datasets.load_dataset(**hub)
+    except Exception as error:  # of many classes: httpx, pyarrow, datasets; the cause says more than the last of them
+        why = " ".join(str(error.__cause__ or error).split())[:120] or type(error).__name__
+        if input:
+            raise UserError(f"Could not read {files[0]} ({why}).") from None
+        raise UserError(
+            f"Could not download {hub['path']} ({why}). Try again, it continues; or pass --input='folder/*.parquet'."
+        ) from None
+    missing = [c for c in columns if c not in found.column_names]
+    if missing:
+        raise UserError(
+            f"{input or hub['path']} has the columns {', '.join(found.column_names)}, but no column {missing[0]}."
+        )
+    return found
+
+
+def hold_out(rows, val_fraction):
+    """Dataset -> two Datasets, to train and to validate: always the same random rows, at least one on each side."""
+    if not (0 < val_fraction < 1 and len(rows) > 1):
+        raise UserError(f"Cannot hold out val_fraction={val_fraction} of {len(rows)} rows.")
+    parts = rows.train_test_split(test_size=max(1, int(val_fraction * len(rows))), seed=2357, shuffle=True)
+    return parts["train"], parts["test"]
+
+
+def write_documents(folder, train, val):
+    """Two Datasets with the columns ids and len -> folder/train.bin, val.bin; returns how many tokens they have.
+
+    Both go through a memory map, in 1024 batches, and are renamed when whole. Only write_meta makes them loadable.
+    """
+    from tqdm import tqdm
+
+    os.makedirs(folder, exist_ok=True)
+    counts = {}
+    for name, rows in (("train", train), ("val", val)):
+        n, at, n_batches = int(np.sum(rows["len"], dtype=np.int64)), 0, min(1024, len(rows))
+        out = np.memmap(os.path.join(folder, f"{name}.bin.tmp"), dtype=np.uint16, mode="w+", shape=(n,))
+        for i in tqdm(range(n_batches), desc=f"{name}.bin"):
+            shard = rows.shard(num_shards=n_batches, index=i, contiguous=True).with_format("numpy")
+            ids = np.concatenate(list(shard[:]["ids"]))
+            out[at : at + len(ids)] = ids
+            at += len(ids)
+        out.flush()
+        counts[f"{name}_tokens"] = n
+    remove_meta(folder)
+    for name in ("train", "val"):
+        os.replace(os.path.join(folder, f"{name}.bin.tmp"), os.path.join(folder, f"{name}.bin"))
+    return counts
 
 
 # ----------------------------------------------------------------------------------------------------------------------

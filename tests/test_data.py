@@ -7,11 +7,15 @@ import json
 import os
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from conftest import ROOT, run
+from pyarrow import parquet
 
 import data
+from data.cnn_dailymail import prepare as cnn
+from data.lambada import prepare as lambada
 from model import generator
 
 SHAKESPEARE = os.path.join(ROOT, "data", "shakespeare_char", "input.txt")
@@ -94,6 +98,11 @@ def test_an_interrupted_write_leaves_nothing_half_written(tmp_path, monkeypatch,
     monkeypatch.setattr(os, "replace", real)
     assert not os.path.exists(tmp_path / "val.bin") and not os.path.exists(tmp_path / "meta.json")
     assert "missing" in refused(data.load, str(tmp_path))
+    data.write(str(tmp_path), [1, 2], [1], {"tokenizer": "char", "vocab_size": 3})
+    monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(OSError))
+    with pytest.raises(OSError):
+        data.write(str(tmp_path), [4, 5], [4], {"tokenizer": "char", "vocab_size": 6})
+    assert not os.path.exists(tmp_path / "meta.json")  # an old meta.json does not vouch for new files
 
 
 def test_your_own_text_replaces_the_download(tmp_path):
@@ -138,24 +147,287 @@ def have_gpt2():
     return bool(folder and os.path.isdir(folder) and os.listdir(folder))
 
 
-@pytest.mark.skipif(not have_gpt2(), reason="needs the GPT-2 vocabulary in TIKTOKEN_CACHE_DIR")
-def test_byte_pairs_of_shakespeare_and_of_local_web_text(tmp_path):
+needs_gpt2 = pytest.mark.skipif(not have_gpt2(), reason="needs the GPT-2 vocabulary in TIKTOKEN_CACHE_DIR")
+
+
+@needs_gpt2
+def test_byte_pairs_of_shakespeare(tmp_path):
     if os.path.exists(SHAKESPEARE):
         run("data/shakespeare/prepare.py", f"--input={SHAKESPEARE}", f"--out_dir={tmp_path}/bpe")
         meta = data.load(f"{tmp_path}/bpe").meta
         assert (meta["vocab_size"], meta["train_tokens"], meta["val_tokens"]) == (50257, 301966, 36059)
-    documents = [f"Document number {i}.\n\nIt has two paragraphs." for i in range(40)]
-    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": d}) + "\n" for d in documents))
-    for i, d in enumerate(documents):
-        (tmp_path / f"web_{i}.txt").write_text(d)
-    os.makedirs(tmp_path / "cache")
-    for files in ("web.jsonl", "web_*.txt"):
-        out = tmp_path / files.split(".")[-1]
-        args = [f"--input={tmp_path}/{files}", f"--out_dir={out}", "--num_proc=2"]
-        run("data/openwebtext/prepare.py", *args, env={"HF_HOME": f"{tmp_path}/cache"})
-        corpus = data.load(str(out))
-        _, decode = data.encoder(corpus.meta)
-        text = decode(corpus.train.tolist()) + decode(corpus.val.tolist())
-        assert sorted(text.split("<|endoftext|>")) == sorted(["", *documents])
-    _, said = run("data/openwebtext/prepare.py", f"--input={tmp_path}/none.txt", ok=False)
-    assert "matches no file" in said
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# documents: openwebtext, cnn_dailymail, lambada, from small files of one's own
+
+# runs a script and kills it where a file of this name would take its place
+KILLED_AT = """
+import os, runpy, sys
+name, script, replace = sys.argv[1], sys.argv[2], os.replace
+os.replace = lambda old, new: os._exit(9) if os.path.basename(new) == name else replace(old, new)
+sys.argv = sys.argv[2:]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """prepare(name, **knobs): runs data/<name>/prepare.py offline, its cache in tmp_path; may kill it at a file."""
+
+    def call(name, ok=True, killed_at="", **kw):
+        before = ["-c", KILLED_AT, killed_at] if killed_at else []
+        args = [f"--{key}={value}" for key, value in kw.items()]
+        env = {"HF_HOME": f"{tmp_path}/cache", "HF_HUB_OFFLINE": "1"}
+        return run(*before, f"data/{name}/prepare.py", *args, ok=ok and not killed_at, env=env)
+
+    return call
+
+
+def store(path, rows):
+    """Rows as .jsonl or .parquet, as the end of the path says."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def lines(path):
+    return [json.loads(line) for line in open(path)]
+
+
+def contents(folder):
+    return {name: open(os.path.join(folder, name), "rb").read() for name in os.listdir(folder)}
+
+
+def texts_of(tokens, eot=data.GPT2_META["eot"]):
+    """(n,) token ids of closed documents -> [[id, ...] without the end-of-text, ...]."""
+    ends = np.flatnonzero(tokens == eot)
+    assert ends[-1] == len(tokens) - 1
+    return [part[:-1].tolist() for part in np.split(tokens.astype(int), ends + 1)[:-1]]
+
+
+DOCUMENTS = [f"Document number {i}.\n\nIt has two paragraphs." for i in range(40)]
+
+
+@needs_gpt2
+@pytest.mark.parametrize("files", ["web.parquet", "web.jsonl", "web_*.txt"])
+def test_web_text_comes_back_document_by_document(tmp_path, prepare, files):
+    if files == "web_*.txt":
+        for i, d in enumerate(DOCUMENTS):
+            (tmp_path / f"web_{i}.txt").write_text(d)
+    else:
+        store(tmp_path / files, [{"text": d} for d in DOCUMENTS])
+    prepare("openwebtext", input=tmp_path / files, out_dir=tmp_path / "out", num_proc=2, val_fraction=0.1)
+    corpus = data.load(str(tmp_path / "out"))
+    train, val = texts_of(corpus.train), texts_of(corpus.val)
+    encode, decode = data.encoder(corpus.meta)
+    assert (len(train), len(val)) == (36, 4) and all(encode(decode(ids)) == ids for ids in train + val)
+    assert sorted(decode(ids) for ids in train + val) == sorted(DOCUMENTS)
+    assert (corpus.meta["train_tokens"], corpus.meta["val_tokens"]) == (len(corpus.train), len(corpus.val))
+
+
+@needs_gpt2
+def test_web_text_after_an_interruption_is_as_if_there_was_none(tmp_path, prepare):
+    store(tmp_path / "web.parquet", [{"text": d} for d in DOCUMENTS])
+    knobs = {"input": tmp_path / "web.parquet", "num_proc": 1}
+    prepare("openwebtext", **knobs, out_dir=tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    assert sorted(whole) == ["meta.json", "train.bin", "val.bin"]
+    for name in ("train.bin", "val.bin", "meta.json"):
+        prepare("openwebtext", **knobs, out_dir=tmp_path / "out", killed_at=name)
+        found = contents(tmp_path / "out")
+        assert name not in found and "meta.json" not in found
+        assert all(found[f] == whole[f] for f in found if not f.endswith(".tmp"))
+    prepare("openwebtext", **knobs, out_dir=tmp_path / "out")
+    assert contents(tmp_path / "out") == whole
+
+
+def pairs(n=40):
+    """Articles of 0 to n sentences, every one different, and summaries that tell their number."""
+    return [
+        {
+            "article": f"Story {i}. " + " ".join(f"Line {j} of {i}." for j in range(i)),
+            "highlights": f"It was {i}.\nYes.",
+        }
+        for i in range(n)
+    ]
+
+
+@needs_gpt2
+@pytest.mark.parametrize("file", ["news.jsonl", "news.parquet"])
+def test_a_pair_is_article_tldr_summary_and_prompts_have_the_tokens_asked_for(tmp_path, prepare, file):
+    P, bpe = 32, data.gpt2()
+    empty = [{"article": "", "highlights": "x"}, {"article": "x", "highlights": None}]
+    store(tmp_path / file, pairs() + empty)
+    out = tmp_path / "out"
+    said, _ = prepare(
+        "cnn_dailymail", input=tmp_path / file, out_dir=out, prompt_tokens=P, val_fraction=0.5, num_proc=2
+    )
+    corpus = data.load(str(out))
+    train, val = texts_of(corpus.train), texts_of(corpus.val)
+    assert len(train) == len(val) == 20
+    tail, expected = bpe.encode_ordinary("\nTL;DR:"), {}
+    for i, pair in enumerate(pairs()):
+        article = bpe.encode_ordinary(pair["article"].strip())
+        expected[i] = article[: P - len(tail)] + tail + bpe.encode_ordinary(" " + pair["highlights"])
+        if len(article) <= P - len(tail):  # a short one is all there, and encoded as one text
+            assert expected[i] == bpe.encode_ordinary(f"{pair['article'].strip()}\nTL;DR: {pair['highlights']}")
+    assert sorted(train + val) == sorted(expected.values())
+    encode, _ = data.encoder(corpus.meta)
+    prompts, long = lines(out / "prompts.jsonl"), [ids for ids in val if ids[P - len(tail) : P] == tail]
+    for prompt in prompts:
+        ids, i = encode(prompt["prompt"]), int(prompt["reference"].split()[2].strip("."))
+        assert len(ids) == P and prompt["reference"] == pairs()[i]["highlights"]
+        assert expected[i] in val and ids == expected[i][:P]
+    assert len(prompts) == len(long) == corpus.meta["prompts"] > 5 and len({p["prompt"] for p in prompts}) == len(long)
+    short = 20 - len(long)
+    assert corpus.meta["too_short"] == short > 0 and f"20 articles: {short} too short" in said
+
+
+@needs_gpt2
+def test_a_prompt_that_would_not_be_encoded_the_same_again_is_left_out():
+    P = 32
+    n = P - len(data.gpt2().encode_ordinary(cnn.TLDR))  # tokens of an article
+    articles = {
+        "just long enough": "one" + " one" * (n - 1),
+        "too short": "one" + " one" * (n - 2),
+        "cut inside a character": "one" + " one" * (n - 2) + "\U0001f642",
+        "cut between line breaks": "one" + " one" * (n - 3) + "\n\nfour",
+        "says end of text": "<|endoftext|>" * n,
+    }
+    kept, left_out = cnn.prompts([{"article": a, "highlights": why} for why, a in articles.items()], P)
+    assert kept == [{"prompt": articles["just long enough"] + "\nTL;DR:", "reference": "just long enough"}]
+    assert left_out == {"too_short": 1, "not_exact": 3}
+
+
+def test_the_download_has_splits_of_its_own_and_prompts_come_from_the_test_split(tmp_path):
+    (tmp_path / "hub").mkdir()
+    for i, name in enumerate(("train", "validation", "test")):
+        store(tmp_path / "hub" / f"{name}.parquet", [*pairs()[i:3], {"article": " ", "highlights": "x"}])
+    code = "import sys; from data.cnn_dailymail import prepare as p; p.HUB = {'path': sys.argv[1]}\n"
+    code += "for rows in p.splits(): print([row['highlights'] for row in rows])"
+    said, _ = run("-c", code, tmp_path / "hub", env={"HF_HOME": f"{tmp_path}/cache", "HF_HUB_OFFLINE": "1"})
+    of = [pair["highlights"] for pair in pairs()]
+    assert said.splitlines() == [str(of[0:3]), str(of[1:3]), str(of[2:3])]
+
+
+@needs_gpt2
+def test_pairs_after_an_interruption_are_as_if_there_was_none(tmp_path, prepare, refused):
+    store(tmp_path / "news.jsonl", pairs())
+    knobs = {"input": tmp_path / "news.jsonl", "num_proc": 1, "val_fraction": 0.5}
+    prepare("cnn_dailymail", **knobs, prompt_tokens=24, n_prompts=3, out_dir=tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    assert sorted(whole) == ["meta.json", "prompts.jsonl", "train.bin", "val.bin"]
+    assert len(lines(tmp_path / "whole" / "prompts.jsonl")) == 3
+    out = tmp_path / "out"
+    prepare("cnn_dailymail", **knobs, prompt_tokens=16, out_dir=out)  # an older one, of other knobs
+    for name in ("val.bin", "prompts.jsonl", "meta.json"):
+        prepare("cnn_dailymail", **knobs, prompt_tokens=24, n_prompts=3, out_dir=out, killed_at=name)
+        assert "meta.json is missing" in refused(data.load, str(out))  # what it said of the older files is gone as well
+        assert contents(out)["train.bin"] == whole["train.bin"]
+    prepare("cnn_dailymail", **knobs, prompt_tokens=24, n_prompts=3, out_dir=out)
+    assert contents(out) == whole
+
+
+def test_the_last_word_takes_the_white_space_before_it():
+    for text, parts in {
+        "He shook his head": ("He shook his", " head"),
+        ' He  said\n\n"no  one!"\n': (' He  said\n\n"no ', ' one!"'),
+        "by the\nsea": ("by the", "\nsea"),
+        " word": None,
+        "word ": None,
+        "": None,
+    }.items():
+        assert lambada.split_last_word(text) == parts
+
+
+def test_a_passage_of_which_a_word_is_no_tail_of_its_tokens_is_left_out():
+    encode, _ = data.encoder({"tokenizer": "pieces", "itos": [*"abc ", "a b", " c", "c a"]})
+    texts = ["b c", "b a", "c a", "b  a", "", "  ", "c", "b x"]
+    kept, lengths, left_out = lambada.passages(texts, encode)
+    assert [(p["context"], p["word"]) for p in kept] == [("b", " c"), ("b", " a"), ("b ", " a")]
+    assert lengths == {1: 1, 2: 2}
+    assert left_out == {"other_tokens_as_a_whole": 1, "one_word": 1, "unknown_character": 1}
+
+
+def test_a_toy_lambada_has_the_vocabulary_asked_for(tmp_path, pydoc, prepare):
+    texts = ["the value of the name", "an empty line follows", "", "alone", "it is\tthe end.", "na\u00efve word"]
+    (tmp_path / "my.txt").write_text("\n".join(texts), encoding="utf-8")
+    said, _ = prepare("lambada", input=tmp_path / "my.txt", vocabulary=pydoc, out_dir=tmp_path / "out")
+    assert lines(tmp_path / "out" / "passages.jsonl") == [
+        {"context": "the value of the", "word": " name"},
+        {"context": "an empty line", "word": " follows"},
+    ]
+    _, meta = data.load_meta(str(tmp_path / "out"))
+    assert data.same_vocabulary(meta, data.load(pydoc).meta) and "train_tokens" not in meta
+    assert meta["words_of_tokens"] == {"1": 0, "2": 0, "3+": 2} and meta["passages"] == 2
+    assert "3 or more in 2; left out: 1 (one word), 2 (unknown character)" in said
+    encode, _ = data.encoder(meta)
+    assert len(encode(" name")) == 5
+
+
+@needs_gpt2
+@pytest.mark.parametrize("file", ["lambada.jsonl", "lambada.parquet"])
+def test_lambada_is_a_context_and_a_word_whose_tokens_make_the_passage(tmp_path, prepare, file):
+    texts = [
+        "He shook his head",
+        "It was\n\na long way to Llanfairpwll",
+        "She said: \u201cYes,\u201d to the mountaineer",
+    ]
+    store(tmp_path / file, [{"text": text} for text in texts])
+    knobs, out = {"input": tmp_path / file}, tmp_path / "out"
+    prepare("lambada", **knobs, out_dir=out, killed_at="passages.jsonl")
+    prepare("lambada", **knobs, out_dir=out, killed_at="meta.json")
+    assert sorted(os.listdir(out)) == ["meta.json.tmp", "passages.jsonl"]
+    prepare("lambada", **knobs, out_dir=out)
+    assert sorted(os.listdir(out)) == ["meta.json", "passages.jsonl"]
+    passages, (_, meta) = lines(out / "passages.jsonl"), data.load_meta(str(out))
+    encode, _ = data.encoder(meta)
+    assert [p["context"] + p["word"] for p in passages] == texts
+    assert [encode(p["context"]) + encode(p["word"]) for p in passages] == [encode(text) for text in texts]
+    sizes = [len(encode(p["word"])) for p in passages]
+    assert meta["words_of_tokens"] == {"1": sizes.count(1), "2": sizes.count(2), "3+": sum(n > 2 for n in sizes)}
+    assert data.same_vocabulary(meta, data.GPT2_META) and sizes[0] == 1 < sizes[1]
+
+
+def test_documents_that_cannot_be_had_are_refused_in_one_line(tmp_path, pydoc, prepare):
+    store(tmp_path / "a.jsonl", [{"title": "x", "body": "y"}])
+    store(tmp_path / "a.parquet", [{"text": "x y"}])
+    (tmp_path / "broken.jsonl").write_text('{"text": "a b"}\n{"text": \n')
+    (tmp_path / "latin.txt").write_bytes(b"a caf\xe9")
+    (tmp_path / "a.csv").write_text("text\na b\n")
+    for file, words in {
+        "a.jsonl": ["title, body", "no column text"],
+        "a.*": ["one kind"],
+        "a.csv": ["one kind", ".parquet", ".txt"],
+        "none.txt": ["matches no file"],
+        "broken.jsonl": ["broken.jsonl", "JSON parse error"],
+        "latin.txt": ["latin.txt", "utf-8"],
+        "": ["Could not download EleutherAI/lambada_openai", "--input="],
+    }.items():
+        path = file and tmp_path / file
+        _, said = prepare("lambada", ok=False, input=path, vocabulary=pydoc, out_dir=tmp_path / "out")
+        said = said.strip().split("\n")[-1]  # above it, the progress of `datasets`
+        assert all(word in said for word in words), said
+    assert not os.path.exists(tmp_path / "out")
+    _, said = prepare("lambada", ok=False, vocabulary="pydok")
+    assert "pydoc" in said
+
+
+@needs_gpt2
+def test_pairs_that_cannot_be_made_are_refused_in_one_line(tmp_path, prepare):
+    store(tmp_path / "news.jsonl", pairs(3))
+    store(tmp_path / "one.jsonl", pairs(1))
+    store(tmp_path / "web.jsonl", [{"text": "x"}])
+    for file, kw, words in (
+        ("web.jsonl", {}, ["columns text", "no column article"]),
+        ("one.jsonl", {}, ["hold out", "1 rows"]),
+        ("news.jsonl", {}, ["--prompt_tokens=512", "Lower"]),
+        ("news.jsonl", {"prompt_tokens": 3}, ["prompt_tokens is 3", "at least"]),
+        ("", {}, ["Could not download abisee/cnn_dailymail", "--input="]),
+    ):
+        path = file and tmp_path / file
+        _, said = prepare("cnn_dailymail", ok=False, input=path, out_dir=tmp_path / "out", num_proc=1, **kw)
+        assert all(word in said.strip().split("\n")[-1] for word in words), said
+    assert not os.path.exists(tmp_path / "out")

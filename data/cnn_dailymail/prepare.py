@@ -1,0 +1,104 @@
+"""
+CNN / Daily Mail (See et al. 2017) as GPT-2 byte pairs: 300 K news articles, each with a summary to learn to write.
+$ python data/cnn_dailymail/prepare.py                        (minutes; downloads 0.8 GB)
+$ python data/cnn_dailymail/prepare.py --input='my/*.jsonl'   (or .parquet files with columns `article`, `highlights`)
+
+A pair is: article, "\nTL;DR:", " " + summary, end of text; the prompt is that of GPT-2 (Radford et al. 2019, 3.6).
+"""
+
+import collections
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so that it runs from anywhere
+import data
+from configurator import UserError, check_range, configure
+
+# ----------------------------------------------------------------------------------------------------------------------
+out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin, prompts.jsonl and meta.json go
+input = ""  # files of your own (a glob) instead of the download
+prompt_tokens = 512  # of a prompt, TL;DR: included; an article is cut to fit
+n_prompts = 1000  # at most; {"prompt", "reference"} a line, all exactly prompt_tokens long
+val_fraction = 0.05  # of the pairs of your own files; prompts come from these. The download has its own splits
+num_proc = os.cpu_count() or 1  # processes
+cfg = configure(globals())
+# ----------------------------------------------------------------------------------------------------------------------
+
+HUB = {"path": "abisee/cnn_dailymail", "name": "3.0.0"}
+COLUMNS = ["article", "highlights"]
+TLDR = "\nTL;DR:"
+
+
+def prompt_ids(article, prompt_tokens):
+    """A text -> the ids of its beginning and TL;DR:, prompt_tokens of them or, if it is short, fewer."""
+    encode = data.gpt2().encode_ordinary
+    tail = encode(TLDR)
+    return encode(article.strip())[: prompt_tokens - len(tail)] + tail
+
+
+def tokenize(row, prompt_tokens):
+    bpe = data.gpt2()
+    summary = bpe.encode_ordinary(" " + row["highlights"].strip())
+    ids = [*prompt_ids(row["article"], prompt_tokens), *summary, bpe.eot_token]
+    return {"ids": ids, "len": len(ids)}
+
+
+def prompts(pairs, prompt_tokens):
+    """Rows -> [{"prompt", "reference"}] of exactly prompt_tokens tokens, Counter of the rows that give none.
+
+    A cut inside a character or between two line breaks makes a text that byte pairs encode otherwise: left out.
+    """
+    encode, decode = data.encoder(data.GPT2_META)
+    kept, left_out = [], collections.Counter(too_short=0, not_exact=0)
+    for row in pairs:
+        ids = prompt_ids(row["article"], prompt_tokens)
+        text = decode(ids)
+        if len(ids) < prompt_tokens:
+            left_out["too_short"] += 1
+        elif encode(text) != ids:
+            left_out["not_exact"] += 1
+        else:
+            kept.append({"prompt": text, "reference": row["highlights"].strip()})
+    return kept, left_out
+
+
+def is_pair(row):
+    return all((row[column] or "").strip() for column in COLUMNS)
+
+
+def splits():
+    """-> Datasets of pairs: to train, to validate, to make prompts of."""
+    if input:
+        train, val = data.hold_out(data.documents(HUB, input, COLUMNS).filter(is_pair), val_fraction)
+        return train, val, val
+    found = [data.documents({**HUB, "split": s}, input, COLUMNS) for s in ("train", "validation", "test")]
+    return [split.filter(is_pair) for split in found]
+
+
+if __name__ == "__main__":
+    n_tail = len(data.gpt2().encode_ordinary(TLDR))
+    check_range(cfg, ["prompt_tokens"], n_tail + 1)
+    check_range(cfg, ["n_prompts", "num_proc"], 1)
+    *parts, test = splits()
+    kept, left_out = prompts(test.shuffle(seed=2357), prompt_tokens)  # the download is in order of newspaper
+    if not kept:
+        raise UserError(f"No article of {len(test)} fills --prompt_tokens={prompt_tokens} exactly. Lower it.")
+    parts = [
+        part.map(
+            tokenize,
+            fn_kwargs={"prompt_tokens": prompt_tokens},
+            remove_columns=part.column_names,
+            desc="tokenizing",
+            num_proc=num_proc,
+        )
+        for part in parts
+    ]
+    counts = data.write_documents(out_dir, *parts)
+    data.write_jsonl(os.path.join(out_dir, "prompts.jsonl"), kept[:n_prompts])
+    meta = {**data.GPT2_META, "source": input or HUB["path"], "train_pairs": len(parts[0]), "val_pairs": len(parts[1])}
+    meta |= {**counts, "prompt_tokens": prompt_tokens, "prompts": len(kept[:n_prompts]), **left_out}
+    data.write_meta(out_dir, meta)
+    print(
+        f"{meta['prompts']} prompts of {prompt_tokens} tokens, of {len(test)} articles: {left_out['too_short']} too "
+        f"short, {left_out['not_exact']} not the same when encoded again, {len(kept) - meta['prompts']} not needed"
+    )
