@@ -175,12 +175,7 @@ def self_bleu(rows, longest=4):
 
 def load_passages(folder):
     """A folder that data/lambada/prepare.py wrote, or a name under data/ -> [(context ids, word ids), ...], meta."""
-    if not os.path.isdir(folder):
-        folder = os.path.join(os.path.dirname(data.__file__), folder)
-    if not os.path.exists(os.path.join(folder, "passages.jsonl")):
-        raise UserError(f"{folder}/passages.jsonl is missing. Make it with: python data/lambada/prepare.py")
-    with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
-        meta = json.load(f)
+    folder, meta = data.load_meta(folder, "passages.jsonl")
     encode = data.encoder(meta)[0]
     with open(os.path.join(folder, "passages.jsonl"), encoding="utf-8") as f:
         lines = [json.loads(line) for line in f]

@@ -2,6 +2,7 @@
 How fast and how small, as ratios measured in one run: our step beside its literal twin and beside the floor.
 $ python tests/bench.py                                                            (10 minutes on 2 CPU cores)
 $ python tests/bench.py --work=diffusion --shape=B                                 (one row)
+$ python tests/bench.py --work=scale               (what the published sizes need: arithmetic, and activations measured)
 
 twin    tests/reference.py, written as the papers' own code computes it: dense B x T x V logits and losses, a draw at
         every position of every sampling step (with MDLM's cache), no KV cache, torch's default attention
@@ -29,7 +30,8 @@ from configurator import configure
 from model import GPT, GPTConfig, NGram, ar_loss, diffusion_loss, generator, pick_device, sample
 
 # ----------------------------------------------------------------------------------------------------------------------
-work = "all"  # 'all' | 'ar' | 'diffusion' | 'sdtt' (training steps) | 'sample' | 'decode' | 'ngram'
+work = "all"  # 'all' | 'ar' | 'diffusion' | 'sdtt' (training steps) | 'sample' | 'decode' | 'ngram' | 'scale'
+tflops = 400.0  # for scale: what one GPU is assumed to reach, e.g. 40 % of an H100's 989
 shape = "all"  # 'all' | 'A' (6 x 384, V 65) | 'B' (4 x 256, V 50304)
 who = "both"  # 'both' | 'ours' | 'twin'
 steps = 0  # sampling steps; 0: all of 16, 64 and 1024
@@ -205,7 +207,60 @@ def run(work, name, who, steps):
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
+PUBLISHED = {"small": (12, 768, 12), "medium": (24, 1024, 16), "large": (24, 1536, 16)}  # layers, width, heads
+
+
+def saved_for_backward(model, length):
+    """-> bytes that one sequence's diffusion loss keeps for its backward pass, the weights aside."""
+    kept, weights = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(x):
+        if x.untyped_storage().data_ptr() not in weights:
+            kept[x.untyped_storage().data_ptr()] = (
+                x.untyped_storage().nbytes(),
+                x,
+            )  # held, so that no address comes twice
+        return x
+
+    x0 = torch.randint(model.config.vocab_size, (1, length), generator=generator(1))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast("cpu", torch.bfloat16):
+        model.hidden(x0)
+    return sum(n for n, _ in kept.values())
+
+
+def scale(length=1024, V=50257):
+    """Prints parameters, memory and operations of the published sizes; the days follow from an assumed rate."""
+    print("float32 weights, gradients, AdamW, averaged weights: 20 bytes a parameter, by FSDP a share of it; bfloat16")
+    print(
+        f"activations; days of 1 M steps of 512 x 1024 tokens, and of 7 rounds of SDTT, at {cfg.tflops:g} TFLOP/s a GPU"
+    )
+    names = (
+        "million",
+        "GB of states",
+        "on 8 GPUs",
+        "GB a sequence",
+        "GFLOP a token",
+        "days, 1 GPU",
+        "8 GPUs",
+        "SDTT, 8 GPUs",
+    )
+    print(f"{'':8s}" + "".join(f"{name:>15s}" for name in names))
+    for name, (L, C, H) in PUBLISHED.items():
+        config = GPTConfig(block_size=length, vocab_size=V, n_layer=L, n_embd=C, n_head=H, tie_weights=False)
+        config = GPTConfig(**{**vars(config), "mlp_bias": True, "ln_bias": True, "head_bias": True})
+        model = GPT(config)
+        n = sum(p.numel() for p in model.parameters())
+        forward = 2 * 12 * L * C * C + 4 * L * length * C + V * C  # per token; the head on the masked half of them
+        days = 3 * forward * 1e6 * 512 * 1024 / cfg.tflops / 1e12 / 86400
+        # an SDTT step is the student's 3 forwards, 2 of the teacher, and its head once more
+        sdtt = (5 * forward + V * C) * 7e4 * 128 * 1024 / cfg.tflops / 1e12 / 86400
+        numbers = (n / 1e6, 20 * n / 1e9, 20 * n / 8e9, saved_for_backward(model, length) / 1e9, 3 * forward / 1e9)
+        print(f"{name:8s}" + "".join(f"{x:15.2f}" for x in (*numbers, days, days / 8, sdtt / 8)), flush=True)
+
+
 def main(cfg):
+    if cfg.work == "scale":
+        return scale()
     if cfg.work in ("all", "ngram"):
         for who, n in (("twin", 10**6), ("ours", 10**6), ("ours", 10**7)):
             r = run("ngram", "A", who, n)

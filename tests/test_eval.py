@@ -129,7 +129,8 @@ def test_lambada_from_files(trained, tmp_path, refused, capsys):
     (tmp_path / "meta.json").write_text(json.dumps({**meta, "itos": letters[::-1]}))
     kw = dict(ckpt=trained["ar"], what="lambada")
     assert "another vocabulary" in refused(E.evaluate, settings(**kw, passages=str(tmp_path)))
-    assert "data/lambada/prepare.py" in refused(E.evaluate, settings(**kw, passages=str(tmp_path / "none")))
+    (tmp_path / "passages.jsonl").unlink()
+    assert "passages.jsonl is missing" in refused(E.evaluate, settings(**kw, passages=str(tmp_path)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
