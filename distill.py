@@ -115,6 +115,7 @@ device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'cuda:1' | 'mps' | 'cpu'
 dtype = ""  # '' (bfloat16 where the hardware has it) | 'float32' | 'bfloat16'
 compile = "auto"  # torch.compile the student's trunk: 'auto' (on cuda) | 'on' | 'off'
 attention = "sdpa"  # 'sdpa' | 'manual' | 'flash_attn'
+fsdp = False  # under torchrun: shard weights, gradients and optimizer over the processes (FSDP2); False: DDP
 wandb = ""  # a project name: also log to Weights & Biases
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
@@ -330,6 +331,7 @@ def refuse_other_knobs(cfg, path):
         "compile",
         "attention",
         "wandb",
+        "fsdp",
     }
     free |= {"eval_interval", "eval_iters", "sample_interval", "log_interval", "learning_rate"}
     was = load_checkpoint(path)["config"]
@@ -358,6 +360,8 @@ def check(cfg):
         raise UserError(f"{cfg.export} holds a model already. Export to another folder.")
     if cfg.vocab_parallel and ("WORLD_SIZE" not in os.environ or cfg.dropout):
         raise UserError("vocab_parallel needs processes, torchrun --nproc_per_node=2 ..., and --dropout=0.")
+    if cfg.fsdp and (cfg.vocab_parallel or cfg.kd_data == "student"):
+        raise UserError("fsdp goes with neither --vocab_parallel=True nor --kd_data=student. Use --fsdp=False.")
     if cfg.soft_data and not os.path.exists(cfg.soft_data):
         raise UserError(f"soft_data is {cfg.soft_data!r}, but there is no such file or folder.")
     if not cfg.kd_weight and not cfg.ce_weight:
@@ -412,10 +416,10 @@ def prepare(cfg, causal, writes):
     return teacher and teacher.to(device).requires_grad_(False), corpus, device, note
 
 
-def load_round(cfg, r, device):
-    """-> what round r has saved so far, or None."""
+def load_round(cfg, r):
+    """-> what round r has saved so far, on the CPU, or None."""
     path = os.path.join(cfg.out_dir, f"round_{r}.pt")
-    return load_checkpoint(path, device) if os.path.exists(path) else None
+    return load_checkpoint(path) if os.path.exists(path) else None
 
 
 def distill_round(cfg, r, loss, teacher, corpus, steps, saved, carried):
@@ -440,19 +444,19 @@ def distill_round(cfg, r, loss, teacher, corpus, steps, saved, carried):
 
 def sdtt(cfg):
     plan = plan_rounds(cfg)
-    teacher, corpus, device, note = prepare(cfg, causal=False, writes="round_*.pt")
+    teacher, corpus, _, note = prepare(cfg, causal=False, writes="round_*.pt")
     loss_of = functools.partial(sdtt_loss, teacher=teacher, k=cfg.teacher_steps, kind=cfg.divergence)
     loss_of = functools.partial(loss_of, sampler=cfg.sampler, dtype=getattr(torch, cfg.loss_dtype))
     carried = None  # the optimizer of the last round, if it lives on
     for r, (dt, steps) in enumerate(plan, 1):
-        saved = load_round(cfg, r, device)
+        saved = load_round(cfg, r)
         if not saved or saved["step"] < cfg.iters_per_round:
             print_once(
                 f"round {r} of {len(plan)}, on {note}: {cfg.teacher_steps} teacher steps of 1/{round(1 / dt)} "
                 f"become one; the student aims at {steps} steps"
             )
             distill_round(cfg, r, functools.partial(loss_of, dt=dt), teacher, corpus, steps, saved, carried)
-            saved = load_round(cfg, r, device)
+            saved = load_round(cfg, r)
         weights = saved["ema"] if cfg.ema_teacher and saved["ema"] else saved["model"]
         teacher.load_state_dict(weights)  # Algorithm 2: the student becomes the teacher
         if not cfg.reset_optimizer:
@@ -498,7 +502,7 @@ def pseudo_data(target, meta, cfg, device, rows_at_once=64):
 
 def make_drafter(cfg, meta, T, device, note):
     """-> the model to train, new, resumed or from a checkpoint, and what to resume from or None."""
-    saved = load_checkpoint(os.path.join(cfg.out_dir, "ckpt.pt"), device) if cfg.init_from == "resume" else None
+    saved = load_checkpoint(os.path.join(cfg.out_dir, "ckpt.pt")) if cfg.init_from == "resume" else None
     torch.manual_seed(cfg.seed)
     if cfg.drafter in ("lstm", "cnn", "gpt"):
         shape = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "dropout", "kernel_size")}

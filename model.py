@@ -1155,7 +1155,7 @@ PUBLISHED = {  # our name -> repository, revision
 def hub_address(name):
     """A published name -> repository and revision, or None. hub:OWNER/NAME[@REVISION] is any other one."""
     for pattern, address in PUBLISHED.items():
-        match = re.fullmatch(pattern, name)
+        match = re.fullmatch(pattern, str(name))
         if match:
             return [match.expand(part) for part in address]
 

@@ -1,7 +1,7 @@
 """
 Train a GPT or a masked diffusion language model.
 $ python train.py config/train_pydoc.py           (6 minutes on 2 CPU cores; --help prints the knobs)
-$ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py
+$ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py    (--fsdp=True: in shards)
 
 `fit` is the only training loop of the project. A diffusion model converts from a GPT: --init_from=out/gpt/ckpt.pt.
 """
@@ -19,6 +19,9 @@ import time
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import data
@@ -82,6 +85,7 @@ seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'cuda:1' | 'mps' | 'cpu'
 dtype = ""  # '' (bfloat16 where the hardware has it) | 'float32' | 'bfloat16'
 compile = "auto"  # torch.compile the trunk for training: 'auto' (on cuda) | 'on' | 'off'
+fsdp = False  # under torchrun: shard weights, gradients and optimizer over the processes (FSDP2); False: DDP
 wandb = ""  # a project name: also log to Weights & Biases
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
@@ -116,7 +120,7 @@ def make_optimizers(model, cfg):
 
 
 class Loss(nn.Module):
-    """The loss as a module: DDP synchronises the gradients of what its forward computed."""
+    """The loss as a module: DDP and FSDP take care of the weights that its forward uses and of their gradients."""
 
     def __init__(self, model, loss):
         super().__init__()
@@ -124,6 +128,42 @@ class Loss(nn.Module):
 
     def forward(self, batch, generator):
         return self.loss(self.model, batch, generator)
+
+
+def parallel(model, loss, device, world, fsdp):
+    """-> f(batch, generator): the loss, for gradients that are the mean over the processes. fsdp: shards the model.
+
+    FSDP gathers weights for a forward: a block gathers its own, and Loss all others (embeddings, ln_f, head), because
+    hidden and head_loss are no forward. Every backward scatters its gradient: to keep it whole until the last of a
+    step would save a third of the traffic and cost the memory that FSDP is there to save.
+    """
+    if fsdp:
+        mesh = dist.init_device_mesh(device.type, (world,))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        return fully_shard(Loss(model, loss), mesh=mesh)
+    if world > 1:
+        return nn.parallel.DistributedDataParallel(Loss(model, loss), [device] if device.type == "cuda" else None)
+    return functools.partial(loss, model)
+
+
+def shard_like(weight, x):
+    """-> this process's part of x, a whole tensor, if the weight is in shards; a number stays whole."""
+    if isinstance(weight, DTensor) and x.dim():
+        return distribute_tensor(x, weight.device_mesh, weight.placements, src_data_rank=None)  # all have read the file
+    return x.to(weight.device)
+
+
+def whole(saved):
+    """Dicts and lists of tensors, the sharded ones gathered into the first process's memory. All have to call it."""
+
+    def gather(x):
+        if isinstance(x, DTensor):
+            x = x.full_tensor()  # on every GPU, one at a time
+            x = x.cpu() if dist.get_rank() == 0 else None
+        return x
+
+    return tree_map(gather, saved)
 
 
 def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None, name="ckpt.pt", first=0):
@@ -144,6 +184,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
             f"Use --gradient_accumulation_steps={world * max(1, n_forwards // world)}."
         )
     path = os.path.join(cfg.out_dir, name)
+    loss_of = parallel(model, loss, device, world, cfg.fsdp)  # first: FSDP replaces the weights by their shards
     optimizers = make_optimizers(model, cfg)
     weights = list(model.parameters())
     averaged = [p.detach().clone() for p in weights] if cfg.ema else None
@@ -155,20 +196,18 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
             raise UserError(
                 f"{path} was trained with --optimizer={was['optimizer']} --ema={was['ema']}; resume it with the same."
             )
-        for opt, state in zip(optimizers, resume["optimizers"], strict=True):
-            opt.load_state_dict(state)
+        for opt, saved in zip(optimizers, resume["optimizers"], strict=True):
+            ordered = [p for group in opt.param_groups for p in group["params"]]
+            state = {i: {k: shard_like(ordered[i], x) for k, x in state.items()} for i, state in saved["state"].items()}
+            opt.load_state_dict({**saved, "state": state})
         if averaged:
-            averaged = [resume["ema"][n].to(device) for n, _ in model.named_parameters()]
+            averaged = [shard_like(p, resume["ema"][n]) for n, p in model.named_parameters()]
     log = open_log(cfg, first + start) if rank == 0 else None
     compiled = (
         torch.compile(model.hidden) if cfg.compile == "on" or (cfg.compile, device.type) == ("auto", "cuda") else None
     )
     if compiled:
         model.hidden = compiled
-    if world > 1:
-        loss_of = nn.parallel.DistributedDataParallel(Loss(model, loss), [device] if device.type == "cuda" else None)
-    else:
-        loss_of = functools.partial(loss, model)
 
     def checkpoint(step, val_loss):
         names = [n for n, _ in model.named_parameters()]
@@ -187,20 +226,24 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
         """Validates, samples and saves with the averaged weights in place."""
         vars(model).pop("hidden", None)  # not compiled: its shapes vary
         with averaged_weights(weights, averaged):
+            if cfg.fsdp:
+                loss_of.unshard()  # what its forward would gather
             model.eval()
             with torch.no_grad(), autocast:
                 val_loss = validate(model)
-            if show and cfg.sample_interval and step % cfg.sample_interval == 0 and rank == 0:
-                with torch.no_grad(), autocast:
-                    tqdm.write(
-                        f"--- step {first + step}\n{show(model, generator(cfg.seed, 'show', device=device))}\n---"
-                    )
+                if show and cfg.sample_interval and step % cfg.sample_interval == 0:
+                    text = show(model, generator(cfg.seed, "show", device=device))  # all do: blocks are gathered by all
+                    if rank == 0:
+                        tqdm.write(f"--- step {first + step}\n{text}\n---")
             model.train()
+            if cfg.fsdp:
+                loss_of.reshard()
         if compiled:
             model.hidden = compiled
         refuse_nan([val_loss], first + step - 1, lr, path)
+        saved = whole(checkpoint(step, val_loss)) if cfg.fsdp else checkpoint(step, val_loss)
         if rank == 0:
-            save_checkpoint(path, checkpoint(step, val_loss))
+            save_checkpoint(path, saved)
             log({"step": first + step, "val_loss": round(val_loss, 4)})
             tqdm.write(f"step {first + step}: validation loss {val_loss:.4f}, saved to {path}")
 
@@ -218,7 +261,8 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
             noise = generator(cfg.seed, first + step, i, "noise", device=device)
             if model.config.dropout:
                 torch.manual_seed(noise.initial_seed())  # nn.Dropout knows only the global generator
-            with loss_of.no_sync() if world > 1 and i + world < n_forwards else contextlib.nullcontext():
+            more = world > 1 and not cfg.fsdp and i + world < n_forwards
+            with loss_of.no_sync() if more else contextlib.nullcontext():
                 with autocast:
                     value = loss_of(batch, noise) * (world / n_forwards)
                 value.backward()
@@ -267,16 +311,19 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
 @contextlib.contextmanager
 def averaged_weights(weights, averaged):
     """Inside, the weights are their averages (if there are any); outside, what they were."""
-    if not averaged:
-        yield
-        return
-    for p, average in zip(weights, averaged, strict=True):
-        p.data, average.data = average.data, p.data
+    pairs = list(zip(weights, averaged, strict=True)) if averaged else []
+
+    def swap():  # the numbers, not the tensors: FSDP gathers from the memory that it knows
+        for p, average in pairs:
+            kept = p.detach().clone()
+            p.data.copy_(average)
+            average.copy_(kept)
+
+    swap()
     try:
         yield
     finally:
-        for p, average in zip(weights, averaged, strict=True):
-            p.data, average.data = average.data, p.data
+        swap()
 
 
 def refuse_nan(losses, step, lr, path):
@@ -337,6 +384,10 @@ def check_loop(cfg):
     check_range(cfg, ("learning_rate", "weight_decay", "grad_clip", "warmup_iters", "sample_interval"), 0)
     check_range(cfg, ("dropout", "ema", "beta2"), 0, 0.999999)
     check_range(cfg, ("min_lr",), 0, 1)
+    if cfg.fsdp and "WORLD_SIZE" not in os.environ:
+        raise UserError("fsdp shards over processes: start them with torchrun --standalone --nproc_per_node=2 ...")
+    if cfg.fsdp and cfg.optimizer == "muon":
+        raise UserError("Muon needs whole matrices, which fsdp cuts up. Use --optimizer=adamw or --fsdp=False.")
     if cfg.sample_interval % cfg.eval_interval:
         raise UserError(
             f"sample_interval {cfg.sample_interval} is not a multiple of eval_interval {cfg.eval_interval}."
@@ -352,6 +403,7 @@ def make_model(cfg, vocab_size, device):
     check_range(cfg, ("n_layer", "n_head", "n_embd", "kernel_size"), 1)
     check_range(cfg, ("random_length", "t_weight"), 0, 1)
     check_loop(cfg)
+    device = "cpu" if cfg.fsdp else device  # fit moves it to the GPUs, block by block
     causal = cfg.objective == "ar"
     names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "tie_weights", "attention", "arch", "kernel_size")
     names += ("pos",) if cfg.arch == "gpt" else ()
@@ -362,7 +414,7 @@ def make_model(cfg, vocab_size, device):
     if cfg.init_from == "scratch":
         return GPT(config).to(device), None
     path = os.path.join(cfg.out_dir, "ckpt.pt") if cfg.init_from == "resume" else cfg.init_from
-    saved = load_checkpoint(path, device)
+    saved = load_checkpoint(path)  # on the CPU: beside the weights, averages and optimizer it may not fit the GPU
     was = GPTConfig(**{**saved["model_config"], "attention": cfg.attention})
     if was.vocab_size != vocab_size:
         raise UserError(f"{path} has a vocabulary of {was.vocab_size}, but {cfg.dataset} one of {vocab_size}.")
