@@ -37,6 +37,7 @@ from model import (
     acceptance,
     ar_loss,
     best_gamma,
+    costs,
     generator,
     join_processes,
     load_model,
@@ -280,7 +281,7 @@ def overlap(target, drafter, text, prompt, cfg):
 
 def mean_and_error(values):
     """(n) -> mean, half the width of its 95 % confidence interval by Student's t."""
-    t = 2.36 if len(values) == 8 else 1.96 + 2.5 / (len(values) - 1)  # the quantile, to 2 % for n > 6
+    t = 1.96 + 2.5 / (len(values) - 1)  # the quantile, to 2 % for n > 6
     return values.mean().item(), t * (values.std() / len(values) ** 0.5).item()
 
 
@@ -334,25 +335,28 @@ def drafters_table(target, drafters, prompts, size, cfg):
         row["alpha"], row["alpha_error"] = mean_and_error(overlap(target, drafter, text, prompts.size(1), cfg))
         noise = generator(cfg.seed, "speculate", device=device)
         _, counts = speculate(target, drafter, prompts, n_new, cfg.gamma, *settings, noise)
-        row["counted"], _ = acceptance(counts)
+        row["counted"] = acceptance(counts)
         row["counted_at"] = [a / t if t else None for a, t in zip(counts.accepted, counts.tested, strict=True)]
         row["tokens_per_call"] = tokens_per_call(counts)
         for _ in range(2):  # the first one warms up
+            began = time.perf_counter()
+            target.generate(prompts[:1], n_new, *settings, noise).cpu()
+            step_s = (time.perf_counter() - began) / n_new
             _, one_text = speculate(target, drafter, prompts[:1], n_new, cfg.gamma, *settings, noise)
-        row["c"] = acceptance(one_text)[1]
+        c, judging = row["c"], row["judging"] = costs(one_text, step_s)
         if isinstance(drafter, Diffusion):  # one call drafts all, the later ones worse: by place, up to cfg.gamma
             speeds = [
                 tokens_per_call(types.SimpleNamespace(accepted=counts.accepted[:g], tested=counts.tested[:g]))
-                / (1 + row["c"] * cfg.gamma)
+                / (1 + c * cfg.gamma + judging * g)
                 for g in range(1, cfg.gamma + 1)
             ]
             row["predicted"], row["gamma"] = max(speeds), speeds.index(max(speeds)) + 1
         else:
-            row["gamma"] = best_gamma(row["alpha"], row["c"])
-            row["predicted"] = predicted_speedup(row["alpha"], row["c"], row["gamma"])
+            row["gamma"] = best_gamma(row["alpha"], c, judging)
+            row["predicted"] = predicted_speedup(row["alpha"], c, row["gamma"], judging)
         speculate(target, drafter, prompts[:1], n_new, row["gamma"], *settings, noise)  # warms up
         ratios = []
-        for i, one in enumerate(prompts[:8].split(1)):  # the same prompt with and without, one after the other
+        for i, one in enumerate(prompts[:24].split(1)):  # the same prompt with and without, one after the other
             began = time.perf_counter()
             target.generate(one, n_new, *settings, generator(cfg.seed, i, device=device)).cpu()
             plain = time.perf_counter()
@@ -593,13 +597,15 @@ def tables(report):
         for r in report["latency"]:
             lines.append(f"{r['model'][-34:]:34s} {r['steps']:5d} {r['batch']:6d} {r['s_per_sample']:12.4f}")
     if report["drafters"]:
-        names = ("drafter", "alpha", "+-", "counted", "by place", "tokens/call", "c", "gamma", "predicted", "measured")
-        lines.append("\n{:34s} {:>6s} {:>5s} {:>7s} {:>24s} {:>11s} {:>6s} {:>5s} {:>9s} {:>14s}".format(*names))
+        names = ("drafter", "alpha", "+-", "counted", "by place", "tokens/call", "c", "judging", "gamma")
+        names += ("predicted", "measured")
+        widths = "\n{:34s} {:>6s} {:>5s} {:>7s} {:>24s} {:>11s} {:>6s} {:>7s} {:>5s} {:>9s} {:>14s}"
+        lines.append(widths.format(*names))
         for r in report["drafters"]:
             places = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
             lines.append(
                 f"{r['drafter'][-34:]:34s} {r['alpha']:6.3f} {r['alpha_error']:5.3f} {r['counted']:7.3f} {places:>24s} "
-                f"{r['tokens_per_call']:11.2f} {r['c']:6.3f} {r['gamma']:5d} {r['predicted']:9.2f} "
+                f"{r['tokens_per_call']:11.2f} {r['c']:6.3f} {r['judging']:7.3f} {r['gamma']:5d} {r['predicted']:9.2f} "
                 f"{r['speedup']:7.2f} +- {r['speedup_error']:.2f}"
             )
     for path, (mean, error) in report.get("rouge2", {}).items():

@@ -998,12 +998,22 @@ def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, to
 
 
 def acceptance(counts):
-    """What speculate counted -> alpha, accepted / (accepted + first refusals); c, time of a draft / a target call.
+    """What speculate counted -> alpha, accepted / (accepted + first refusals).
 
     A token after the first refusal was never judged: counting it would make alpha too small.
     """
-    alpha = sum(counts.accepted) / max(sum(counts.tested), 1)
-    return alpha, counts.draft_s / max(counts.drafts, 1) / (counts.target_s / max(counts.rounds, 1))
+    return sum(counts.accepted) / max(sum(counts.tested), 1)
+
+
+def costs(counts, step_s):
+    """What speculate counted, seconds of a plain step of the target -> c and judging, both in plain steps.
+
+    c: a drafted token's. judging: what each token makes the target's call longer, which theory leaves out: on a CPU a
+    call of five tokens is no longer free.
+    """
+    c = counts.draft_s / max(counts.drafts, 1) / step_s
+    call = counts.target_s / max(counts.rounds, 1) / step_s
+    return c, max(call - 1, 0) / max(counts.drafts / max(counts.rounds, 1), 1)
 
 
 def tokens_per_call(counts):
@@ -1012,15 +1022,15 @@ def tokens_per_call(counts):
     return 1 + sum(itertools.accumulate(rates, lambda x, y: x * y))
 
 
-def predicted_speedup(alpha, c, gamma):
-    """Tokens per target call over its cost in target calls (Leviathan et al., theorem 3.8)."""
+def predicted_speedup(alpha, c, gamma, judging=0.0):
+    """Tokens per target call over its cost in plain steps (Leviathan et al., theorem 3.8, where judging is free)."""
     tokens = gamma + 1 if alpha == 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
-    return tokens / (gamma * c + 1)
+    return tokens / (gamma * (c + judging) + 1)
 
 
-def best_gamma(alpha, c, largest=16):
+def best_gamma(alpha, c, judging=0.0, largest=16):
     """The number of drafted tokens with the highest predicted speed."""
-    return max(range(1, largest + 1), key=lambda gamma: predicted_speedup(alpha, c, gamma))
+    return max(range(1, largest + 1), key=lambda gamma: predicted_speedup(alpha, c, gamma, judging))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

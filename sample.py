@@ -30,6 +30,7 @@ from model import (
     NGram,
     acceptance,
     best_gamma,
+    costs,
     generator,
     join_processes,
     load_model,
@@ -112,10 +113,15 @@ def prepare_drafter(path, target, meta, cfg):
 
 def choose_gamma(target, drafter, known, n_new, cfg, noise):
     """-> cfg.gamma, or if that is 0 the fastest by what two short trials tell; the first one warms up."""
-    for n_trial in (8, 64) if not cfg.gamma else ():
-        settings = (cfg.temperature, cfg.top_k, cfg.top_p, noise)
-        _, counts = speculate(target, drafter, known, min(n_trial, n_new), 4, *settings)
-    return cfg.gamma or best_gamma(*acceptance(counts))
+    if cfg.gamma:
+        return cfg.gamma
+    settings = (cfg.temperature, cfg.top_k, cfg.top_p, noise)
+    for n_trial in (min(8, n_new), min(64, n_new)):
+        began = time.perf_counter()
+        target.generate(known, n_trial, *settings).cpu()
+        step_s = (time.perf_counter() - began) / n_trial
+        _, counts = speculate(target, drafter, known, n_trial, 4, *settings)
+    return best_gamma(acceptance(counts), *costs(counts, step_s))
 
 
 def paths_of(ckpt):
@@ -331,10 +337,9 @@ def main(cfg):
         took = f"{n} x {x.size(1)} tokens in {time.perf_counter() - began:.2f} s on {note}, seed {cfg.seed}"
         texts = [decode(row) for row in x.tolist()]
         if cfg.draft:
-            alpha, c = acceptance(counts)
             took += (
-                f"\n{counts.drafted.float().mean():.0%} of the tokens were drafted; gamma {gamma}, alpha {alpha:.2f}, "
-                f"{tokens_per_call(counts):.2f} tokens per target call, c {c:.2f}"
+                f"\n{counts.drafted.float().mean():.0%} of the tokens were drafted; gamma {gamma}, "
+                f"alpha {acceptance(counts):.2f}, {tokens_per_call(counts):.2f} tokens per target call"
             )
             if sys.stdout.isatty():
                 texts = [coloured(*pair, decode) for pair in zip(x, counts.drafted, strict=True)]

@@ -3,6 +3,7 @@ python -m pytest tests/test_speculative.py          speculative decoding has exa
 """
 
 import itertools
+import types
 
 import numpy as np
 import pytest
@@ -266,6 +267,11 @@ def test_acceptance_by_counting_is_the_overlap():
 def test_predicted_speedup_by_hand():
     assert M.predicted_speedup(0.5, 0.1, 1) == pytest.approx(1.5 / 1.1)
     assert M.predicted_speedup(1.0, 0.0, 3) == 4
+    assert M.predicted_speedup(1.0, 0.0, 3, judging=0.2) == pytest.approx(4 / 1.6)
+    counts = types.SimpleNamespace(draft_s=2.0, drafts=40, target_s=15.0, rounds=10)  # 4 a round
+    assert M.costs(counts, step_s=1.0) == (0.05, 0.125)
+    assert M.costs(counts, step_s=2.0) == (0.025, 0.0)  # a call can hardly be shorter than a step
+    assert M.best_gamma(0.8, 0.05) > M.best_gamma(0.8, 0.05, 0.125)
     assert M.predicted_speedup(0.0, 0.5, 2) == pytest.approx(0.5)
 
 
