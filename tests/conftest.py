@@ -67,3 +67,11 @@ def refused():
         return str(error.value)
 
     return call
+
+
+def have_gpt2():
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR")
+    return bool(folder and os.path.isdir(folder) and os.listdir(folder))
+
+
+needs_gpt2 = pytest.mark.skipif(not have_gpt2(), reason="needs the GPT-2 vocabulary in TIKTOKEN_CACHE_DIR")

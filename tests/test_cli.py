@@ -10,7 +10,7 @@ import runpy
 
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, needs_gpt2, run
 
 import configurator
 import data
@@ -204,3 +204,33 @@ def test_the_vocabulary_travels_in_the_checkpoint(out):
     meta = torch.load(out / "d" / "ckpt.pt", weights_only=True)["meta"]
     encode, decode = data.encoder(meta)
     assert decode(encode("The if statement")) == "The if statement"
+
+
+@needs_gpt2
+def test_the_openwebtext_path_from_documents_to_lambada(tmp_path):
+    """The same commands and configs as on 8 GPUs, with a small collection and small models."""
+    texts = [
+        f"Number {i} follows number {i - 1}, as everybody knows who has read about number {i}." for i in range(400)
+    ]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    (tmp_path / "lambada.txt").write_text("\n".join(texts[7:12]))
+    data_dir, words = f"--dataset={tmp_path}/owt", f"--passages={tmp_path}/words"
+    run(
+        "data/openwebtext/prepare.py",
+        f"--input={tmp_path}/texts.jsonl",
+        f"--out_dir={tmp_path}/owt",
+        "--val_fraction=0.2",
+    )
+    run("data/lambada/prepare.py", f"--input={tmp_path}/lambada.txt", f"--out_dir={tmp_path}/words")
+    cpu = ["--device=cpu", "--batch_size=2", "--gradient_accumulation_steps=1", "--eval_iters=1"]
+    small = [*cpu, data_dir, "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=32", "--max_iters=2"]
+    for config, out in (("train_openwebtext_ar", "ar"), ("train_openwebtext", "diffusion")):
+        run("train.py", f"config/{config}.py", *small, "--eval_interval=2", f"--out_dir={tmp_path}/{out}")
+    ar, teacher = f"{tmp_path}/ar/ckpt.pt", f"{tmp_path}/diffusion/ckpt.pt"
+    few = [*cpu, "--rounds=2", "--iters_per_round=2", "--eval_interval=2"]
+    run("distill.py", "config/sdtt_openwebtext.py", f"--teacher={teacher}", *few, f"--out_dir={tmp_path}/sdtt")
+    student = f"{tmp_path}/sdtt/round_2.pt"
+    run("sample.py", f"--ckpt={student}", "--num_samples=4", "--steps=4", "--device=cpu", f"--save={tmp_path}/s.jsonl")
+    what = ["--what=genppl,selfbleu,nelbo,lambada", words, f"--ckpt={student},{ar}", f"--out={tmp_path}/e"]
+    said, _ = run("eval.py", f"--samples={tmp_path}/s.jsonl", f"--judge={ar}", *what, "--eval_blocks=4", "--device=cpu")
+    assert "LAMBADA accuracy" in said and "self_bleu" in said and "real text" in said

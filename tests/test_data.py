@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, needs_gpt2, run
 from pyarrow import parquet
 
 import data
@@ -140,14 +140,6 @@ def test_shakespeare_has_the_numbers_that_everyone_knows(tmp_path):
     meta = data.load(f"{tmp_path}/char").meta
     assert (meta["vocab_size"], meta["train_tokens"], meta["val_tokens"]) == (65, 1003854, 111540)
     assert meta["sha256"] == data.SHAKESPEARE_SHA256
-
-
-def have_gpt2():
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR")
-    return bool(folder and os.path.isdir(folder) and os.listdir(folder))
-
-
-needs_gpt2 = pytest.mark.skipif(not have_gpt2(), reason="needs the GPT-2 vocabulary in TIKTOKEN_CACHE_DIR")
 
 
 @needs_gpt2
