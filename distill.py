@@ -46,6 +46,7 @@ from model import (
 from sample import start_token
 from train import (
     check_loop,
+    claim,
     fit,
     fit_ngram,
     mean_over,
@@ -411,7 +412,7 @@ def prepare(cfg, causal, writes):
     if device.type == "mps" and cfg.loss_dtype == "float64":
         raise UserError("loss_dtype is 'float64', which an Apple GPU does not have. Use --device=cpu.")
     if int(os.environ.get("RANK", 0)) == 0:
-        os.makedirs(cfg.out_dir, exist_ok=True)
+        claim(cfg.out_dir)
         save_config(cfg, cfg.out_dir, device_used=note)
     return teacher and teacher.to(device).requires_grad_(False), corpus, device, note
 

@@ -16,6 +16,11 @@ import math
 import os
 import time
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 import torch
 import torch.distributed as dist
 import torch.nn as nn
@@ -374,6 +379,24 @@ def refuse_used(out_dir):
         )
 
 
+CLAIMED = {}  # folder -> its open lock file, for the life of the process
+
+
+def claim(out_dir):
+    """Makes the folder and refuses it if another process is writing there: a lock that dies with its process."""
+    os.makedirs(out_dir, exist_ok=True)
+    if fcntl is None or out_dir in CLAIMED:
+        return
+    file = open(os.path.join(out_dir, "lock"), "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"Another run is writing to {out_dir}. Wait for it, or take another --out_dir.") from None
+    except OSError:  # some network disks lock nothing
+        return
+    CLAIMED[out_dir] = file
+
+
 def check_loop(cfg):
     """Refuses values of the knobs that fit reads, before any work."""
     choose("optimizer", cfg.optimizer, ("adamw", "muon"))
@@ -478,7 +501,7 @@ def main(cfg):
     if resume and resume["step"] >= cfg.max_iters:
         return print_once(f"{cfg.out_dir} is already trained for {resume['step']} steps.")
     if int(os.environ.get("RANK", 0)) == 0:
-        os.makedirs(cfg.out_dir, exist_ok=True)
+        claim(cfg.out_dir)
         save_config(cfg, cfg.out_dir, n_params=n_params, device_used=note)
     ar = cfg.objective == "ar"
     T = cfg.block_size

@@ -205,6 +205,20 @@ TOY = [
 ]
 
 
+def test_two_runs_never_share_a_folder(pydoc, tmp_path, refused):
+    """Not even before the first checkpoint. The lock of a run that was killed is gone with it."""
+    hold = f"import train; train.claim('{tmp_path}'); print('held', flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+    assert "Another run is writing" in refused(train.main, knobs(tmp_path, dataset=pydoc))
+    assert sorted(os.listdir(tmp_path)) == ["lock"]
+    other.kill()
+    other.wait()
+    train.main(knobs(tmp_path, dataset=pydoc, max_iters=1))
+
+
 def test_kill_9_at_random_moments_and_resume_to_the_same_bits(pydoc, tmp_path):
     """A run that is killed again and again ends with the bits of one that is not."""
     args = [f"--dataset={pydoc}", *TOY, "--max_iters=400", "--eval_interval=20", "--log_interval=5"]
