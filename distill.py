@@ -357,8 +357,8 @@ def check(cfg):
         raise UserError("An ngram counts texts: it learns with --method=kd, not from soft labels.")
     if cfg.export and cfg.drafter == "ngram":
         raise UserError("An ngram is a readable file already, out_dir/ngram.txt: --export is for networks.")
-    if cfg.export and os.path.exists(os.path.join(cfg.export, "model.safetensors")):
-        raise UserError(f"{cfg.export} holds a model already. Export to another folder.")
+    if cfg.export and any(os.path.exists(os.path.join(cfg.export, f)) for f in ("model.safetensors", "config.json")):
+        raise UserError(f"{cfg.export} holds a model or a config.json already. Export to another folder.")
     if cfg.vocab_parallel and ("WORLD_SIZE" not in os.environ or cfg.dropout):
         raise UserError("vocab_parallel needs processes, torchrun --nproc_per_node=2 ..., and --dropout=0.")
     if cfg.fsdp and (cfg.vocab_parallel or cfg.kd_data == "student"):

@@ -43,14 +43,13 @@ from model import (
     load_model,
     nelbo,
     pick_device,
-    predicted_speedup,
     probabilities,
     propose,
     speculate,
     spread,
     tokens_per_call,
 )
-from sample import check_sampling, draw_many, draw_samples, empty_pages, paths_of, prepare, prepare_drafter
+from sample import check_sampling, draw_many, draw_samples, empty_pages, paths_of, plain_step, prepare, prepare_drafter
 
 # ----------------------------------------------------------------------------------------------------------------------
 ckpt = "out/pydoc/ckpt.pt"  # one checkpoint, or several with commas between them; out/sdtt/round_*.pt is every round
@@ -178,9 +177,14 @@ def load_passages(folder):
     """A folder that data/lambada/prepare.py wrote, or a name under data/ -> [(context ids, word ids), ...], meta."""
     folder, meta = data.load_meta(folder, "passages.jsonl")
     encode = data.encoder(meta)[0]
-    with open(os.path.join(folder, "passages.jsonl"), encoding="utf-8") as f:
-        lines = [json.loads(line) for line in f]
-    return [(encode(line["context"]), encode(line["word"])) for line in lines], meta
+    try:
+        with open(os.path.join(folder, "passages.jsonl"), encoding="utf-8") as f:
+            lines = [json.loads(line) for line in f]
+        return [(encode(line["context"]), encode(line["word"])) for line in lines], meta
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}/passages.jsonl is damaged ({str(error)[:80]}). Run data/lambada/prepare.py."
+        ) from None
 
 
 @torch.no_grad()
@@ -189,17 +193,23 @@ def lambada(model, passages, cfg, largest=8):
 
     A word is right if each of its tokens is the most probable one; a diffusion model is shown all of them masked, in
     one forward. Its perplexity is the bound of nelbo on the m tokens of the word, sum over l = 1 ... m of 1/l times the
-    mean over subsets S of l tokens of -log p(S | the others). exact: over all 2^m - 1 subsets, for m up to `largest`;
-    monte_carlo: `draws` random ones instead, on the same words.
+    mean over subsets S of l tokens of -log p(S | the others). exact: over all 2^m - 1 subsets, so longer words than
+    `largest` tokens are left out of all perplexities; monte_carlo: `draws` random subsets instead. A passage whose
+    word leaves no room for context is skipped.
     """
     causal, size, device = model.config.causal, model.config.block_size, model.wte.weight.device
 
     def log_p(x, masked):
         """(n + m), (S, m) bool -> (S, m, V) log-probabilities of the last m tokens with those masked."""
-        m = masked.size(1)
         xt = x.repeat(len(masked), 1)
-        xt[:, -m:].masked_fill_(masked, model.mask_id)
-        return model.head(model.hidden(xt)[:, -m:]).float().log_softmax(-1)
+        xt[:, -masked.size(1) :].masked_fill_(masked, model.mask_id)
+        return predict(xt, masked.size(1))
+
+    def predict(xt, m):
+        """(S, n) -> (S, m, V) log-probabilities of the last m places; logits in float32, as large ones need."""
+        h = model.hidden(xt)[:, -m:]
+        with torch.autocast(device.type, enabled=False):
+            return model.head(h.float()).log_softmax(-1)
 
     def nats(x, masked):
         """-> (S): 1/l sum over a subset's l tokens of -log p."""
@@ -210,8 +220,9 @@ def lambada(model, passages, cfg, largest=8):
         context, word = passages[i]
         m, x = len(word), torch.tensor((context + word)[-size:], device=device)
         if causal:
-            p = model.head(model.hidden(x[None, :-1])[:, -m:]).float().log_softmax(-1)[0]  # (m, V)
-            return (p.argmax(1) == x[-m:]).all().item(), -p.gather(1, x[-m:, None]).sum().item(), None
+            p = predict(x[None, :-1], m)[0]  # (m, V)
+            nats_of_word = -p.gather(1, x[-m:, None]).sum().item() if m <= largest else None
+            return (p.argmax(1) == x[-m:]).all().item(), nats_of_word, None
         everything = torch.ones(1, m, dtype=torch.bool, device=device)
         hit = (log_p(x, everything)[0].argmax(1) == x[-m:]).all().item()
         if m > largest:
@@ -224,12 +235,15 @@ def lambada(model, passages, cfg, largest=8):
         drawn = (torch.rand(cfg.draws, m, generator=noise).argsort(1).argsort(1) < n_masks).to(device)
         return hit, (weights * nats(x, subsets)).sum().item(), m * nats(x, drawn).mean().item()
 
-    rows = [r for r in spread(one, range(len(passages)), "lambada")]
+    passages = [(context, word) for context, word in passages if len(word) < size]
+    if not any(len(word) <= largest for _, word in passages):
+        raise UserError(f"No passage ends with a word of at most {largest} tokens that leaves room for its context.")
+    rows = spread(one, range(len(passages)), "lambada")
     exact = [r[1] for r in rows if r[1] is not None]
     row = {"accuracy": sum(r[0] for r in rows) / len(rows), "passages": len(rows), "words_in_ppl": len(exact)}
-    row["ppl"] = math.exp(sum(exact) / max(len(exact), 1))
+    row["ppl"] = math.exp(sum(exact) / len(exact))
     if not causal:
-        row["ppl_monte_carlo"] = math.exp(sum(r[2] for r in rows if r[2] is not None) / max(len(exact), 1))
+        row["ppl_monte_carlo"] = math.exp(sum(r[2] for r in rows if r[2] is not None) / len(exact))
     return row
 
 
@@ -292,14 +306,16 @@ def load_prompts(cfg, meta):
             lines = [json.loads(line) for line in f]
         encode = data.encoder(meta)[0]
         rows = [(encode(line["prompt"]), line["reference"]) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        P = collections.Counter(len(ids) for ids, _ in rows).most_common(1)[0][0]
+        rows = [row for row in rows if len(row[0]) == P][: cfg.num_samples]
+        if len(rows) < 7:
+            raise ValueError(f"only {len(rows)} of one length, {P} tokens; the intervals need 7")
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{cfg.prompts} holds no prompts ({str(error)[:80]}). Make them with: python data/cnn_dailymail/prepare.py"
         ) from None
     if not importlib.util.find_spec("rouge_score"):
         raise UserError("ROUGE-2 needs a package that is missing. Install it with: pip install rouge-score")
-    P = collections.Counter(len(ids) for ids, _ in rows).most_common(1)[0][0]
-    rows = [row for row in rows if len(row[0]) == P][: cfg.num_samples]
     return torch.tensor([ids for ids, _ in rows]), [reference for _, reference in rows]
 
 
@@ -339,21 +355,10 @@ def drafters_table(target, drafters, prompts, size, cfg):
         row["counted_at"] = [a / t if t else None for a, t in zip(counts.accepted, counts.tested, strict=True)]
         row["tokens_per_call"] = tokens_per_call(counts)
         for _ in range(2):  # the first one warms up
-            began = time.perf_counter()
-            target.generate(prompts[:1], n_new, *settings, noise).cpu()
-            step_s = (time.perf_counter() - began) / n_new
+            step_s = plain_step(target, prompts[:1], n_new, *settings, noise)
             _, one_text = speculate(target, drafter, prompts[:1], n_new, cfg.gamma, *settings, noise)
-        c, judging = row["c"], row["judging"] = costs(one_text, step_s)
-        if isinstance(drafter, Diffusion):  # one call drafts all, the later ones worse: by place, up to cfg.gamma
-            speeds = [
-                tokens_per_call(types.SimpleNamespace(accepted=counts.accepted[:g], tested=counts.tested[:g]))
-                / (1 + c * cfg.gamma + judging * g)
-                for g in range(1, cfg.gamma + 1)
-            ]
-            row["predicted"], row["gamma"] = max(speeds), speeds.index(max(speeds)) + 1
-        else:
-            row["gamma"] = best_gamma(row["alpha"], c, judging)
-            row["predicted"] = predicted_speedup(row["alpha"], c, row["gamma"], judging)
+        row["c"], row["judging"] = costs(one_text, step_s)
+        row["gamma"], row["predicted"] = best_gamma(drafter, counts, row["alpha"], row["c"], row["judging"])
         speculate(target, drafter, prompts[:1], n_new, row["gamma"], *settings, noise)  # warms up
         ratios = []
         for i, one in enumerate(prompts[:24].split(1)):  # the same prompt with and without, one after the other
@@ -383,6 +388,8 @@ def check(cfg):
         raise UserError("length is 1, but the first token of a sample is not judged. Use at least 2.")
     if "mauve" in wanted and not importlib.util.find_spec("mauve"):
         raise UserError("mauve needs a package that is missing. Install it with: pip install mauve-text")
+    if "mauve" in wanted and cfg.retokenize:
+        raise UserError("mauve compares tokens as they are: not with --retokenize=True.")
     if "mauve" in wanted and not cfg.judge:
         raise UserError("mauve takes its features from a judge: --judge=CKPT of an autoregressive model.")
     return wanted
@@ -426,9 +433,8 @@ def load_samples(path):
         with open(path, encoding="utf-8") as f:
             about, *lines = (json.loads(line) for line in f)
         x = torch.tensor([line["tokens"] for line in lines])
-        about = {
-            k: about[k] for k in ("ckpt", "steps", "causal", "prefix", "continuations", "top_p", "dataset", "meta")
-        }
+        if missing := {"ckpt", "steps", "causal", "prefix", "continuations", "top_p", "dataset", "meta"} - about.keys():
+            raise ValueError(f"no {min(missing)}")
         if x.dim() != 2 or not 0 <= x.min() <= x.max() < about["meta"]["vocab_size"]:
             raise ValueError("tokens that are no samples of one length and vocabulary")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -470,6 +476,8 @@ def evaluate(cfg):
     size = min(lengths, default=min(sizes, default=0))
     report = {"hardware": note, "torch": torch.__version__, "seed": cfg.seed, "tokens_per_sample": size}
     report |= {"num_samples": cfg.num_samples, "sampler": cfg.sampler, "retokenize": cfg.retokenize}
+    report["processes"] = dist.get_world_size() if dist.is_initialized() else 1
+    report["files"] = {path: {k: v for k, v in its.items() if k != "meta"} for path, (_, its) in files.items()}
     report |= {"likelihood": {}, "lambada": {}, "rows": [], "latency": [], "timed": {}, "drafters": []}
 
     if "nelbo" in wanted:
@@ -543,8 +551,8 @@ def quality(x, real, judge, metas, wanted, cfg, prefix=0):
     """(n, L) int64 -> its row of the table: entropy, and what is wanted of genppl, true_ppl, self_bleu and mauve.
 
     After the `prefix`, which is real text, every token counts but the first of all and, as in MDLM's code, each
-    end-of-text after the first: a model may not win by writing nothing. retokenize: what counts is the text, as the
-    judge's tokenizer cuts it.
+    end-of-text after the first of the sample, which may be its first token: a model may not win by writing nothing.
+    retokenize: what counts is the text, as the judge's tokenizer cuts it.
     """
     meta, judge_meta = metas
     row = {"entropy": sample_entropy(x[:, prefix:])}
@@ -553,7 +561,7 @@ def quality(x, real, judge, metas, wanted, cfg, prefix=0):
         y, counted = retokenized(x, prefix, data.encoder(meta)[1], data.encoder(judge_meta)[0])
     if judge and "eot" in judge_meta:
         end = y == judge_meta["eot"]
-        counted = counted & ~(end & ((end & counted).cumsum(1) > 1))
+        counted = counted & ~(end & (end.cumsum(1) > 1))
     if judge and "genppl" in wanted:
         row["genppl"] = math.exp(judge_nats(judge, y, counted, cfg.batch_size))
     if "transition" in meta and "genppl" in wanted:
@@ -710,7 +718,7 @@ def main(cfg):
     if report["rows"] and ("genppl" in report["rows"][0] or "true_ppl" in report["rows"][0]):
         plot(report, os.path.join(cfg.out, "eval.png"))
         written["eval.png"] = None
-        if report["latency"]:
+        if report["latency"] and not cfg.samples:  # their rows have no time
             plot_latency(report, os.path.join(cfg.out, "latency.png"))
             written["latency.png"] = None
     if report["drafters"]:

@@ -494,6 +494,8 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, loss_of, n, h, weight, bias, V, need_grad, *rows):
         dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype
+        if not need_grad:  # evaluation: GPT-2's logits are about -100, where bfloat16 counts in halves
+            dtype = torch.float32
         W = weight[:V].to(dtype)  # (V, C)
         n = max(1, min(h.size(0), n))
         low, whole = (torch.empty(n, V, dtype=d, device=h.device) for d in (dtype, torch.float32))  # serve all chunks
@@ -953,7 +955,7 @@ def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, to
     out, n, rows = x.clone(), torch.full((B,), T, device=idx.device), torch.arange(B, device=idx.device)
     drafted = torch.zeros_like(out, dtype=torch.bool)  # tokens that the drafter wrote
     counts = types.SimpleNamespace(calls=0, tested=[0] * gamma, accepted=[0] * gamma, drafted=drafted)
-    counts.rounds, counts.drafts, counts.draft_s, counts.target_s = 0, 0, 0.0, 0.0
+    counts.rounds, counts.drafts, counts.draft_s, counts.target_s = 0, 0, 0.0, 0.0  # without the first, which reads idx
     while len(rows) and n_new:
         began = time.perf_counter()
         g = min(gamma, end - int(n.max()) - 1)  # a row's last token is the target's own
@@ -974,9 +976,10 @@ def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, to
         drafted[rows[:, None], where] = torch.arange(g + 1, device=x.device) < k[:, None]
         accepted = k.tolist()
         judged = time.perf_counter()
+        if counts.calls:
+            counts.rounds, counts.drafts = counts.rounds + 1, counts.drafts + g
+            counts.draft_s, counts.target_s = counts.draft_s + drafting - began, counts.target_s + judged - drafting
         counts.calls += len(rows)
-        counts.rounds, counts.drafts = counts.rounds + 1, counts.drafts + g
-        counts.draft_s, counts.target_s = counts.draft_s + drafting - began, counts.target_s + judged - drafting
         for j in range(g):
             counts.tested[j] += sum(i >= j for i in accepted)
             counts.accepted[j] += sum(i > j for i in accepted)
@@ -1028,9 +1031,17 @@ def predicted_speedup(alpha, c, gamma, judging=0.0):
     return tokens / (gamma * (c + judging) + 1)
 
 
-def best_gamma(alpha, c, judging=0.0, largest=16):
-    """The number of drafted tokens with the highest predicted speed."""
-    return max(range(1, largest + 1), key=lambda gamma: predicted_speedup(alpha, c, gamma, judging))
+def best_gamma(drafter, counts, alpha, c, judging, largest=16):
+    """-> the number of drafted tokens with the highest predicted speed, that speed.
+
+    A diffusion drafter drafts all in one call, the later ones worse: its rates by place decide, as far as counted.
+    """
+    speeds = [predicted_speedup(alpha, c, gamma, judging) for gamma in range(1, largest + 1)]
+    if isinstance(drafter, Diffusion):
+        call, tried = c * len(counts.tested), range(1, len(counts.tested) + 1)
+        first = [types.SimpleNamespace(accepted=counts.accepted[:g], tested=counts.tested[:g]) for g in tried]
+        speeds = [tokens_per_call(part) / (1 + call + judging * g) for g, part in zip(tried, first, strict=True)]
+    return speeds.index(max(speeds)) + 1, max(speeds)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1113,38 +1124,43 @@ def save_checkpoint(path, checkpoint):
         with contextlib.suppress(OSError):
             os.remove(temporary)
         kept = "The last one is still there" if os.path.exists(path) else "Nothing was saved"
-        raise UserError(f"Could not write {path} ({str(error).splitlines()[0][:100]}). {kept}. Make room.") from None
+        raise UserError(f"Could not write {path} ({first_line(error)}). {kept}. Make room.") from None
     os.replace(temporary, path)
 
 
-def load_checkpoint(path, device="cpu"):
-    """-> the dict that train.fit saved; path may be a published name or folder too.
+def first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0][:100]
+
+
+def load_checkpoint(path):
+    """-> the dict that train.fit saved, on the CPU; path may be a published name or folder too.
 
     Runs no code from the file. Raises UserError if it is missing or damaged.
     """
     if os.path.isdir(path) or hub_address(path):
-        return load_published(path, device)
+        return load_published(path)
     if not os.path.isfile(path):
         raise UserError(
             f"There is no checkpoint {path}. Train one, for example with: make demo; or give a published name, such as "
             "gpt2, gpt2-xl, mdlm-owt, sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:large or hub:OWNER/NAME."
         )
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=False)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # torch raises five different kinds for a damaged file
-        raise UserError(f"{path} is damaged or not a checkpoint ({str(error).splitlines()[0][:100]}).") from None
+        raise UserError(f"{path} is damaged or not a checkpoint ({first_line(error)}).") from None
     if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
         raise UserError(f"{path} is not a nanoSDTT checkpoint: it holds no model_config.")
     return checkpoint
 
 
 def load_model(path, device="cpu", attention="sdpa"):
-    """-> GPT in eval mode with the averaged weights where there are any, and the checkpoint's dict."""
-    checkpoint = load_checkpoint(path, device)
-    config = GPTConfig(**{**checkpoint["model_config"], "attention": attention})  # not the one it was trained with
-    model = GPT(config).to(device)
-    model.load_weights(checkpoint["ema"] or checkpoint["model"])
-    return model.eval(), checkpoint
+    """-> GPT in eval mode with the averaged weights where there are any, and the checkpoint's dict without weights."""
+    checkpoint = load_checkpoint(path)
+    model = GPT(GPTConfig(**{**checkpoint["model_config"], "attention": attention}))  # not the one it was trained with
+    weights, averaged = checkpoint.pop("model"), checkpoint.pop("ema")
+    checkpoint.pop("optimizers", None)
+    model.load_weights(averaged or weights)
+    return model.to(device).eval(), checkpoint
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1170,7 +1186,7 @@ def hub_address(name):
             return [match.expand(part) for part in address]
 
 
-def load_published(name, device="cpu"):
+def load_published(name):
     """A published name or a folder with model.safetensors and config.json -> a dict like load_checkpoint's.
 
     Raises UserError without a network, and for files that are damaged or of a layout that is not known.
@@ -1185,13 +1201,13 @@ def load_published(name, device="cpu"):
             folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=files)
         except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
             raise UserError(
-                f"Could not download {repository}, revision {revision} ({str(error).splitlines()[0][:100]}). Put its "
+                f"Could not download {repository}, revision {revision} ({first_line(error)}). Put its "
                 "model.safetensors and config.json into a folder and give that instead."
             ) from None
     try:
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
             config = json.load(f)
-        w = safetensors.torch.load_file(os.path.join(folder, "model.safetensors"), device=str(device))
+        w = safetensors.torch.load_file(os.path.join(folder, "model.safetensors"))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         hint = " Did you mean its ckpt.pt?" if os.path.exists(os.path.join(folder, "ckpt.pt")) else ""
         raise UserError(
@@ -1210,8 +1226,9 @@ def load_published(name, device="cpu"):
             raise UserError(f"its first key is {min(w, default='missing')}, of no layout that is known")
         if model_config["vocab_size"] != meta["vocab_size"]:
             raise UserError(f"vocabulary of {model_config['vocab_size']}, not of {meta['vocab_size']}")
-    except (UserError, KeyError, TypeError) as error:
-        raise UserError(f"{name} is no model that can be read here: {error}.") from None
+        GPTConfig(**model_config)
+    except (UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{name} is no model that can be read here: {first_line(error)}.") from None
     about = {"model_config": model_config, "meta": meta, "config": {"dataset": dataset}, "step": 0, "val_loss": None}
     return about | {"model": w, "ema": None}
 
@@ -1219,8 +1236,8 @@ def load_published(name, device="cpu"):
 def save_published(folder, model, checkpoint):
     """Writes model.safetensors and config.json, which load_model(folder) reads. Raises UserError if they exist."""
     path, about = os.path.join(folder, "model.safetensors"), os.path.join(folder, "config.json")
-    if os.path.exists(path):
-        raise UserError(f"{path} exists already. Export to another folder.")
+    if os.path.exists(path) or os.path.exists(about):
+        raise UserError(f"{folder} holds a model or a config.json already. Export to another folder.")
     os.makedirs(folder, exist_ok=True)
     config = {"model_type": "nanosdtt", "model_config": dataclasses.asdict(model.config)}
     config |= {"meta": checkpoint["meta"], "dataset": checkpoint["config"]["dataset"]}
@@ -1228,12 +1245,10 @@ def save_published(folder, model, checkpoint):
     data.atomic_write(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}))
 
 
-def flatten(config):
-    """Nested dicts -> one dict of all their settings."""
-    flat = {}
-    for key, value in config.items():
-        flat |= flatten(value) if isinstance(value, dict) else {key: value}
-    return flat
+def settings_of(config, *keys):
+    """Nested dicts -> the values that the keys have anywhere in them."""
+    own = [value for key, value in config.items() if key in keys]
+    return own + [v for part in config.values() if isinstance(part, dict) for v in settings_of(part, *keys)]
 
 
 def refuse_unless(config, **values):
@@ -1268,13 +1283,16 @@ def from_mdlm(w, config):
     Without time conditioning the noise level that enters is always 0, and what the adaLN layers make of it constant:
     norm(x) w (1 + scale) + shift is a LayerNorm with a bias, and a gate scales the rows of the matrix before it.
     """
-    config = flatten(config)
-    refuse_unless(config, time_conditioning=False)
+    if any(settings_of(config, "time_conditioning")):
+        raise UserError("time_conditioning is True, and a plain block does not know the time")
     (V, C), E = w["vocab_embed.embedding"].shape, w["sigma_map.mlp.0.weight"].size(0)
     V, L = V - 1, 1 + max(int(k.split(".")[1]) for k in w if k.startswith("blocks."))  # the last row is [MASK]
     freq = w.pop("rotary_emb.inv_freq", None)
-    D = C // config["n_heads"] if freq is None else 2 * len(freq)
-    if freq is not None and not torch.allclose(freq, 10000.0 ** (-torch.arange(0, D, 2, device=freq.device) / D)):
+    heads = {C // (2 * len(freq))} if freq is not None else set(settings_of(config, "n_heads"))
+    if len(heads) != 1:
+        raise UserError(f"n_heads is {sorted(heads) or 'missing'}, and no rotary_emb.inv_freq tells the size of a head")
+    D = C // heads.pop()
+    if freq is not None and not torch.allclose(freq, 10000.0 ** (-torch.arange(0, D, 2) / D), rtol=1e-2):  # bfloat16?
         raise UserError("rotary_emb.inv_freq is not of base 10000")
     ada = lambda n: {"adaLN_modulation.weight": (n * C, E), "adaLN_modulation.bias": (n * C,)}  # noqa: E731
     block = {"norm1.weight": (C,), "norm2.weight": (C,), "attn_qkv.weight": (3 * C, C), "attn_out.weight": (C, C)}
@@ -1310,6 +1328,6 @@ def from_mdlm(w, config):
     weights["lm_head.weight"] = w["output_layer.linear.weight"][:V]  # the row for [MASK] is never used
     weights["head_bias"] = w["output_layer.linear.bias"][:V]
     shape = dict(vocab_size=V, n_embd=C, n_layer=L, n_head=C // D)
-    shape["block_size"] = config.get("model_length") or config.get("length") or 1024
+    shape["block_size"] = max(settings_of(config, "model_length", "length"), default=1024)  # rope needs the longest
     switches = dict(tie_weights=False, mlp_bias=True, ln_bias=True, head_bias=True, gelu_tanh=True)
     return shape | switches, {k: v.float().contiguous() for k, v in weights.items()}

@@ -117,11 +117,18 @@ def choose_gamma(target, drafter, known, n_new, cfg, noise):
         return cfg.gamma
     settings = (cfg.temperature, cfg.top_k, cfg.top_p, noise)
     for n_trial in (min(8, n_new), min(64, n_new)):
-        began = time.perf_counter()
-        target.generate(known, n_trial, *settings).cpu()
-        step_s = (time.perf_counter() - began) / n_trial
+        step_s = plain_step(target, known, n_trial, *settings)
         _, counts = speculate(target, drafter, known, n_trial, 4, *settings)
-    return best_gamma(acceptance(counts), *costs(counts, step_s))
+    return best_gamma(drafter, counts, acceptance(counts), *costs(counts, step_s))[0]
+
+
+def plain_step(target, known, n_new, *settings):
+    """-> seconds of a step of target.generate: those of n_new tokens less those of the first, which reads `known`."""
+    times = [time.perf_counter()]
+    for n in (1, n_new):
+        target.generate(known, n, *settings).cpu()
+        times.append(time.perf_counter())
+    return max(times[2] - 2 * times[1] + times[0], 1e-9) / max(n_new - 1, 1)
 
 
 def paths_of(ckpt):
@@ -205,6 +212,11 @@ def save_samples(cfg, model, checkpoint, note):
         if len(texts) < n:
             raise UserError(f"{dataset} has {len(texts)} validation texts of {size} tokens, fewer than {n}.")
         templates[:, : cfg.prefix] = texts.repeat_interleave(cfg.continuations, 0)[:, : cfg.prefix]
+    try:  # now, not after hours
+        data.atomic_write(f"{cfg.save}.part", b"")
+        os.remove(f"{cfg.save}.part")
+    except OSError as error:
+        raise UserError(f"Cannot write {cfg.save} ({error}).") from None
     x = draw_many(model, templates, cfg, cfg.steps)
     about = {k: getattr(cfg, k) for k in ("ckpt", "sampler", "temperature", "top_k", "top_p", "seed", "prefix")}
     about |= {"continuations": cfg.continuations, "steps": size if model.config.causal else cfg.steps}
@@ -294,12 +306,19 @@ def main(cfg):
     check_sampling(cfg)
     sys.stdout.reconfigure(errors="replace")  # a Windows pipe cannot write every character
     paths = paths_of(cfg.ckpt)
-    if cfg.save and (len(paths) > 1 or cfg.prompt or cfg.infill or cfg.draft):
-        raise UserError("--save takes one --ckpt, and --prefix instead of --prompt; no --infill or --draft.")
+    if cfg.save and (len(paths) > 1 or cfg.prompt or cfg.infill or cfg.draft or cfg.trace):
+        raise UserError("--save takes one --ckpt, and --prefix instead of --prompt; no --infill, --draft or --trace.")
+    if not cfg.save and (cfg.prefix or cfg.continuations > 1 or cfg.dataset):
+        raise UserError("--prefix, --continuations and --dataset are for samples that --save writes. Use --prompt.")
+    if cfg.export and len(paths) > 1:
+        raise UserError("--export saves one model: give one --ckpt.")
     if "WORLD_SIZE" in os.environ and not cfg.save:
         raise UserError("torchrun shares the work of --save=FILE.jsonl only. Run it as: python sample.py ...")
     join_processes(cfg)
     models = [prepare(path, cfg) for path in paths]
+    if cfg.export:
+        save_published(cfg.export, *models[0][:2])
+        print(f"The model is in {cfg.export}")
     if cfg.save:
         (model, checkpoint, autocast, note), *_ = models
         with torch.no_grad(), autocast:
@@ -308,10 +327,6 @@ def main(cfg):
             dist.destroy_process_group()
         return
     templates = [make_template(cfg, model, checkpoint["meta"]) for model, checkpoint, *_ in models]
-    if cfg.export:
-        if len(models) > 1:
-            raise UserError("--export saves one model: give one --ckpt.")
-        save_published(cfg.export, *models[0][:2])
     if cfg.trace and (len(models) > 1 or models[0][0].config.causal):
         raise UserError(
             "--trace shows masks disappearing: it takes one diffusion checkpoint, not several or autoregressive."

@@ -79,7 +79,7 @@ def test_any_number_of_prefixes_and_nested_settings_as_in_the_sdtt_files(prefix,
     config = {"config": {"model": {"n_heads": 2, "length": 32}, "time_conditioning": False}, "verbose": True}
     folder = folder_of(tmp_path / "sdtt", config, {prefix + k: v for k, v in mdlm.items()})
     same, model = GPT.from_pretrained(mdlm_folder), GPT.from_pretrained(folder)
-    assert model.config == same.config
+    assert model.config == same.config and model.config.block_size == 32
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), same.parameters(), strict=True))
 
 
@@ -98,7 +98,6 @@ def test_names_become_repositories_and_revisions():
         assert hub_address(name) == address
     for name in ("gpt3", "gpt2-xxl", "sdtt:kld:8", "sdtt:kl:1", "mdlm", "out/pydoc/ckpt.pt", "xgpt2"):
         assert hub_address(name) is None
-    assert GPT.from_pretrained.__doc__
 
 
 def test_the_hub_is_asked_for_two_files_of_the_revision(gpt2_folder, monkeypatch):
@@ -129,7 +128,7 @@ def spoil(w, config, what):
         w["blocks.0.norm1.weight"] = torch.ones(1)  # would be broadcast
         return ["blocks.0.norm1.weight", "(1,)", "(16,)"]
     if what == "time":
-        config["time_conditioning"] = True
+        config["model"] = {"time_conditioning": True}
         return ["time_conditioning", "True"]
     if what == "rotary":
         w["rotary_emb.inv_freq"] = 500.0 ** (-torch.arange(0, C // 2, 2) / (C // 2))
@@ -140,14 +139,31 @@ def spoil(w, config, what):
         w["output_layer.linear.bias"] = w["output_layer.linear.bias"][:100]
         return ["vocabulary of 99", "50257"]
     if what == "heads":
-        del config["n_heads"]
-        return ["n_heads"]
+        config["other"] = {"n_heads": 4}
+        return ["n_heads is [2, 4]"]
+    if what == "no number":
+        w["blocks.x.y"] = torch.ones(2)
+        return ["'x'"]
+    if what == "no heads":
+        config["n_heads"] = 0
+        return ["zero"]
     if what == "unknown layout":
         w.pop("vocab_embed.embedding")
         return ["no layout"]
 
 
-KINDS = ["missing", "unexpected", "misshapen", "time", "rotary", "vocabulary", "heads", "unknown layout"]
+KINDS = [
+    "missing",
+    "unexpected",
+    "misshapen",
+    "time",
+    "rotary",
+    "vocabulary",
+    "heads",
+    "no number",
+    "no heads",
+    "unknown layout",
+]
 
 
 @pytest.mark.parametrize("what", KINDS)
@@ -179,6 +195,11 @@ def test_files_that_are_cut_off_or_missing_are_refused(gpt2_folder, gpt2, tmp_pa
     content = open(f"{folder}/model.safetensors", "rb").read()
     (tmp_path / "cut" / "model.safetensors").write_bytes(content[: len(content) // 2])
     assert "cut" in refused(load_model, folder)
+    unknown = {"model_config": {"n_layer": 2, "wings": 2, "vocab_size": 5}, "meta": {"vocab_size": 5}, "dataset": "x"}
+    for name, text in {"list": "[]", "unknown": json.dumps(unknown)}.items():
+        odd = folder_of(tmp_path / name, GPT2, gpt2)
+        (tmp_path / name / "config.json").write_text(text)
+        assert "can be read" in refused(load_model, odd)
     (tmp_path / "cut" / "config.json").write_text('{"n_head": ')
     assert "config.json" in refused(load_model, folder)
     (tmp_path / "empty").mkdir()
@@ -189,6 +210,7 @@ def test_files_that_are_cut_off_or_missing_are_refused(gpt2_folder, gpt2, tmp_pa
 
 def test_a_model_is_exported_and_comes_back_the_same(mdlm_folder, tmp_path, refused):
     model, checkpoint = load_model(mdlm_folder)
+    assert checkpoint.keys().isdisjoint({"model", "ema", "optimizers"})  # weights are held once
     save_published(str(tmp_path / "mine"), model, checkpoint)
     again, about = load_model(str(tmp_path / "mine"))
     assert again.config == model.config and about["meta"] == checkpoint["meta"] == data.GPT2_META
@@ -211,7 +233,7 @@ def test_a_class_publishes_its_own(markov, tmp_path):
     student, round_1 = (load_model(f"{tmp_path}/{name}")[0] for name in ("student", "sdtt/round_1.pt"))
     assert all(torch.equal(p, q) for p, q in zip(student.parameters(), round_1.parameters(), strict=True))
     _, said = run("distill.py", f"--teacher={tmp_path}/mine", f"--export={tmp_path}/student", ok=False)
-    assert "holds a model already" in said
+    assert "holds a model or a config.json already" in said
     run("train.py", *tiny, f"--init_from={tmp_path}/student", f"--out_dir={tmp_path}/more")
     run("eval.py", f"--ckpt={tmp_path}/student", "--num_samples=4", "--steps=4", "--device=cpu", f"--out={tmp_path}/e")
 
