@@ -37,7 +37,6 @@ from model import (
     acceptance,
     ar_loss,
     best_gamma,
-    costs,
     generator,
     join_processes,
     load_model,
@@ -49,7 +48,7 @@ from model import (
     spread,
     tokens_per_call,
 )
-from sample import check_sampling, draw_many, draw_samples, empty_pages, paths_of, plain_step, prepare, prepare_drafter
+from sample import check_sampling, draw_many, draw_samples, empty_pages, paths_of, prepare, prepare_drafter, time_gammas
 
 # ----------------------------------------------------------------------------------------------------------------------
 ckpt = "out/pydoc/ckpt.pt"  # one checkpoint, or several with commas between them; out/sdtt/round_*.pt is every round
@@ -354,12 +353,9 @@ def drafters_table(target, drafters, prompts, size, cfg):
         row["counted"] = acceptance(counts)
         row["counted_at"] = [a / t if t else None for a, t in zip(counts.accepted, counts.tested, strict=True)]
         row["tokens_per_call"] = tokens_per_call(counts)
-        for _ in range(2):  # the first one warms up
-            step_s = plain_step(target, prompts[:1], n_new, *settings, noise)
-            _, one_text = speculate(target, drafter, prompts[:1], n_new, cfg.gamma, *settings, noise)
-        row["c"], row["judging"] = costs(one_text, step_s)
-        row["gamma"], row["predicted"] = best_gamma(drafter, counts, row["alpha"], row["c"], row["judging"])
-        speculate(target, drafter, prompts[:1], n_new, row["gamma"], *settings, noise)  # warms up
+        measured = time_gammas(target, drafter, prompts[:1], n_new, (*settings, noise))
+        row["gamma"], row["predicted"] = best_gamma(drafter, counts, row["alpha"], measured)
+        row["c"], row["call"] = measured[row["gamma"]]
         ratios = []
         for i, one in enumerate(prompts[:24].split(1)):  # the same prompt with and without, one after the other
             began = time.perf_counter()
@@ -605,15 +601,15 @@ def tables(report):
         for r in report["latency"]:
             lines.append(f"{r['model'][-34:]:34s} {r['steps']:5d} {r['batch']:6d} {r['s_per_sample']:12.4f}")
     if report["drafters"]:
-        names = ("drafter", "alpha", "+-", "counted", "by place", "tokens/call", "c", "judging", "gamma")
+        names = ("drafter", "alpha", "+-", "counted", "by place", "tokens/call", "gamma", "c", "call")
         names += ("predicted", "measured")
-        widths = "\n{:34s} {:>6s} {:>5s} {:>7s} {:>24s} {:>11s} {:>6s} {:>7s} {:>5s} {:>9s} {:>14s}"
+        widths = "\n{:34s} {:>6s} {:>5s} {:>7s} {:>24s} {:>11s} {:>5s} {:>6s} {:>5s} {:>9s} {:>14s}"
         lines.append(widths.format(*names))
         for r in report["drafters"]:
             places = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
             lines.append(
                 f"{r['drafter'][-34:]:34s} {r['alpha']:6.3f} {r['alpha_error']:5.3f} {r['counted']:7.3f} {places:>24s} "
-                f"{r['tokens_per_call']:11.2f} {r['c']:6.3f} {r['judging']:7.3f} {r['gamma']:5d} {r['predicted']:9.2f} "
+                f"{r['tokens_per_call']:11.2f} {r['gamma']:5d} {r['c']:6.3f} {r['call']:5.2f} {r['predicted']:9.2f} "
                 f"{r['speedup']:7.2f} +- {r['speedup_error']:.2f}"
             )
     for path, (mean, error) in report.get("rouge2", {}).items():

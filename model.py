@@ -1009,14 +1009,10 @@ def acceptance(counts):
 
 
 def costs(counts, step_s):
-    """What speculate counted, seconds of a plain step of the target -> c and judging, both in plain steps.
-
-    c: a drafted token's. judging: what each token makes the target's call longer, which theory leaves out: on a CPU a
-    call of five tokens is no longer free.
+    """What speculate counted, seconds of a plain step of the target -> c, call: a drafted token and a target call in
+    plain steps. In theory a call is one step whatever it judges; on a CPU it grows with the tokens.
     """
-    c = counts.draft_s / max(counts.drafts, 1) / step_s
-    call = counts.target_s / max(counts.rounds, 1) / step_s
-    return c, max(call - 1, 0) / max(counts.drafts / max(counts.rounds, 1), 1)
+    return counts.draft_s / max(counts.drafts, 1) / step_s, counts.target_s / max(counts.rounds, 1) / step_s
 
 
 def tokens_per_call(counts):
@@ -1025,23 +1021,26 @@ def tokens_per_call(counts):
     return 1 + sum(itertools.accumulate(rates, lambda x, y: x * y))
 
 
-def predicted_speedup(alpha, c, gamma, judging=0.0):
-    """Tokens per target call over its cost in plain steps (Leviathan et al., theorem 3.8, where judging is free)."""
+def predicted_speedup(alpha, c, gamma, call=1.0):
+    """Tokens per target call over its cost in plain steps (Leviathan et al., theorem 3.8)."""
     tokens = gamma + 1 if alpha == 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
-    return tokens / (gamma * (c + judging) + 1)
+    return tokens / (gamma * c + call)
 
 
-def best_gamma(drafter, counts, alpha, c, judging, largest=16):
-    """-> the number of drafted tokens with the highest predicted speed, that speed.
+def best_gamma(drafter, counts, alpha, measured):
+    """measured: {gamma: costs} -> the gamma with the highest predicted speed, that speed.
 
-    A diffusion drafter drafts all in one call, the later ones worse: its rates by place decide, as far as counted.
+    A diffusion drafter guesses later places worse: its rates by place decide, up to the last that `counts` has.
     """
-    speeds = [predicted_speedup(alpha, c, gamma, judging) for gamma in range(1, largest + 1)]
+    speeds = {gamma: predicted_speedup(alpha, c, gamma, call) for gamma, (c, call) in measured.items()}
     if isinstance(drafter, Diffusion):
-        call, tried = c * len(counts.tested), range(1, len(counts.tested) + 1)
-        first = [types.SimpleNamespace(accepted=counts.accepted[:g], tested=counts.tested[:g]) for g in tried]
-        speeds = [tokens_per_call(part) / (1 + call + judging * g) for g, part in zip(tried, first, strict=True)]
-    return speeds.index(max(speeds)) + 1, max(speeds)
+        speeds = {}
+        for g, (c, call) in measured.items():
+            first = types.SimpleNamespace(accepted=counts.accepted[:g], tested=counts.tested[:g])
+            if g <= len(counts.tested):
+                speeds[g] = tokens_per_call(first) / (g * c + call)
+    best = max(speeds, key=speeds.get)
+    return best, speeds[best]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

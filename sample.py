@@ -112,23 +112,32 @@ def prepare_drafter(path, target, meta, cfg):
 
 
 def choose_gamma(target, drafter, known, n_new, cfg, noise):
-    """-> cfg.gamma, or if that is 0 the fastest by what two short trials tell; the first one warms up."""
+    """-> cfg.gamma, or if that is 0 the fastest by what short trials tell."""
     if cfg.gamma:
         return cfg.gamma
-    settings = (cfg.temperature, cfg.top_k, cfg.top_p, noise)
-    for n_trial in (min(8, n_new), min(64, n_new)):
-        step_s = plain_step(target, known, n_trial, *settings)
-        _, counts = speculate(target, drafter, known, n_trial, 4, *settings)
-    return best_gamma(drafter, counts, acceptance(counts), *costs(counts, step_s))[0]
+    n_trial, settings = min(24, n_new), (cfg.temperature, cfg.top_k, cfg.top_p, noise)
+    measured = time_gammas(target, drafter, known, n_trial, settings)
+    _, counts = speculate(target, drafter, known, min(64, n_new), max(GAMMAS), *settings)
+    return best_gamma(drafter, counts, acceptance(counts), measured)[0]
 
 
-def plain_step(target, known, n_new, *settings):
-    """-> seconds of a step of target.generate: those of n_new tokens less those of the first, which reads `known`."""
-    times = [time.perf_counter()]
-    for n in (1, n_new):
-        target.generate(known, n, *settings).cpu()
-        times.append(time.perf_counter())
-    return max(times[2] - 2 * times[1] + times[0], 1e-9) / max(n_new - 1, 1)
+GAMMAS = (1, 2, 3, 4, 6, 8)  # that are tried
+
+
+def time_gammas(target, drafter, known, n_new, settings):
+    """-> {gamma: its costs}, from n_new tokens each, the faster of two trials; the first one warms up."""
+    trials = []
+    for _ in range(2):
+        times = [time.perf_counter()]
+        for n in (1, n_new):  # the first token reads `known` as well
+            target.generate(known, n, *settings).cpu()
+            times.append(time.perf_counter())
+        step_s = max(times[2] - 2 * times[1] + times[0], 1e-9) / max(n_new - 1, 1)
+        counts = {g: speculate(target, drafter, known, n_new, g, *settings)[1] for g in GAMMAS}
+        trials.append((step_s, counts))
+    step_s = min(step_s for step_s, _ in trials)
+    both = {g: [costs(counts[g], step_s) for _, counts in trials] for g in GAMMAS}
+    return {g: tuple(map(min, zip(*pair, strict=True))) for g, pair in both.items()}
 
 
 def paths_of(ckpt):

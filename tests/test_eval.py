@@ -407,7 +407,7 @@ def test_the_table_of_drafters(trained, drafters, tmp_path, capsys):
         places = itertools.accumulate(r["counted_at"], lambda x, y: x * y)
         assert r["tokens_per_call"] == pytest.approx(1 + sum(places))
         if r["drafter"] != trained["diffusion"]:
-            assert r["predicted"] == pytest.approx(M.predicted_speedup(r["alpha"], r["c"], r["gamma"], r["judging"]))
+            assert r["predicted"] == pytest.approx(M.predicted_speedup(r["alpha"], r["c"], r["gamma"], r["call"]))
     own = rows[2]
     assert own["alpha"] == pytest.approx(1) and own["counted"] == 1 and own["tokens_per_call"] == 3
     assert (tmp_path / "out" / "drafters.png").read_bytes()[:4] == b"\x89PNG"

@@ -267,14 +267,13 @@ def test_acceptance_by_counting_is_the_overlap():
 def test_predicted_speedup_by_hand():
     assert M.predicted_speedup(0.5, 0.1, 1) == pytest.approx(1.5 / 1.1)
     assert M.predicted_speedup(1.0, 0.0, 3) == 4
-    assert M.predicted_speedup(1.0, 0.0, 3, judging=0.2) == pytest.approx(4 / 1.6)
-    counts = types.SimpleNamespace(draft_s=2.0, drafts=40, target_s=15.0, rounds=10)  # 4 a round
-    assert M.costs(counts, step_s=1.0) == (0.05, 0.125)
-    assert M.costs(counts, step_s=2.0) == (0.025, 0.0)  # a call can hardly be shorter than a step
-    assert M.best_gamma(None, counts, 0.8, 0.05, 0.0)[0] > M.best_gamma(None, counts, 0.8, 0.05, 0.125)[0]
-    by_place = types.SimpleNamespace(accepted=[80, 40, 1], tested=[100, 80, 40])  # 0.8, 0.5, 0.025
-    gamma, speed = M.best_gamma(Diffusion(None), by_place, 0.8, 0.1, 0.05)
-    assert (gamma, speed) == (2, pytest.approx((1 + 0.8 + 0.4) / (1 + 0.3 + 0.1)))  # a call for three costs 3 c
+    assert M.predicted_speedup(1.0, 0.0, 3, call=1.6) == pytest.approx(4 / 1.6)
+    counts = types.SimpleNamespace(draft_s=2.0, drafts=40, target_s=15.0, rounds=10)
+    assert M.costs(counts, step_s=0.5) == (0.1, 3.0)
+    measured = {1: (0.1, 1.0), 2: (0.1, 1.1), 4: (0.1, 2.0)}
+    assert M.best_gamma(None, None, 0.8, measured) == (2, pytest.approx((1 + 0.8 + 0.64) / 1.3))
+    by_place = types.SimpleNamespace(accepted=[80, 8], tested=[100, 80])  # 0.8, 0.1: not 0.8 and 0.64
+    assert M.best_gamma(Diffusion(None), by_place, 0.8, measured) == (1, pytest.approx(1.8 / 1.1))
     assert M.predicted_speedup(0.0, 0.5, 2) == pytest.approx(0.5)
 
 
