@@ -51,6 +51,7 @@ from train import (
     fit_ngram,
     mean_over,
     refuse_used,
+    release,
     show_sample,
     validation_batches,
 )
@@ -621,7 +622,10 @@ def main(cfg):
     methods = {"sdtt": sdtt, "kd": kd, "soft": soft}
     choose("method", cfg.method, tuple(methods))
     check(cfg)
-    methods[cfg.method](cfg)
+    try:
+        methods[cfg.method](cfg)
+    finally:
+        release(cfg.out_dir)
     if cfg.export:
         last = f"round_{len(plan_rounds(cfg))}.pt" if cfg.method == "sdtt" else "ckpt.pt"
         on_first_process(lambda: save_published(cfg.export, *load_model(os.path.join(cfg.out_dir, last))))

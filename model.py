@@ -97,6 +97,7 @@ def rotate(x, cos, sin):
     return torch.addcmul(x * cos.to(x.dtype), x.roll(x.size(-1) // 2, -1), sin.to(x.dtype))
 
 
+@functools.lru_cache(maxsize=8)  # every layer asks for the same one
 def causal_mask(n_query, n_key, device):
     """-> (n_query, n_key) bool, True where a query may look: the queries are the last n_query of the keys."""
     return torch.ones(n_query, n_key, dtype=torch.bool, device=device).tril(n_key - n_query)

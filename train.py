@@ -379,7 +379,7 @@ def refuse_used(out_dir):
         )
 
 
-CLAIMED = {}  # folder -> its open lock file, for the life of the process
+CLAIMED = {}  # folder -> its open lock file
 
 
 def claim(out_dir):
@@ -395,6 +395,12 @@ def claim(out_dir):
     except OSError:  # some network disks lock nothing
         return
     CLAIMED[out_dir] = file
+
+
+def release(out_dir):
+    """Undoes claim. (So does the end of the process.)"""
+    if out_dir in CLAIMED:
+        CLAIMED.pop(out_dir).close()
 
 
 def check_loop(cfg):
@@ -521,7 +527,10 @@ def main(cfg):
 
     show = functools.partial(show_sample, meta=corpus.meta, steps=T)
     loss = ar_loss if ar else functools.partial(diffusion_loss, t_weight=cfg.t_weight)
-    fit(model, loss, get_batch, validate, cfg, resume, corpus.meta, show)
+    try:
+        fit(model, loss, get_batch, validate, cfg, resume, corpus.meta, show)
+    finally:
+        release(cfg.out_dir)
     if dist.is_initialized():
         dist.destroy_process_group()
 
