@@ -343,9 +343,10 @@ class GPT(nn.Module):
         return F.linear(h, self.head_weight[: self.config.vocab_size], self.head_bias)
 
     def frozen_head(self):
-        """-> f: (n, C) -> (n, V) float32 logits, outside autograd; the weights are cast to autocast's type once."""
+        """-> f: (n, C) -> (n, V) float32 logits, outside autograd, computed in what head_loss uses."""
         W, kind = self.head_weight[: self.config.vocab_size].detach(), self.wte.weight.device.type
-        W = W.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else W
+        low = torch.is_autocast_enabled(kind) and torch.is_grad_enabled()
+        W = W.to(torch.get_autocast_dtype(kind)) if low else W
         b = 0 if self.head_bias is None else self.head_bias.detach()
         return lambda h: F.linear(h.to(W.dtype), W).float() + b
 

@@ -226,3 +226,17 @@ def test_gpt_is_initialised_so_that_the_first_loss_is_log_V():
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=32, vocab_size=100, n_layer=4, n_head=2, n_embd=64, causal=True))
     assert abs(M.ar_loss(model, torch.randint(100, (4, 33))).item() - math.log(100)) < 0.1
+
+
+@torch.no_grad()
+def test_evaluation_computes_logits_in_float32_even_under_autocast():
+    """GPT-2's logits are about -100, where neighbours in bfloat16 are 0.5 apart."""
+    model = tiny_model(V=50, causal=True, n_embd=64)
+    model.wte.weight.copy_(-100 / 64 + 0.02 * torch.randn(model.wte.weight.shape, generator=generator(0)))
+    h, y = torch.ones(30, 64), torch.arange(30)
+    exact = F.cross_entropy(h.double() @ model.wte.weight[:50].double().T, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model.nll(h, y, torch.full((30,), 1 / 30))
+        head = model.frozen_head()
+    teacher = F.cross_entropy(head(h), y)
+    assert abs(got - exact) < 1e-4 and abs(teacher - exact) < 1e-4
