@@ -573,6 +573,11 @@ def quality(x, real, judge, metas, wanted, cfg, prefix=0):
     return row
 
 
+def short(drafter):
+    """out/drafters/lstm/ckpt.pt -> out/drafters/lstm"""
+    return drafter.removesuffix("/ckpt.pt").removesuffix("/ngram.txt")
+
+
 def tables(report):
     """-> the text that is printed and saved as eval.txt."""
     lines = []
@@ -608,12 +613,12 @@ def tables(report):
         for r in report["drafters"]:
             places = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
             lines.append(
-                f"{r['drafter'][-34:]:34s} {r['alpha']:6.3f} {r['alpha_error']:5.3f} {r['counted']:7.3f} {places:>24s} "
-                f"{r['tokens_per_call']:11.2f} {r['gamma']:5d} {r['c']:6.3f} {r['call']:5.2f} {r['predicted']:9.2f} "
+                f"{short(r['drafter'])[-34:]:34s} {r['alpha']:6.3f} {r['alpha_error']:5.3f} {r['counted']:7.3f} "
+                f"{places:>24s} {r['tokens_per_call']:11.2f} {r['gamma']:5d} {r['c']:6.3f} {r['call']:5.2f} {r['predicted']:9.2f} "
                 f"{r['speedup']:7.2f} +- {r['speedup_error']:.2f}"
             )
     for path, (mean, error) in report.get("rouge2", {}).items():
-        lines.append(f"{path}: ROUGE-2 {mean:.3f} +- {error:.3f}")
+        lines.append(f"{short(path)}: ROUGE-2 {mean:.3f} +- {error:.3f}")
     lines.append(f"\n{report['hardware']}, seed {report['seed']}, torch {report['torch']}")
     return "\n".join(lines)
 
@@ -686,7 +691,7 @@ def plot_drafters(report, path):
     """A bar a drafter: its acceptance rate, and the measured speed."""
     plt = pyplot()
     rows = report["drafters"]
-    names = [r["drafter"].removesuffix("/ckpt.pt").removesuffix("/ngram.txt") for r in rows]
+    names = [short(r["drafter"]) for r in rows]
     fig, axes = plt.subplots(1, 2, figsize=(11, 0.5 * len(rows) + 1.4), sharey=True)
     for ax, key, label in zip(axes, ("alpha", "speedup"), ("acceptance rate alpha", "measured speed-up"), strict=True):
         ax.barh(names, [r[key] for r in rows], xerr=[r[f"{key}_error"] for r in rows], color="tab:blue", height=0.6)
