@@ -614,8 +614,8 @@ def tables(report):
             places = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
             lines.append(
                 f"{short(r['drafter'])[-34:]:34s} {r['alpha']:6.3f} {r['alpha_error']:5.3f} {r['counted']:7.3f} "
-                f"{places:>24s} {r['tokens_per_call']:11.2f} {r['gamma']:5d} {r['c']:6.3f} {r['call']:5.2f} {r['predicted']:9.2f} "
-                f"{r['speedup']:7.2f} +- {r['speedup_error']:.2f}"
+                f"{places:>24s} {r['tokens_per_call']:11.2f} {r['gamma']:5d} {r['c']:6.3f} "
+                f"{r['call']:5.2f} {r['predicted']:9.2f} {r['speedup']:7.2f} +- {r['speedup_error']:.2f}"
             )
     for path, (mean, error) in report.get("rouge2", {}).items():
         lines.append(f"{short(path)}: ROUGE-2 {mean:.3f} +- {error:.3f}")
