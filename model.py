@@ -740,21 +740,31 @@ class NGram:
         return self.prepare()
 
     def prepare(self):
-        """Sums over neighbours that every query needs."""
+        """For each m: where a context's m-grams start, the share of each, what is left to shorter contexts."""
         used = self.counts
         if self.smoothing == "kneser_ney":  # below the top, an m-gram counts once for each token that came before it
             longer = range(2, self.n + 1)
             used = [np.bincount(self.find(self.grams(m)[:, 1:])[0], minlength=len(self.keys[m - 2])) for m in longer]
             used.append(self.counts[-1])
-        self.used = used
-        self.sums = [np.concatenate([[0], u.cumsum()]) for u in used]
-        self.kinds = [np.concatenate([[0], (u > 0).cumsum()]) for u in used]
-        if self.smoothing == "kneser_ney":
             free = self.discount * (used[0] > 0).sum() / self.V  # for tokens never seen
             self.unigram = (np.maximum(used[0] - self.discount, 0) + free) / used[0].sum()
         else:
             self.unigram = (used[0] + self.alpha) / (used[0].sum() + self.alpha * self.V)
         self.unigram = self.unigram.astype(np.float32)
+        self.start, self.share, self.left = [None], [None], [None]
+        for keys, shorter, count in zip(self.keys[1:], self.keys, used[1:], strict=False):
+            context, size = keys // self.V, len(shorter)
+            total = np.bincount(context, count, size)
+            if self.smoothing == "kneser_ney":
+                left = self.discount * np.bincount(context, count > 0, size) / np.maximum(total, 1)
+                left[total == 0] = 1
+                share = np.maximum(count - self.discount, 0) / np.maximum(total, 1)[context]
+            else:
+                left = self.alpha / (total + self.alpha * self.V)
+                share = count / (total + self.alpha * self.V)[context]
+            self.start.append(np.concatenate([[0], np.bincount(context, minlength=size).cumsum()]))
+            self.share.append(share.astype(np.float32))
+            self.left.append(left.astype(np.float32))
         return self
 
     def grams(self, m):
@@ -770,7 +780,7 @@ class NGram:
         number, found = np.maximum(grams[:, 0], 0), grams[:, 0] >= 0
         for keys, token in zip(self.keys[1:], grams.T[1:], strict=False):
             key = number * self.V + token
-            number = np.searchsorted(keys, key).clip(max=len(keys) - 1)
+            number = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
             found &= keys[number] == key
         return number, found
 
@@ -779,20 +789,14 @@ class NGram:
         p = np.tile(self.unigram, (len(context), 1))
         for m in range(2, self.n + 1):
             number, found = self.find(context[:, self.n - m :])
-            rows, number = found.nonzero()[0], number[found]
-            low, high = (np.searchsorted(self.keys[m - 1], (number + i) * self.V) for i in (0, 1))
-            total = self.sums[m - 1][high] - self.sums[m - 1][low]
-            rows, low, high, total = (a[total > 0] for a in (rows, low, high, total))
-            row = np.repeat(np.arange(len(rows)), high - low)  # of each known continuation
-            entry = np.arange(len(row)) - np.repeat((high - low).cumsum() - high, high - low)
-            count, token = self.used[m - 1][entry], self.keys[m - 1][entry] % self.V
-            if self.smoothing == "kneser_ney":
-                kinds = self.kinds[m - 1][high] - self.kinds[m - 1][low]
-                p[rows] *= (self.discount * kinds / total)[:, None]  # what the discount frees, for shorter contexts
-                p[rows[row], token] += np.maximum(count - self.discount, 0) / total[row]
-            else:
-                p[rows] = (self.alpha / (total + self.alpha * self.V))[:, None]
-                p[rows[row], token] += count / (total + self.alpha * self.V)[row]
+            low, high = self.start[m - 1][number], self.start[m - 1][number + 1]
+            rows = (found & (low < high)).nonzero()[0]
+            number, low, many = number[rows], low[rows], (high - low)[rows]
+            left = self.left[m - 1][number][:, None]
+            p[rows] = left if self.smoothing == "laplace" else p[rows] * left
+            row = np.repeat(np.arange(len(rows)), many)  # of each known continuation
+            entry = np.arange(len(row)) + (low - many.cumsum() + many)[row]
+            p[rows[row], self.keys[m - 1][entry] % self.V] += self.share[m - 1][entry]
         return torch.from_numpy(p).log_()
 
     def __call__(self, idx):
