@@ -597,23 +597,26 @@ def tables(report):
     if report["rows"]:
         columns = ("genppl", "true_ppl", "entropy", "self_bleu", "mauve", "s_per_sample")
         keys = [k for k in columns if any(k in r for r in report["rows"])]
-        lines.append(f"\n{'model':34s} {'steps':>5s} " + " ".join(f"{k:>12s}" for k in keys))
+        wide = max(len(r["model"]) for r in report["rows"])
+        lines.append(f"\n{'model':{wide}s} {'steps':>5s} " + " ".join(f"{k:>12s}" for k in keys))
         for r in report["rows"]:
             numbers = " ".join(f"{r[k]:12.3f}" if k in r else " " * 12 for k in keys)
-            lines.append(f"{r['model'][-34:]:34s} {r['steps'] or '':>5} {numbers}")
+            lines.append(f"{r['model']:{wide}s} {r['steps'] or '':>5} {numbers}")
     if report["latency"]:
-        lines.append(f"\n{'seconds per sample':34s} {'steps':>5s} {'batch':>6s}")
+        wide = max(len("seconds per sample"), *(len(r["model"]) for r in report["latency"]))
+        lines.append(f"\n{'seconds per sample':{wide}s} {'steps':>5s} {'batch':>6s}")
         for r in report["latency"]:
-            lines.append(f"{r['model'][-34:]:34s} {r['steps']:5d} {r['batch']:6d} {r['s_per_sample']:12.4f}")
+            lines.append(f"{r['model']:{wide}s} {r['steps']:5d} {r['batch']:6d} {r['s_per_sample']:12.4f}")
     if report["drafters"]:
         names = ("drafter", "alpha", "+-", "counted", "by place", "tokens/call", "gamma", "c", "call")
         names += ("predicted", "measured")
-        widths = "\n{:34s} {:>6s} {:>5s} {:>7s} {:>24s} {:>11s} {:>5s} {:>6s} {:>5s} {:>9s} {:>14s}"
+        wide = max(len(short(r["drafter"])) for r in report["drafters"])
+        widths = f"\n{{:{wide}s}}" + " {:>6s} {:>5s} {:>7s} {:>24s} {:>11s} {:>5s} {:>6s} {:>5s} {:>9s} {:>14s}"
         lines.append(widths.format(*names))
         for r in report["drafters"]:
             places = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
             lines.append(
-                f"{short(r['drafter'])[-34:]:34s} {r['alpha']:6.3f} {r['alpha_error']:5.3f} {r['counted']:7.3f} "
+                f"{short(r['drafter']):{wide}s} {r['alpha']:6.3f} {r['alpha_error']:5.3f} {r['counted']:7.3f} "
                 f"{places:>24s} {r['tokens_per_call']:11.2f} {r['gamma']:5d} {r['c']:6.3f} "
                 f"{r['call']:5.2f} {r['predicted']:9.2f} {r['speedup']:7.2f} +- {r['speedup_error']:.2f}"
             )
