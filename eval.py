@@ -601,7 +601,7 @@ def tables(report):
         lines.append(f"\n{'model':{wide}s} {'steps':>5s} " + " ".join(f"{k:>12s}" for k in keys))
         for r in report["rows"]:
             numbers = " ".join(f"{r[k]:12.3f}" if k in r else " " * 12 for k in keys)
-            lines.append(f"{r['model']:{wide}s} {r['steps'] or '':>5} {numbers}")
+            lines.append(f"{r['model']:{wide}s} {r['steps'] or '':>5} {numbers}".rstrip())
     if report["latency"]:
         wide = max(len("seconds per sample"), *(len(r["model"]) for r in report["latency"]))
         lines.append(f"\n{'seconds per sample':{wide}s} {'steps':>5s} {'batch':>6s}")
