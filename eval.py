@@ -477,57 +477,16 @@ def evaluate(cfg):
     report |= {"likelihood": {}, "lambada": {}, "rows": [], "latency": [], "timed": {}, "drafters": []}
 
     if "nelbo" in wanted:
-        for path, (model, *_) in models.items():
-            x = data.blocks(corpus.val, model.config.block_size + model.config.causal, cfg.eval_blocks)
-            with autocast:
-                nats, error = likelihood(model, x, cfg)
-            chars = len(data.encoder(corpus.meta)[1](x.flatten().tolist())) / x.numel()  # per token
-            kind = "exact" if model.config.causal else "upper bound"
-            row = {"kind": kind, "nats": nats, "error": error, "ppl": math.exp(nats), "tokens": x.numel()}
-            row["bits_per_char"] = nats / math.log(2) / chars
-            if "entropy_rate" in meta:  # of a diffusion block: the first token has nothing before it
-                T, rate = model.config.block_size, meta["entropy_rate"]
-                row["truth"] = rate if model.config.causal else (meta["stationary_entropy"] + (T - 1) * rate) / T
-            report["likelihood"][path] = row
-    if "lambada" in wanted:
-        for path, (model, *_) in models.items():
-            with autocast:
-                report["lambada"][path] = lambada(model, passages, cfg)
-    if {"genppl", "selfbleu", "mauve"} & set(wanted):
-        rows, about = report["rows"], next(iter(files.values()))[1] if files else {"prefix": 0, "continuations": 1}
-        n_texts = max([len(x) // a["continuations"] for x, a in files.values()], default=cfg.num_samples)
-        real = data.blocks(corpus.val, size, n_texts)  # with a prefix: the texts that were continued
-        judged = functools.partial(quality, real=real, judge=judge, metas=(meta, judge_meta), wanted=wanted, cfg=cfg)
-        for path, (model, _, context, _) in models.items() if not files else ():
-            causal, templates = model.config.causal, empty_pages(model, meta, cfg.num_samples, size)
-            for n_steps, top_p in [(size, p) for p in cfg.ar_top_p] if causal else [(k, cfg.top_p) for k in cfg.steps]:
-                began = time.perf_counter()
-                with context:
-                    x = draw_many(model, templates, types.SimpleNamespace(**{**vars(cfg), "top_p": top_p}), n_steps)
-                seconds = (time.perf_counter() - began) / cfg.num_samples
-                label = path if top_p == 1 else f"{path}, top_p {top_p:g}"
-                rows.append({"model": label, "path": path, "steps": n_steps, "s_per_sample": seconds, "causal": causal})
-                with autocast:
-                    rows[-1] |= judged(x)
-        for path, (x, its) in files.items():
-            label = path if its["top_p"] == 1 else f"{path}, top_p {its['top_p']:g}"
-            rows.append({"model": label, "path": its["ckpt"], "steps": its["steps"], "causal": its["causal"]})
-            with autocast:
-                rows[-1] |= judged(x, prefix=its["prefix"])
         with autocast:
-            rows.append({"model": "real text", "steps": None} | judged(real, prefix=about["prefix"]))
+            report["likelihood"] = likelihood_of_all(models, corpus, meta, cfg)
+    if "lambada" in wanted:
+        with autocast:
+            report["lambada"] = {path: lambada(model, passages, cfg) for path, (model, *_) in models.items()}
+    if {"genppl", "selfbleu", "mauve"} & set(wanted):
+        judged = functools.partial(quality, judge=judge, metas=(meta, judge_meta), wanted=wanted, cfg=cfg)
+        report["rows"] = quality_of_all(models, files, corpus, judged, meta, size, autocast, cfg)
     if "latency" in wanted:
-        timed = {}  # the rounds of a model are equally fast: one of them is measured
-        for path, (model, _, context, _) in models.items():
-            shape = dataclasses.astuple(dataclasses.replace(model.config, dropout=0.0))
-            report["timed"][path] = timed.setdefault(shape, path)
-            if timed[shape] != path:
-                continue
-            for batch, n_steps in itertools.product(cfg.latency_batch, [size] if model.config.causal else cfg.steps):
-                with context:
-                    seconds = seconds_per_sample(model, meta, cfg, n_steps, size, batch)
-                row = {"model": path, "causal": model.config.causal, "batch": batch, "steps": n_steps}
-                report["latency"].append(row | {"s_per_sample": seconds})
+        report["latency"], report["timed"] = latency_of_all(models, meta, size, cfg)
     if "acceptance" in wanted:
         length, references = cfg.length or target.config.block_size, None
         if cfg.prompts:
@@ -541,6 +500,66 @@ def evaluate(cfg):
             if references:
                 report["rouge2"] = rouge_2(target, drafters, x.to(device), length, references, meta, cfg)
     return report
+
+
+def likelihood_of_all(models, corpus, meta, cfg):
+    """-> {path: nats per token of validation text, and the same in other units}."""
+    rows = {}
+    for path, (model, *_) in models.items():
+        x = data.blocks(corpus.val, model.config.block_size + model.config.causal, cfg.eval_blocks)
+        nats, error = likelihood(model, x, cfg)
+        chars = len(data.encoder(corpus.meta)[1](x.flatten().tolist())) / x.numel()  # per token
+        kind = "exact" if model.config.causal else "upper bound"
+        rows[path] = {"kind": kind, "nats": nats, "error": error, "ppl": math.exp(nats), "tokens": x.numel()}
+        rows[path]["bits_per_char"] = nats / math.log(2) / chars
+        if "entropy_rate" in meta:  # of a diffusion block: the first token has nothing before it
+            T, rate = model.config.block_size, meta["entropy_rate"]
+            truth = rate if model.config.causal else (meta["stationary_entropy"] + (T - 1) * rate) / T
+            rows[path]["truth"] = truth
+    return rows
+
+
+def quality_of_all(models, files, corpus, judged, meta, size, autocast, cfg):
+    """-> a row for each model and number of steps, or for each file of samples, and at the end one of real text."""
+    rows, prefix = [], next(iter(files.values()))[1]["prefix"] if files else 0
+    n_texts = max([len(x) // its["continuations"] for x, its in files.values()], default=cfg.num_samples)
+    real = data.blocks(corpus.val, size, n_texts)  # with a prefix: the texts that were continued
+    for path, (x, its) in files.items():
+        label = path if its["top_p"] == 1 else f"{path}, top_p {its['top_p']:g}"
+        rows.append({"model": label, "path": its["ckpt"], "steps": its["steps"], "causal": its["causal"]})
+        with autocast:
+            rows[-1] |= judged(x, real, prefix=prefix)
+    for path, (model, _, context, _) in models.items() if not files else ():
+        causal, templates = model.config.causal, empty_pages(model, meta, cfg.num_samples, size)
+        for n_steps, top_p in [(size, p) for p in cfg.ar_top_p] if causal else [(k, cfg.top_p) for k in cfg.steps]:
+            began = time.perf_counter()
+            with context:
+                x = draw_many(model, templates, types.SimpleNamespace(**{**vars(cfg), "top_p": top_p}), n_steps)
+            seconds = (time.perf_counter() - began) / cfg.num_samples
+            label = path if top_p == 1 else f"{path}, top_p {top_p:g}"
+            rows.append({"model": label, "path": path, "steps": n_steps, "s_per_sample": seconds, "causal": causal})
+            with autocast:
+                rows[-1] |= judged(x, real)
+    with autocast:
+        rows.append({"model": "real text", "steps": None} | judged(real, real, prefix=prefix))
+    return rows
+
+
+def latency_of_all(models, meta, size, cfg):
+    """-> seconds per sample of each model, batch and number of steps, {path: the path that was timed in its place}."""
+    rows, timed = [], {}
+    shapes = {}  # the rounds of a model are equally fast: one of them is measured
+    for path, (model, _, context, _) in models.items():
+        shape = dataclasses.astuple(dataclasses.replace(model.config, dropout=0.0))
+        timed[path] = shapes.setdefault(shape, path)
+        if timed[path] != path:
+            continue
+        for batch, n_steps in itertools.product(cfg.latency_batch, [size] if model.config.causal else cfg.steps):
+            with context:
+                seconds = seconds_per_sample(model, meta, cfg, n_steps, size, batch)
+            row = {"model": path, "causal": model.config.causal, "batch": batch, "steps": n_steps}
+            rows.append(row | {"s_per_sample": seconds})
+    return rows, timed
 
 
 def quality(x, real, judge, metas, wanted, cfg, prefix=0):
