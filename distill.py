@@ -15,6 +15,7 @@ $ python distill.py config/kd_shakespeare_char.py --method=soft --topk=8 --out_d
 import dataclasses
 import functools
 import glob
+import hashlib
 import json
 import math
 import os
@@ -34,6 +35,7 @@ from model import (
     ar_loss,
     draw,
     generator,
+    hub_address,
     in_chunks,
     join_processes,
     load_checkpoint,
@@ -336,6 +338,7 @@ def refuse_other_knobs(cfg, path):
         "fsdp",
     }
     free |= {"eval_interval", "eval_iters", "sample_interval", "log_interval", "learning_rate"}
+    free |= set() if cfg.method == "sdtt" else {"iters_per_round", "max_iters"}  # a run without rounds may be prolonged
     was = load_checkpoint(path)["config"]
     for key in sorted((vars(cfg).keys() & was.keys()) - free):
         if getattr(cfg, key) != was[key]:
@@ -354,6 +357,10 @@ def check(cfg):
     choose("kd_data", cfg.kd_data, ("dataset", "teacher", "student"))
     choose("missing", cfg.missing, ("none", "renorm", "tail"))
     choose("smoothing", cfg.smoothing, ("kneser_ney", "laplace"))
+    kinds = ("lstm", "cnn", "gpt", "ngram")
+    known = cfg.drafter in kinds or os.path.exists(cfg.drafter) or hub_address(cfg.drafter)
+    if cfg.method != "sdtt" and not known:
+        raise UserError(f"drafter is {cfg.drafter!r}; choose one of {', '.join(kinds)}, or a checkpoint.")
     if cfg.method == "soft" and cfg.drafter == "ngram":
         raise UserError("An ngram counts texts: it learns with --method=kd, not from soft labels.")
     if cfg.export and cfg.drafter == "ngram":
@@ -474,6 +481,9 @@ def refuse_other_origin(path, cfg, T):
     """Writes down what the text or labels beside `path` come from, or refuses them if it was something else."""
     names = ("teacher", "teacher_step", "teacher_loss", "dataset", "seed", "topk", "soft_data", "soft_length")
     made = {"T": T} | {name: getattr(cfg, name, None) for name in names}
+    if cfg.soft_data.endswith(".jsonl"):
+        with open(cfg.soft_data, "rb") as f:
+            made["soft_data holds"] = hashlib.sha256(f.read()).hexdigest()[:16]
     if not os.path.exists(path):
         return data.atomic_write(path, json.dumps(made, indent=1).encode())
     with open(path, encoding="utf-8") as f:
@@ -481,7 +491,8 @@ def refuse_other_origin(path, cfg, T):
     for name, value in made.items():
         if was.get(name) != value:
             raise UserError(
-                f"{os.path.dirname(path)} was begun with {name} {was.get(name)!r}, not {value!r}. Delete it."
+                f"{os.path.dirname(path)} was begun with {name} {was.get(name)!r}, not {value!r}. Delete it, or take "
+                "another --out_dir."
             )
 
 
@@ -519,6 +530,8 @@ def make_drafter(cfg, meta, T, device, note):
     if saved:
         drafter.load_state_dict(saved["model"])
     print_once(f"{sum(p.numel() for p in drafter.parameters()) / 1e6:.2f} M parameters on {note}")
+    if saved and saved["step"] >= cfg.max_iters:
+        print_once(f"{cfg.out_dir} is already trained for {saved['step']} steps.")
     return drafter, saved
 
 
@@ -589,7 +602,11 @@ def soft(cfg):
     student, saved = make_drafter(cfg, corpus.meta, T, device, note)
 
     def label():
-        if os.path.exists(os.path.join(folder, "meta.json")):
+        origin, finished = os.path.join(cfg.out_dir, "soft.json"), os.path.exists(os.path.join(folder, "meta.json"))
+        if not finished and os.path.exists(origin):  # it failed
+            os.remove(origin)
+        refuse_other_origin(origin, cfg, T)
+        if finished:
             return
         if cfg.soft_data:
             data.soft_from_jsonl(cfg.soft_data, folder, corpus.meta, T, cfg.topk)
@@ -598,7 +615,6 @@ def soft(cfg):
             store_soft(teacher, x, folder, cfg.topk, corpus.meta)
 
     if folder != cfg.soft_data:
-        on_first_process(lambda: refuse_other_origin(os.path.join(cfg.out_dir, "soft.json"), cfg, T))
         on_first_process(label)
     labels = data.load_soft(folder)
     if not data.same_vocabulary(corpus.meta, labels.meta):

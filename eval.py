@@ -15,6 +15,7 @@ Zero-shot perplexity is nelbo with --dataset. Samples may be written beforehand,
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -85,7 +86,7 @@ cfg = configure(globals())
 
 @torch.no_grad()
 def likelihood(model, x, cfg):
-    """(n, T + 1 if causal else T) int64 -> nats per token and its standard error over batches.
+    """(n, T + 1 if causal else T) int64 -> nats per token and its standard error over batches (None if there is one).
 
     A causal model sees each block from its own beginning; the first of the T + 1 tokens is context only.
     """
@@ -100,7 +101,9 @@ def likelihood(model, x, cfg):
     weights = torch.tensor([float(len(b)) for b in x.split(cfg.batch_size)])
     values = values.view(-1, len(weights)).mean(0)  # over the draws: only other text is independent
     mean = (values * weights).sum() / weights.sum()
-    error = ((values - mean).square() * weights).sum() / weights.sum() / max(len(weights) - 1, 1)
+    if len(weights) == 1:
+        return mean.item(), None
+    error = ((values - mean).square() * weights).sum() / weights.sum() / (len(weights) - 1)
     return mean.item(), error.sqrt().item()
 
 
@@ -380,6 +383,10 @@ def check(cfg):
         raise UserError(f"ar_top_p is {cfg.ar_top_p}; it takes numbers above 0 and at most 1.")
     check_sampling(cfg)
     check_range(cfg, ("num_samples", "batch_size", "draws", "eval_blocks"), 1)
+    if cfg.samples and (others := set(wanted) - {"genppl", "selfbleu", "mauve"}):
+        raise UserError(
+            f"what is {cfg.what!r}, but {min(others)} needs a model, not --samples. Leave it out: --what=genppl."
+        )
     if cfg.length == 1:
         raise UserError("length is 1, but the first token of a sample is not judged. Use at least 2.")
     if "mauve" in wanted and not importlib.util.find_spec("mauve"):
@@ -444,8 +451,7 @@ def evaluate(cfg):
     device, note = join_processes(cfg)
     _, autocast, _ = pick_device(cfg.device, cfg.dtype)
     files = {path: load_samples(path) for path in paths_of(cfg.samples)} if cfg.samples else {}
-    of_models = not files or {"nelbo", "latency", "acceptance", "lambada"} & set(wanted)
-    models = {path: prepare(path, cfg) for path in paths_of(cfg.ckpt)} if of_models else {}
+    models = {} if files else {path: prepare(path, cfg) for path in paths_of(cfg.ckpt)}
     metas = {path: checkpoint["meta"] for path, (_, checkpoint, *_) in models.items()}
     metas |= {path: about["meta"] for path, (_, about) in files.items()}
     sources = [checkpoint["config"]["dataset"] for _, checkpoint, *_ in models.values()]
@@ -464,14 +470,14 @@ def evaluate(cfg):
         metas["the dataset"] = corpus.meta
     for path, other in metas.items():
         if not data.same_vocabulary(meta, other):
-            raise UserError(f"{path} has another vocabulary than {next(iter(metas))}; their numbers do not compare.")
+            raise UserError(f"{path}: another vocabulary than {next(iter(metas))}'s; their numbers do not compare.")
     lengths = {x.size(1) for x, _ in files.values()} | ({cfg.length} if cfg.length else set())
     if len(lengths) > 1 or len({(its["prefix"], its["continuations"]) for _, its in files.values()}) > 1:
         raise UserError(f"Texts of {sorted(lengths)} tokens, or with other prefixes, do not compare. Give one kind.")
     sizes = [m[0].config.block_size for m in models.values()] + ([judge.config.block_size] if judge else [])
     size = min(lengths, default=min(sizes, default=0))
     report = {"hardware": note, "torch": torch.__version__, "seed": cfg.seed, "tokens_per_sample": size}
-    report |= {"num_samples": cfg.num_samples, "sampler": cfg.sampler, "retokenize": cfg.retokenize}
+    report |= {"sampler": cfg.sampler, "retokenize": cfg.retokenize}
     report["processes"] = dist.get_world_size() if dist.is_initialized() else 1
     report["files"] = {path: {k: v for k, v in its.items() if k != "meta"} for path, (_, its) in files.items()}
     report |= {"likelihood": {}, "lambada": {}, "rows": [], "latency": [], "timed": {}, "drafters": []}
@@ -524,11 +530,12 @@ def quality_of_all(models, files, corpus, judged, meta, size, autocast, cfg):
     rows, prefix = [], next(iter(files.values()))[1]["prefix"] if files else 0
     n_texts = max([len(x) // its["continuations"] for x, its in files.values()], default=cfg.num_samples)
     real = data.blocks(corpus.val, size, n_texts)  # with a prefix: the texts that were continued
+    judged = functools.partial(judged, real=real, n=min([len(real), *(len(x) for x, _ in files.values())]))
     for path, (x, its) in files.items():
         label = path if its["top_p"] == 1 else f"{path}, top_p {its['top_p']:g}"
         rows.append({"model": label, "path": its["ckpt"], "steps": its["steps"], "causal": its["causal"]})
         with autocast:
-            rows[-1] |= judged(x, real, prefix=prefix)
+            rows[-1] |= judged(x, prefix=prefix)
     for path, (model, _, context, _) in models.items() if not files else ():
         causal, templates = model.config.causal, empty_pages(model, meta, cfg.num_samples, size)
         for n_steps, top_p in [(size, p) for p in cfg.ar_top_p] if causal else [(k, cfg.top_p) for k in cfg.steps]:
@@ -539,9 +546,9 @@ def quality_of_all(models, files, corpus, judged, meta, size, autocast, cfg):
             label = path if top_p == 1 else f"{path}, top_p {top_p:g}"
             rows.append({"model": label, "path": path, "steps": n_steps, "s_per_sample": seconds, "causal": causal})
             with autocast:
-                rows[-1] |= judged(x, real)
+                rows[-1] |= judged(x)
     with autocast:
-        rows.append({"model": "real text", "steps": None} | judged(real, real, prefix=prefix))
+        rows.append({"model": "real text", "steps": None} | judged(real, prefix=prefix))
     return rows
 
 
@@ -562,15 +569,16 @@ def latency_of_all(models, meta, size, cfg):
     return rows, timed
 
 
-def quality(x, real, judge, metas, wanted, cfg, prefix=0):
-    """(n, L) int64 -> its row of the table: entropy, and what is wanted of genppl, true_ppl, self_bleu and mauve.
+def quality(x, real, judge, metas, wanted, cfg, prefix=0, n=None):
+    """(N, L) int64 -> its row of the table: entropy, and what is wanted of genppl, true_ppl, self_bleu and mauve.
 
     After the `prefix`, which is real text, every token counts but the first of all and, as in MDLM's code, each
     end-of-text after the first of the sample, which may be its first token: a model may not win by writing nothing.
-    retokenize: what counts is the text, as the judge's tokenizer cuts it.
+    retokenize: what counts is the text, as the judge's tokenizer cuts it. Self-BLEU grows with the number of texts: it
+    is of n of them (None: all), evenly chosen, the same n in every row of a table.
     """
     meta, judge_meta = metas
-    row = {"entropy": sample_entropy(x[:, prefix:])}
+    row = {"texts": len(x), "entropy": sample_entropy(x[:, prefix:])}
     y, counted = x, torch.arange(x.size(1)).expand_as(x) >= max(prefix, 1)
     if judge and cfg.retokenize:
         y, counted = retokenized(x, prefix, data.encoder(meta)[1], data.encoder(judge_meta)[0])
@@ -582,7 +590,8 @@ def quality(x, real, judge, metas, wanted, cfg, prefix=0):
     if "transition" in meta and "genppl" in wanted:
         row["true_ppl"] = math.exp(markov_nats(x, meta))
     if "selfbleu" in wanted:
-        row["self_bleu"] = self_bleu(x[:, prefix:].tolist())
+        n = n or len(x)
+        row["self_bleu"] = self_bleu(x[:: len(x) // n, prefix:][:n].tolist())
     if "mauve" in wanted and x is not real:
         features = [judge_features(judge, part, cfg.batch_size) for part in (real, x)]
         import mauve
@@ -603,8 +612,9 @@ def tables(report):
     for path, r in report["likelihood"].items():
         bound = "<=" if r["kind"] == "upper bound" else " ="
         lines.append(
-            f"{path}: validation {bound} {r['nats']:.4f} +- {r['error']:.4f} nats per token, "
-            f"perplexity {r['ppl']:.2f}, {r['bits_per_char']:.3f} bits per character"
+            f"{path}: validation {bound} {r['nats']:.4f}"
+            + (" nats per token, " if r["error"] is None else f" +- {r['error']:.4f} nats per token, ")
+            + f"perplexity {r['ppl']:.2f}, {r['bits_per_char']:.3f} bits per character"
             + (f"; the true entropy is {r['truth']:.4f}" if "truth" in r else "")
         )
     for path, r in report["lambada"].items():
@@ -617,10 +627,10 @@ def tables(report):
         columns = ("genppl", "true_ppl", "entropy", "self_bleu", "mauve", "s_per_sample")
         keys = [k for k in columns if any(k in r for r in report["rows"])]
         wide = max(len(r["model"]) for r in report["rows"])
-        lines.append(f"\n{'model':{wide}s} {'steps':>5s} " + " ".join(f"{k:>12s}" for k in keys))
+        lines.append(f"\n{'model':{wide}s} {'steps':>5s} {'texts':>6s} " + " ".join(f"{k:>12s}" for k in keys))
         for r in report["rows"]:
             numbers = " ".join(f"{r[k]:12.3f}" if k in r else " " * 12 for k in keys)
-            lines.append(f"{r['model']:{wide}s} {r['steps'] or '':>5} {numbers}".rstrip())
+            lines.append(f"{r['model']:{wide}s} {r['steps'] or '':>5} {r['texts']:6d} {numbers}".rstrip())
     if report["latency"]:
         wide = max(len("seconds per sample"), *(len(r["model"]) for r in report["latency"]))
         lines.append(f"\n{'seconds per sample':{wide}s} {'steps':>5s} {'batch':>6s}")
@@ -738,6 +748,9 @@ def main(cfg):
     written = {"eval.json": json.dumps(report, indent=1), "eval.txt": text + "\n"}
     for name, content in written.items():
         data.atomic_write(os.path.join(cfg.out, name), content.encode())
+    for name in ("eval.png", "latency.png", "drafters.png"):  # of an earlier run, beside tables that are new
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(cfg.out, name))
     if report["rows"] and ("genppl" in report["rows"][0] or "true_ppl" in report["rows"][0]):
         plot(report, os.path.join(cfg.out, "eval.png"))
         written["eval.png"] = None

@@ -14,6 +14,7 @@ import ctypes
 import dataclasses
 import datetime
 import functools
+import glob
 import hashlib
 import importlib.util
 import itertools
@@ -720,7 +721,7 @@ class NGram:
     def __init__(self, n, vocab_size, smoothing="kneser_ney", discount=0.75, alpha=0.1):
         choose("smoothing", smoothing, ("kneser_ney", "laplace"))
         if not 1 <= n <= 8:
-            raise UserError(f"ngram n is {n}; it must be from 1 to 8.")
+            raise UserError(f"ngram_n is {n}; it must be from 1 to 8.")
         self.n, self.V, self.smoothing, self.discount, self.alpha = n, vocab_size, smoothing, discount, alpha
 
     def fit(self, tokens):
@@ -954,7 +955,10 @@ def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, to
     models = [m for m in (target, drafter) if isinstance(m, GPT)]
     for m in models:
         if end > m.config.block_size:
-            raise UserError(f"{end} tokens are more than the context of {m.config.block_size}. Use fewer.")
+            raise UserError(
+                f"{end} tokens are more than the context of {m.config.block_size}, past which nothing is drafted. "
+                "Use a smaller --length."
+            )
     caches = [KVCache(m.config, B, idx.device, m.wte.weight.dtype) for m in models]
     draft_cache = caches[1] if len(caches) > 1 else None
     out, n, rows = x.clone(), torch.full((B,), T, device=idx.device), torch.arange(B, device=idx.device)
@@ -1144,6 +1148,11 @@ def load_checkpoint(path):
     if os.path.isdir(path) or hub_address(path):
         return load_published(path)
     if not os.path.isfile(path):
+        name = os.path.basename(os.path.dirname(path))
+        makers = {f"config/train_{name}.py": "train.py", f"config/{name}.py": "distill.py"}
+        for config, script in makers.items():
+            if os.path.exists(os.path.join(os.path.dirname(__file__), config)):
+                raise UserError(f"There is no checkpoint {path}. Make it with: python {script} {config}")
         raise UserError(
             f"There is no checkpoint {path}. Train one, for example with: make demo; or give a published name, such as "
             "gpt2, gpt2-xl, mdlm-owt, sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:large or hub:OWNER/NAME."
@@ -1151,7 +1160,9 @@ def load_checkpoint(path):
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # torch raises five different kinds for a damaged file
-        raise UserError(f"{path} is damaged or not a checkpoint ({first_line(error)}).") from None
+        raise UserError(
+            f"{path} is damaged or not a checkpoint ({type(error).__name__}). Copy it again, or train it again."
+        ) from None
     if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
         raise UserError(f"{path} is not a nanoSDTT checkpoint: it holds no model_config.")
     return checkpoint
@@ -1213,7 +1224,8 @@ def load_published(name):
             config = json.load(f)
         w = safetensors.torch.load_file(os.path.join(folder, "model.safetensors"))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        hint = " Did you mean its ckpt.pt?" if os.path.exists(os.path.join(folder, "ckpt.pt")) else ""
+        inside = sorted(glob.glob(os.path.join(glob.escape(folder), "*.pt")))
+        hint = f" Did you mean its {os.path.basename(inside[-1])}?" if inside else ""
         raise UserError(
             f"{folder} holds no model.safetensors and config.json that can be read ({str(error)[:100]}).{hint}"
         ) from None

@@ -143,7 +143,7 @@ def time_gammas(target, drafter, known, n_new, settings):
 def paths_of(ckpt):
     """'a.pt,out/round_*.pt' -> the paths in that order, round_10 after round_9."""
     paths = []
-    for pattern in ckpt.split(","):
+    for pattern in map(str.strip, ckpt.split(",")):
         found = sorted(glob.glob(pattern), key=lambda p: (len(p), p)) if "*" in pattern else [pattern]
         if not found:
             raise UserError(f"No file matches {pattern}.")
@@ -221,9 +221,11 @@ def save_samples(cfg, model, checkpoint, note):
         if len(texts) < n:
             raise UserError(f"{dataset} has {len(texts)} validation texts of {size} tokens, fewer than {n}.")
         templates[:, : cfg.prefix] = texts.repeat_interleave(cfg.continuations, 0)[:, : cfg.prefix]
+    writes = not dist.is_initialized() or dist.get_rank() == 0
     try:  # now, not after hours
-        data.atomic_write(f"{cfg.save}.part", b"")
-        os.remove(f"{cfg.save}.part")
+        if writes:
+            data.atomic_write(f"{cfg.save}.part", b"")
+            os.remove(f"{cfg.save}.part")
     except OSError as error:
         raise UserError(f"Cannot write {cfg.save} ({error}).") from None
     x = draw_many(model, templates, cfg, cfg.steps)
@@ -231,7 +233,7 @@ def save_samples(cfg, model, checkpoint, note):
     about |= {"continuations": cfg.continuations, "steps": size if model.config.causal else cfg.steps}
     about |= {"causal": model.config.causal, "hardware": note, "dataset": dataset, "meta": meta}
     lines = [json.dumps(about), *(json.dumps({"tokens": row, "text": decode(row)}) for row in x.tolist())]
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if writes:
         data.atomic_write(cfg.save, "\n".join([*lines, ""]).encode())
     print_once(f"{len(x)} samples saved in {cfg.save}")
 

@@ -1,6 +1,6 @@
 """
 Train a GPT or a masked diffusion language model.
-$ python train.py config/train_pydoc.py           (6 minutes on 2 CPU cores; --help prints the knobs)
+$ python train.py config/train_pydoc.py           (4 minutes on 2 CPU cores; --help prints the knobs)
 $ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py    (--fsdp=True: in shards)
 
 `fit` is the only training loop of the project. A diffusion model converts from a GPT: --init_from=out/gpt/ckpt.pt.
@@ -245,7 +245,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
                 loss_of.reshard()
         if compiled:
             model.hidden = compiled
-        refuse_nan([val_loss], first + step - 1, lr, path)
+        refuse_nan([val_loss], first + step - 1, lr, path, bar)
         saved = whole(checkpoint(step, val_loss)) if cfg.fsdp else checkpoint(step, val_loss)
         if rank == 0:
             save_checkpoint(path, saved)
@@ -289,7 +289,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
             if world > 1:
                 dist.all_reduce(losses)
                 losses /= world
-            refuse_nan(losses.tolist(), first + step, lr, path)
+            refuse_nan(losses.tolist(), first + step, lr, path, bar)
             speed = tokens / (time.perf_counter() - began)
             bar.set_postfix_str(f"loss {losses.mean():.3f}, {speed:,.0f} tokens/s")
             if rank == 0:
@@ -331,10 +331,11 @@ def averaged_weights(weights, averaged):
         swap()
 
 
-def refuse_nan(losses, step, lr, path):
+def refuse_nan(losses, step, lr, path, bar):
     """losses: those since the last log, the last one of them step's."""
     for i, value in enumerate(losses):
         if not math.isfinite(value):
+            bar.close()
             mend = f"The last good checkpoint is {path}: continue from it with --init_from=resume and a lower"
             if not os.path.exists(path):
                 mend = "No checkpoint was saved yet: start again with a lower"
@@ -374,8 +375,8 @@ def refuse_used(out_dir):
     """A new run never writes into the folder of another."""
     if any(glob.glob(os.path.join(out_dir, name)) for name in ("ckpt.pt", "round_*.pt", "ngram.txt")):
         raise UserError(
-            f"{out_dir} already holds a run. Take another --out_dir, delete it, or continue it with --init_from=resume "
-            "(not an n-gram)."
+            f"{out_dir} already holds a run. Take another --out_dir, delete it, or (unless it is an n-gram, which is "
+            "counted at once) continue it with --init_from=resume."
         )
 
 
@@ -434,15 +435,18 @@ def make_model(cfg, vocab_size, device):
     check_loop(cfg)
     device = "cpu" if cfg.fsdp else device  # fit moves it to the GPUs, block by block
     causal = cfg.objective == "ar"
+    choose("arch", cfg.arch, ("gpt", "lstm", "cnn", "ngram"))
     names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "tie_weights", "attention", "arch", "kernel_size")
     names += ("pos",) if cfg.arch == "gpt" else ()
-    config = GPTConfig(vocab_size=vocab_size, causal=causal, **{k: getattr(cfg, k) for k in names})
     torch.manual_seed(cfg.seed)
     if cfg.init_from != "resume":
         refuse_used(cfg.out_dir)
     if cfg.init_from == "scratch":
+        config = GPTConfig(vocab_size=vocab_size, causal=causal, **{k: getattr(cfg, k) for k in names})
         return GPT(config).to(device), None
     path = os.path.join(cfg.out_dir, "ckpt.pt") if cfg.init_from == "resume" else cfg.init_from
+    if cfg.init_from == "resume" and not os.path.exists(path):
+        raise UserError(f"There is nothing to resume in {cfg.out_dir}: leave --init_from=resume out.")
     saved = load_checkpoint(path)  # on the CPU: beside the weights, averages and optimizer it may not fit the GPU
     was = GPTConfig(**{**saved["model_config"], "attention": cfg.attention})
     if was.vocab_size != vocab_size:
@@ -457,7 +461,10 @@ def make_model(cfg, vocab_size, device):
     else:  # conversion: this run's context and direction
         config = dataclasses.replace(config, causal=causal, block_size=cfg.block_size)
         weights, resume = saved["ema"] or saved["model"], None
-    vars(cfg).update({k: getattr(config, k) for k in names})  # so that config.json tells what was used
+    taken = {k: getattr(config, k) for k in names if getattr(cfg, k) != getattr(config, k)}
+    if taken:
+        print_once(f"the shape is that of {path}: " + ", ".join(f"{k} {v}" for k, v in taken.items()))
+        vars(cfg).update(taken)  # so that config.json tells what was used
     model = GPT(config).to(device)
     model.load_weights(weights)
     return model, resume

@@ -9,5 +9,5 @@ judge = "out/pydoc_ar/ckpt.pt"
 what = "nelbo,genppl,latency"
 steps = [4, 8, 16, 32, 64, 128]
 ar_top_p = [1.0, 0.9]
-draws = 2
+draws = 16  # the noise of a draw is as large as that of this little text
 out = "out/demo"

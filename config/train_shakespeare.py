@@ -1,5 +1,5 @@
 """
-Tiny Shakespeare in GPT-2 byte pairs: the real vocabulary of 50257 on a laptop, about 10 minutes on 2 CPU cores.
+Tiny Shakespeare in GPT-2 byte pairs: the real vocabulary of 50257 on a laptop, 11 minutes on 2 CPU cores.
 
 $ python train.py config/train_shakespeare.py
 """

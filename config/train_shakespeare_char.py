@@ -1,5 +1,5 @@
 """
-Tiny Shakespeare, characters: the GPT of train_shakespeare_char_ar.py becomes a diffusion model, 9 more minutes.
+Tiny Shakespeare, characters: the GPT of train_shakespeare_char_ar.py becomes a diffusion model, 10 more minutes.
 
 $ python train.py config/train_shakespeare_char.py
 """

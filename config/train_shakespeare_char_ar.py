@@ -1,5 +1,5 @@
 """
-Tiny Shakespeare, characters, a GPT: 5 minutes on 2 CPU cores. The start of train_shakespeare_char.py.
+Tiny Shakespeare, characters, a GPT: 6 minutes on 2 CPU cores. The start of train_shakespeare_char.py.
 
 $ python train.py config/train_shakespeare_char_ar.py
 """

@@ -33,7 +33,10 @@ def load(dataset):
     """
     folder, meta = load_meta(dataset, "train.bin", "val.bin")
     dtype = token_dtype(meta["vocab_size"])
-    bins = {s: np.memmap(os.path.join(folder, f"{s}.bin"), dtype=dtype, mode="r") for s in ("train", "val")}
+    try:
+        bins = {s: np.memmap(os.path.join(folder, f"{s}.bin"), dtype=dtype, mode="r") for s in ("train", "val")}
+    except ValueError as error:  # an empty file, or half a token
+        raise UserError(f"A .bin file of {folder} is damaged ({error}). {how_to_make(folder)}") from None
     return types.SimpleNamespace(meta=meta, **bins)
 
 
@@ -53,6 +56,8 @@ def how_to_make(folder):
     known = sorted(d for d in os.listdir(os.path.dirname(__file__)) if os.path.exists(f"{root}/{d}/prepare.py"))
     if name in known:
         return f"Make it with: python data/{name}/prepare.py"
+    if not known:
+        return "Write it again, with the prepare.py that made it."
     near = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}"
 
@@ -345,7 +350,7 @@ def soft_from_jsonl(path, folder, meta, L, K):
     decode, V = encoder(meta)[1], meta["vocab_size"]
     texts = [decode([i]) for i in range(V)]
     number = {text: i for i, text in enumerate(texts) if "\ufffd" not in text}  # half characters of GPT-2: not one text
-    writer, unknown = SoftWriter(folder, L, K, meta), 0
+    writer, unknown, labels = SoftWriter(folder, L, K, meta), 0, 0
     with open(path, "rb") as f:
         for line_number, line in enumerate(f, 1):
             try:
@@ -362,7 +367,9 @@ def soft_from_jsonl(path, folder, meta, L, K):
                 raise UserError(f"{path}, line {line_number}, is not a text with top_logprobs ({error}).") from None
             except KeyError as error:
                 raise UserError(
-                    f"{path}, line {line_number}: {error} is not a key or a token of the vocabulary."
+                    f"{path}, line {line_number}: {error} is missing, or no token of the vocabulary. A line is "
+                    '{"tokens": ["a", ...], "top_logprobs": [{"a": -0.1, ...}, ...]} or {"content": [{"token": "a", '
+                    '"top_logprobs": [{"token": "a", "logprob": -0.1}, ...]}, ...]}.'
                 ) from None
             n = -(-len(places) // L)
             x, ids = np.zeros((n, L), dtype=np.int64), np.zeros((n, L, K), dtype=np.int64)
@@ -375,5 +382,8 @@ def soft_from_jsonl(path, folder, meta, L, K):
                 if i % L and known:  # the first token of a row has no context in it
                     ids[i // L, i % L] = known[0][0]
                     ids[i // L, i % L, : len(known)], logp[i // L, i % L, : len(known)] = zip(*known, strict=True)
+            labels += int(np.isfinite(logp[:, :, 0]).sum())
             writer.add(x, ids, logp)
+    if not labels:
+        raise UserError(f"{path} holds no label: no place after a text's first has top_logprobs of the vocabulary.")
     writer.finish(source=path, unknown_candidates=unknown)

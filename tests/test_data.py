@@ -5,6 +5,7 @@ python -m pytest tests/test_data.py          what prepare.py writes, what data r
 import hashlib
 import json
 import os
+import shutil
 
 import numpy as np
 import pyarrow
@@ -81,6 +82,12 @@ def test_what_is_missing_or_too_short_is_named(pydoc, tmp_path, refused):
     assert "python data/openwebtext/prepare.py" in refused(data.load, "openwebtext")
     assert "fewer than one block of 16" in refused(data.batch, np.arange(9), 4, 16, generator(0))
     assert "fewer than one block of 16" in refused(data.blocks, np.arange(9), 16, 4)
+    (tmp_path / "half").mkdir()
+    for name in ("meta.json", "val.bin"):
+        shutil.copy(os.path.join(pydoc, name), tmp_path / "half")
+    assert "train.bin is missing. Write it again" in refused(data.load, str(tmp_path / "half"))
+    (tmp_path / "half" / "train.bin").write_bytes(b"123")
+    assert "damaged" in refused(data.load, str(tmp_path / "half"))
     encode, _ = data.encoder(data.load(pydoc).meta)
     assert "no '\\u4e16'" in refused(encode, "hello \u4e16").encode("ascii", "backslashreplace").decode()
 

@@ -602,6 +602,15 @@ def test_texts_of_an_api_teacher(markov, tmp_path, refused):
     for text, words in (("{}", "'tokens'"), ("[", "line 1"), ('{"tokens": ["?"], "top_logprobs": [{}]}', "'?'")):
         path.write_text(text)
         assert words in refused(data.soft_from_jsonl, str(path), str(tmp_path / "x"), meta, 4, 2)
+    kw["soft_data"] = str(tmp_path / "new.jsonl")
+    for text in ("", json.dumps({"tokens": [a, b], "top_logprobs": [None, None]})):
+        (tmp_path / "new.jsonl").write_text(text)
+        assert "holds no label" in refused(D.main, kd_settings("", tmp_path / "new", **kw))
+    (tmp_path / "new.jsonl").write_text(json.dumps(old))  # what failed does not stick
+    D.main(kd_settings("", tmp_path / "new", **kw))
+    os.remove(tmp_path / "new" / "ckpt.pt")
+    (tmp_path / "new.jsonl").write_text(json.dumps(chat))  # what was edited does not pass
+    assert "soft_data holds" in refused(D.main, kd_settings("", tmp_path / "new", **kw))
     assert "holds no soft labels" in refused(data.load_soft, str(tmp_path / "x"))
     assert "needs --dataset" in refused(D.main, kd_settings("", tmp_path / "y", **(kw | {"dataset": ""})))
 
@@ -612,6 +621,8 @@ def test_soft_label_mistakes(target, teacher, markov, tmp_path, refused):
         assert "no autoregressive model" in said
     assert "counts texts" in refused(D.main, kd_settings(target, tmp_path / "d", method="soft", drafter="ngram"))
     assert "no such file" in refused(D.main, kd_settings(target, tmp_path / "d", method="soft", soft_data="x.jsonl"))
+    assert "choose one of lstm, cnn" in refused(D.main, kd_settings(target, tmp_path / "d", drafter="lstn"))
+    assert not (tmp_path / "d").exists()
     assert "nothing to learn" in refused(D.main, kd_settings(target, tmp_path / "d", kd_weight=0.0))
     kw = dict(drafter="ngram", ngram_n=2)
     D.main(kd_settings(target, tmp_path / "e", **kw))

@@ -167,6 +167,16 @@ def test_saved_samples_are_judged_as_those_drawn_now(trained, tmp_path):
         assert all(a[k] == b[k] for k in ("genppl", "true_ppl", "entropy", "self_bleu"))
 
 
+def test_self_bleu_is_of_as_many_samples_as_there_are_real_texts(trained, tmp_path, monkeypatch):
+    save(tmp_path / "a.jsonl", trained["diffusion"])
+    x, blocks = E.load_samples(tmp_path / "a.jsonl")[0], data.blocks
+    monkeypatch.setattr(data, "blocks", lambda tokens, length, limit: blocks(tokens, length, min(limit, 3)))
+    said = settings(samples=str(tmp_path / "a.jsonl"), judge=trained["ar"], what="selfbleu")
+    row, real = E.evaluate(said)["rows"]
+    assert (row["texts"], real["texts"]) == (6, 3)
+    assert row["self_bleu"] == E.self_bleu(x[::2].tolist()) != E.self_bleu(x.tolist())
+
+
 def test_evaluation_on_two_processes_says_the_same(trained, tmp_path):
     args = [
         f"--ckpt={trained['diffusion']},{trained['ar']}",
@@ -230,6 +240,7 @@ def test_mistakes_with_samples(trained, tmp_path, refused, monkeypatch):
     save_checkpoint(tmp_path / "other.pt", other)
     kw = dict(samples=str(tmp_path / "a.jsonl"), what="genppl")
     assert "retokenize" in refused(E.evaluate, settings(**kw, judge=str(tmp_path / "other.pt")))
+    assert "nelbo needs a model" in refused(E.evaluate, settings(samples=kw["samples"], what="genppl,nelbo"))
     monkeypatch.setattr(E.importlib.util, "find_spec", lambda name: None)
     assert "pip install mauve-text" in refused(E.evaluate, settings(samples=kw["samples"], what="mauve"))
     for kw, words in (

@@ -154,6 +154,9 @@ def test_a_killed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 def test_checkpoints_that_are_missing_damaged_or_foreign_are_refused(pydoc, tmp_path, refused):
     assert "no checkpoint" in refused(load_checkpoint, str(tmp_path / "none.pt"))
+    assert "python train.py config/train_pydoc_ar.py" in refused(load_checkpoint, str(tmp_path / "pydoc_ar/ckpt.pt"))
+    assert "python distill.py config/sdtt_pydoc.py" in refused(load_checkpoint, str(tmp_path / "sdtt_pydoc/round_1.pt"))
+    assert "nothing to resume" in refused(train.main, knobs(tmp_path / "no", dataset=pydoc, init_from="resume"))
     saved = trained(knobs(tmp_path, dataset=pydoc))
     whole = (tmp_path / "ckpt.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
@@ -173,6 +176,15 @@ def test_checkpoints_that_are_missing_damaged_or_foreign_are_refused(pydoc, tmp_
     save_checkpoint(tmp_path / "v.pt", saved)
     said = refused(train.main, knobs(tmp_path / "v", dataset=pydoc, init_from=str(tmp_path / "v.pt")))
     assert "vocabulary of 5" in said
+
+
+def test_the_shape_of_a_resumed_run_is_its_own_and_that_is_said(pydoc, tmp_path, capsys):
+    train.main(knobs(tmp_path, dataset=pydoc))
+    was = load_checkpoint(tmp_path / "ckpt.pt")["model_config"]
+    assert "the shape is that of" not in capsys.readouterr().out
+    train.main(knobs(tmp_path, dataset=pydoc, init_from="resume", max_iters=7, n_embd=3 * was["n_embd"], n_head=5))
+    said = f"the shape is that of {tmp_path}/ckpt.pt: n_head {was['n_head']}, n_embd {was['n_embd']}"
+    assert said in capsys.readouterr().out and load_checkpoint(tmp_path / "ckpt.pt")["model_config"] == was
 
 
 def test_a_finished_run_resumes_to_nothing(pydoc, tmp_path, capsys):
