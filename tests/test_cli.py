@@ -231,6 +231,8 @@ def test_the_openwebtext_path_from_documents_to_lambada(tmp_path):
     run("distill.py", "config/sdtt_openwebtext.py", f"--teacher={teacher}", *few, f"--out_dir={tmp_path}/sdtt")
     student = f"{tmp_path}/sdtt/round_2.pt"
     run("sample.py", f"--ckpt={student}", "--num_samples=4", "--steps=4", "--device=cpu", f"--save={tmp_path}/s.jsonl")
-    what = ["--what=genppl,selfbleu,nelbo,lambada", words, f"--ckpt={student},{ar}", f"--out={tmp_path}/e"]
-    said, _ = run("eval.py", f"--samples={tmp_path}/s.jsonl", f"--judge={ar}", *what, "--eval_blocks=4", "--device=cpu")
-    assert "LAMBADA accuracy" in said and "self_bleu" in said and "real text" in said
+    few = ["--eval_blocks=4", "--device=cpu", f"--out={tmp_path}/e"]
+    said, _ = run("eval.py", f"--samples={tmp_path}/s.jsonl", f"--judge={ar}", "--what=genppl,selfbleu", *few)
+    assert "self_bleu" in said and "real text" in said
+    said, _ = run("eval.py", f"--ckpt={student},{ar}", "--what=nelbo,lambada", words, *few)
+    assert "LAMBADA accuracy" in said and "validation <=" in said
