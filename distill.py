@@ -72,7 +72,7 @@ teacher_steps = 2  # k: so many steps of the teacher become one of the student, 
 orig_steps = 1024  # the first teacher's: round r takes steps of k^(r-1) / orig_steps
 rounds = 7
 final_steps = 0  # instead of rounds: go on until the student aims at so many steps
-iters_per_round = 10000  # optimizer steps; kd is one round
+iters_per_round = 10000  # optimizer steps; a kd or soft run, which is one round, may be resumed with more
 sampler = "ancestral"  # in the teacher's steps: 'ancestral' | 'analytic' (the same law)
 reset_optimizer = True  # a new optimizer every round; False: moments carry over
 ema_teacher = True  # the next teacher has the averaged weights, if ema > 0; False: the last ones
@@ -359,7 +359,7 @@ def check(cfg):
     choose("smoothing", cfg.smoothing, ("kneser_ney", "laplace"))
     kinds = ("lstm", "cnn", "gpt", "ngram")
     known = cfg.drafter in kinds or os.path.exists(cfg.drafter) or hub_address(cfg.drafter)
-    if cfg.method != "sdtt" and not known:
+    if cfg.method != "sdtt" and not known and "/" not in cfg.drafter and not cfg.drafter.endswith(".pt"):
         raise UserError(f"drafter is {cfg.drafter!r}; choose one of {', '.join(kinds)}, or a checkpoint.")
     if cfg.method == "soft" and cfg.drafter == "ngram":
         raise UserError("An ngram counts texts: it learns with --method=kd, not from soft labels.")
@@ -480,16 +480,20 @@ def sdtt(cfg):
 def refuse_other_origin(path, cfg, T):
     """Writes down what the text or labels beside `path` come from, or refuses them if it was something else."""
     names = ("teacher", "teacher_step", "teacher_loss", "dataset", "seed", "topk", "soft_data", "soft_length")
+    names += ("pseudo_tokens",) if cfg.method == "soft" and not cfg.soft_data else ()  # pseudo.bin may grow
     made = {"T": T} | {name: getattr(cfg, name, None) for name in names}
     if cfg.soft_data.endswith(".jsonl"):
+        digest = hashlib.sha256()
         with open(cfg.soft_data, "rb") as f:
-            made["soft_data holds"] = hashlib.sha256(f.read()).hexdigest()[:16]
+            for part in iter(lambda: f.read(2**20), b""):
+                digest.update(part)
+        made["soft_data holds"] = digest.hexdigest()[:16]
     if not os.path.exists(path):
         return data.atomic_write(path, json.dumps(made, indent=1).encode())
     with open(path, encoding="utf-8") as f:
         was = json.load(f)
     for name, value in made.items():
-        if was.get(name) != value:
+        if was.get(name, value) != value:
             raise UserError(
                 f"{os.path.dirname(path)} was begun with {name} {was.get(name)!r}, not {value!r}. Delete it, or take "
                 "another --out_dir."
@@ -530,8 +534,6 @@ def make_drafter(cfg, meta, T, device, note):
     if saved:
         drafter.load_state_dict(saved["model"])
     print_once(f"{sum(p.numel() for p in drafter.parameters()) / 1e6:.2f} M parameters on {note}")
-    if saved and saved["step"] >= cfg.max_iters:
-        print_once(f"{cfg.out_dir} is already trained for {saved['step']} steps.")
     return drafter, saved
 
 
@@ -638,10 +640,15 @@ def main(cfg):
     methods = {"sdtt": sdtt, "kd": kd, "soft": soft}
     choose("method", cfg.method, tuple(methods))
     check(cfg)
-    try:
-        methods[cfg.method](cfg)
-    finally:
-        release(cfg.out_dir)
+    last = os.path.join(cfg.out_dir, "ckpt.pt")  # of a run without rounds
+    done = cfg.method != "sdtt" and cfg.init_from == "resume" and os.path.exists(last) and load_checkpoint(last)["step"]
+    if done and done >= cfg.max_iters:
+        print_once(f"{cfg.out_dir} is already trained for {done} steps.")
+    else:
+        try:
+            methods[cfg.method](cfg)
+        finally:
+            release(cfg.out_dir)
     if cfg.export:
         last = f"round_{len(plan_rounds(cfg))}.pt" if cfg.method == "sdtt" else "ckpt.pt"
         on_first_process(lambda: save_published(cfg.export, *load_model(os.path.join(cfg.out_dir, last))))

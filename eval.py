@@ -373,7 +373,7 @@ def drafters_table(target, drafters, prompts, size, cfg):
 
 def check(cfg):
     """-> the parts of `what`. Refuses bad values before any work."""
-    wanted = cfg.what.split(",")
+    wanted = [w.strip() for w in cfg.what.split(",")]
     for w in wanted:
         choose("what", w, ("nelbo", "genppl", "selfbleu", "mauve", "latency", "acceptance", "lambada"))
     for name in ("steps", "latency_batch"):
@@ -477,17 +477,17 @@ def evaluate(cfg):
     sizes = [m[0].config.block_size for m in models.values()] + ([judge.config.block_size] if judge else [])
     size = min(lengths, default=min(sizes, default=0))
     report = {"hardware": note, "torch": torch.__version__, "seed": cfg.seed, "tokens_per_sample": size}
-    report |= {"sampler": cfg.sampler, "retokenize": cfg.retokenize}
+    report |= {"retokenize": cfg.retokenize} | ({} if files else {"sampler": cfg.sampler})
     report["processes"] = dist.get_world_size() if dist.is_initialized() else 1
     report["files"] = {path: {k: v for k, v in its.items() if k != "meta"} for path, (_, its) in files.items()}
     report |= {"likelihood": {}, "lambada": {}, "rows": [], "latency": [], "timed": {}, "drafters": []}
 
     if "nelbo" in wanted:
-        with autocast:
-            report["likelihood"] = likelihood_of_all(models, corpus, meta, cfg)
+        report["likelihood"] = likelihood_of_all(models, corpus, meta, autocast, cfg)
     if "lambada" in wanted:
-        with autocast:
-            report["lambada"] = {path: lambada(model, passages, cfg) for path, (model, *_) in models.items()}
+        for path, (model, *_) in models.items():
+            with autocast:
+                report["lambada"][path] = lambada(model, passages, cfg)
     if {"genppl", "selfbleu", "mauve"} & set(wanted):
         judged = functools.partial(quality, judge=judge, metas=(meta, judge_meta), wanted=wanted, cfg=cfg)
         report["rows"] = quality_of_all(models, files, corpus, judged, meta, size, autocast, cfg)
@@ -508,12 +508,13 @@ def evaluate(cfg):
     return report
 
 
-def likelihood_of_all(models, corpus, meta, cfg):
+def likelihood_of_all(models, corpus, meta, autocast, cfg):
     """-> {path: nats per token of validation text, and the same in other units}."""
     rows = {}
     for path, (model, *_) in models.items():
         x = data.blocks(corpus.val, model.config.block_size + model.config.causal, cfg.eval_blocks)
-        nats, error = likelihood(model, x, cfg)
+        with autocast:  # of one model: it keeps copies of the weights until it ends
+            nats, error = likelihood(model, x, cfg)
         chars = len(data.encoder(corpus.meta)[1](x.flatten().tolist())) / x.numel()  # per token
         kind = "exact" if model.config.causal else "upper bound"
         rows[path] = {"kind": kind, "nats": nats, "error": error, "ppl": math.exp(nats), "tokens": x.numel()}
@@ -530,12 +531,13 @@ def quality_of_all(models, files, corpus, judged, meta, size, autocast, cfg):
     rows, prefix = [], next(iter(files.values()))[1]["prefix"] if files else 0
     n_texts = max([len(x) // its["continuations"] for x, its in files.values()], default=cfg.num_samples)
     real = data.blocks(corpus.val, size, n_texts)  # with a prefix: the texts that were continued
-    judged = functools.partial(judged, real=real, n=min([len(real), *(len(x) for x, _ in files.values())]))
+    n = min([len(real), *(len(x) // its["continuations"] for x, its in files.values())])
+    judged = functools.partial(judged, real=real, n=n)
     for path, (x, its) in files.items():
         label = path if its["top_p"] == 1 else f"{path}, top_p {its['top_p']:g}"
         rows.append({"model": label, "path": its["ckpt"], "steps": its["steps"], "causal": its["causal"]})
         with autocast:
-            rows[-1] |= judged(x, prefix=prefix)
+            rows[-1] |= judged(x, prefix=prefix, continuations=its["continuations"])
     for path, (model, _, context, _) in models.items() if not files else ():
         causal, templates = model.config.causal, empty_pages(model, meta, cfg.num_samples, size)
         for n_steps, top_p in [(size, p) for p in cfg.ar_top_p] if causal else [(k, cfg.top_p) for k in cfg.steps]:
@@ -569,13 +571,13 @@ def latency_of_all(models, meta, size, cfg):
     return rows, timed
 
 
-def quality(x, real, judge, metas, wanted, cfg, prefix=0, n=None):
+def quality(x, real, judge, metas, wanted, cfg, prefix=0, continuations=1, n=None):
     """(N, L) int64 -> its row of the table: entropy, and what is wanted of genppl, true_ppl, self_bleu and mauve.
 
     After the `prefix`, which is real text, every token counts but the first of all and, as in MDLM's code, each
     end-of-text after the first of the sample, which may be its first token: a model may not win by writing nothing.
     retokenize: what counts is the text, as the judge's tokenizer cuts it. Self-BLEU grows with the number of texts: it
-    is of n of them (None: all), evenly chosen, the same n in every row of a table.
+    is of n of them (None: all), one of a prefix, evenly chosen, the same n in every row of a table.
     """
     meta, judge_meta = metas
     row = {"texts": len(x), "entropy": sample_entropy(x[:, prefix:])}
@@ -590,8 +592,9 @@ def quality(x, real, judge, metas, wanted, cfg, prefix=0, n=None):
     if "transition" in meta and "genppl" in wanted:
         row["true_ppl"] = math.exp(markov_nats(x, meta))
     if "selfbleu" in wanted:
-        n = n or len(x)
-        row["self_bleu"] = self_bleu(x[:: len(x) // n, prefix:][:n].tolist())
+        one_each = x[::continuations, prefix:]
+        chosen = torch.linspace(0, len(one_each) - 1, n or len(one_each)).long()
+        row["self_bleu"] = self_bleu(one_each[chosen].tolist())
     if "mauve" in wanted and x is not real:
         features = [judge_features(judge, part, cfg.batch_size) for part in (real, x)]
         import mauve
@@ -639,7 +642,7 @@ def tables(report):
     if report["drafters"]:
         names = ("drafter", "alpha", "+-", "counted", "by place", "tokens/call", "gamma", "c", "call")
         names += ("predicted", "measured")
-        wide = max(len(short(r["drafter"])) for r in report["drafters"])
+        wide = max(len("drafter"), *(len(short(r["drafter"])) for r in report["drafters"]))
         widths = f"\n{{:{wide}s}}" + " {:>6s} {:>5s} {:>7s} {:>24s} {:>11s} {:>5s} {:>6s} {:>5s} {:>9s} {:>14s}"
         lines.append(widths.format(*names))
         for r in report["drafters"]:
@@ -745,22 +748,22 @@ def main(cfg):
         if rank:
             return
     print(text)
-    written = {"eval.json": json.dumps(report, indent=1), "eval.txt": text + "\n"}
-    for name, content in written.items():
-        data.atomic_write(os.path.join(cfg.out, name), content.encode())
     for name in ("eval.png", "latency.png", "drafters.png"):  # of an earlier run, beside tables that are new
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(cfg.out, name))
+    data.atomic_write(os.path.join(cfg.out, "eval.json"), json.dumps(report, indent=1).encode())
+    written = ["eval.json"]
     if report["rows"] and ("genppl" in report["rows"][0] or "true_ppl" in report["rows"][0]):
         plot(report, os.path.join(cfg.out, "eval.png"))
-        written["eval.png"] = None
-        if report["latency"] and not cfg.samples:  # their rows have no time
+        written.append("eval.png")
+        if report["latency"]:
             plot_latency(report, os.path.join(cfg.out, "latency.png"))
-            written["latency.png"] = None
+            written.append("latency.png")
     if report["drafters"]:
         plot_drafters(report, os.path.join(cfg.out, "drafters.png"))
-        written["drafters.png"] = None
-    print(f"Saved in {cfg.out}: {', '.join(written)}")
+        written.append("drafters.png")
+    data.atomic_write(os.path.join(cfg.out, "eval.txt"), (text + "\n").encode())  # the last: make demo looks for it
+    print(f"Saved in {cfg.out}: {', '.join([*written, 'eval.txt'])}")
 
 
 if __name__ == "__main__":

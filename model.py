@@ -1148,17 +1148,11 @@ def load_checkpoint(path):
     if os.path.isdir(path) or hub_address(path):
         return load_published(path)
     if not os.path.isfile(path):
-        name = os.path.basename(os.path.dirname(path))
-        makers = {f"config/train_{name}.py": "train.py", f"config/{name}.py": "distill.py"}
-        for config, script in makers.items():
-            if os.path.exists(os.path.join(os.path.dirname(__file__), config)):
-                raise UserError(f"There is no checkpoint {path}. Make it with: python {script} {config}")
-        raise UserError(
-            f"There is no checkpoint {path}. Train one, for example with: make demo; or give a published name, such as "
-            "gpt2, gpt2-xl, mdlm-owt, sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:large or hub:OWNER/NAME."
-        )
+        raise UserError(f"There is no checkpoint {path}. {how_to_make(os.path.dirname(path))}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except (PermissionError, MemoryError) as error:
+        raise UserError(f"Cannot read {path} ({error}).") from None
     except Exception as error:  # torch raises five different kinds for a damaged file
         raise UserError(
             f"{path} is damaged or not a checkpoint ({type(error).__name__}). Copy it again, or train it again."
@@ -1166,6 +1160,26 @@ def load_checkpoint(path):
     if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
         raise UserError(f"{path} is not a nanoSDTT checkpoint: it holds no model_config.")
     return checkpoint
+
+
+def how_to_make(folder):
+    """What a folder without the checkpoint asked for has, the command that makes it, or what else there is."""
+    if inside := checkpoints_in(folder):
+        return f"{folder or '.'} holds {', '.join(inside)}."
+    for config in sorted(glob.glob(os.path.join(os.path.dirname(__file__), "config", "*.py"))):
+        with open(config, encoding="utf-8") as f:
+            if folder and f'out_dir = "{folder}"\n' in f.read():
+                script = "train.py" if os.path.basename(config).startswith("train") else "distill.py"
+                return f"Make it with: python {script} config/{os.path.basename(config)}"
+    return (
+        "Train one, for example with: make demo; or give a published name, such as gpt2, gpt2-xl, mdlm-owt, "
+        "sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:large or hub:OWNER/NAME."
+    )
+
+
+def checkpoints_in(folder):
+    """-> the names of its .pt files, round_10 after round_9."""
+    return sorted(glob.glob("*.pt", root_dir=folder or "."), key=lambda f: (len(f), f))
 
 
 def load_model(path, device="cpu", attention="sdpa"):
@@ -1224,8 +1238,8 @@ def load_published(name):
             config = json.load(f)
         w = safetensors.torch.load_file(os.path.join(folder, "model.safetensors"))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        inside = sorted(glob.glob(os.path.join(glob.escape(folder), "*.pt")))
-        hint = f" Did you mean its {os.path.basename(inside[-1])}?" if inside else ""
+        inside = checkpoints_in(folder)
+        hint = f" Did you mean its {inside[-1]}?" if inside else ""
         raise UserError(
             f"{folder} holds no model.safetensors and config.json that can be read ({str(error)[:100]}).{hint}"
         ) from None

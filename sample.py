@@ -327,7 +327,7 @@ def main(cfg):
         raise UserError("torchrun shares the work of --save=FILE.jsonl only. Run it as: python sample.py ...")
     join_processes(cfg)
     models = [prepare(path, cfg) for path in paths]
-    if cfg.export:
+    if cfg.export and (not dist.is_initialized() or dist.get_rank() == 0):
         save_published(cfg.export, *models[0][:2])
         print(f"The model is in {cfg.export}")
     if cfg.save:

@@ -339,6 +339,8 @@ def refuse_nan(losses, step, lr, path, bar):
             mend = f"The last good checkpoint is {path}: continue from it with --init_from=resume and a lower"
             if not os.path.exists(path):
                 mend = "No checkpoint was saved yet: start again with a lower"
+                if glob.glob(os.path.join(os.path.dirname(path), "round_*.pt")):
+                    mend = "Continue after the last round with --init_from=resume and a lower"
             at = step + 1 - len(losses) + i + 1
             raise UserError(
                 f"The loss became {value} at step {at} with learning rate {lr:.2e}. {mend} --learning_rate."
@@ -446,7 +448,9 @@ def make_model(cfg, vocab_size, device):
         return GPT(config).to(device), None
     path = os.path.join(cfg.out_dir, "ckpt.pt") if cfg.init_from == "resume" else cfg.init_from
     if cfg.init_from == "resume" and not os.path.exists(path):
-        raise UserError(f"There is nothing to resume in {cfg.out_dir}: leave --init_from=resume out.")
+        others = glob.glob(os.path.join(cfg.out_dir, "round_*.pt")) + glob.glob(os.path.join(cfg.out_dir, "ngram.txt"))
+        mend = "It is the folder of another kind of run" if others else "Leave --init_from=resume out"
+        raise UserError(f"There is nothing to resume in {cfg.out_dir}: it holds no ckpt.pt. {mend}.")
     saved = load_checkpoint(path)  # on the CPU: beside the weights, averages and optimizer it may not fit the GPU
     was = GPTConfig(**{**saved["model_config"], "attention": cfg.attention})
     if was.vocab_size != vocab_size:

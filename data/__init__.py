@@ -52,11 +52,11 @@ def load_meta(dataset, *others):
 
 def how_to_make(folder):
     """The command that prepares a dataset, or the names of those that there are."""
-    root, name = os.path.split(folder)
-    known = sorted(d for d in os.listdir(os.path.dirname(__file__)) if os.path.exists(f"{root}/{d}/prepare.py"))
+    root, name = os.path.dirname(__file__), os.path.basename(folder)
+    known = sorted(d for d in os.listdir(root) if os.path.exists(f"{root}/{d}/prepare.py"))
     if name in known:
         return f"Make it with: python data/{name}/prepare.py"
-    if not known:
+    if os.path.isdir(folder):
         return "Write it again, with the prepare.py that made it."
     near = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}"

@@ -174,7 +174,9 @@ def test_self_bleu_is_of_as_many_samples_as_there_are_real_texts(trained, tmp_pa
     said = settings(samples=str(tmp_path / "a.jsonl"), judge=trained["ar"], what="selfbleu")
     row, real = E.evaluate(said)["rows"]
     assert (row["texts"], real["texts"]) == (6, 3)
-    assert row["self_bleu"] == E.self_bleu(x[::2].tolist()) != E.self_bleu(x.tolist())
+    assert row["self_bleu"] == E.self_bleu(x[[0, 2, 5]].tolist()) != E.self_bleu(x.tolist())
+    row = E.quality(x, None, None, ({}, None), ["selfbleu"], said, continuations=3, n=2)
+    assert row["self_bleu"] == E.self_bleu(x[[0, 3]].tolist())
 
 
 def test_evaluation_on_two_processes_says_the_same(trained, tmp_path):

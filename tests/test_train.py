@@ -17,7 +17,7 @@ from conftest import ROOT, knobs, run
 
 import data
 import train
-from model import load_checkpoint, load_model, save_checkpoint
+from model import how_to_make, load_checkpoint, load_model, save_checkpoint
 
 
 def same(a, b):
@@ -152,13 +152,16 @@ def test_a_killed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert load_checkpoint(path)["step"] == 1
 
 
-def test_checkpoints_that_are_missing_damaged_or_foreign_are_refused(pydoc, tmp_path, refused):
+def test_checkpoints_that_are_missing_damaged_or_foreign_are_refused(pydoc, tmp_path, refused, monkeypatch):
     assert "no checkpoint" in refused(load_checkpoint, str(tmp_path / "none.pt"))
-    assert "python train.py config/train_pydoc_ar.py" in refused(load_checkpoint, str(tmp_path / "pydoc_ar/ckpt.pt"))
-    assert "python distill.py config/sdtt_pydoc.py" in refused(load_checkpoint, str(tmp_path / "sdtt_pydoc/round_1.pt"))
+    with monkeypatch.context() as m:
+        m.chdir(tmp_path)
+        assert "python train.py config/train_pydoc_ar.py" in how_to_make("out/pydoc_ar")
+        assert "python distill.py config/sdtt_pydoc.py" in how_to_make("out/sdtt_pydoc")
     assert "nothing to resume" in refused(train.main, knobs(tmp_path / "no", dataset=pydoc, init_from="resume"))
     saved = trained(knobs(tmp_path, dataset=pydoc))
     whole = (tmp_path / "ckpt.pt").read_bytes()
+    assert "holds ckpt.pt." in refused(load_checkpoint, str(tmp_path / "none.pt"))
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     assert "damaged" in refused(load_checkpoint, str(tmp_path / "cut.pt"))
     torch.save({"weights": 1}, tmp_path / "other.pt")
