@@ -527,26 +527,30 @@ def likelihood_of_all(models, corpus, meta, autocast, cfg):
 
 
 def quality_of_all(models, files, corpus, judged, meta, size, autocast, cfg):
-    """-> a row for each model and number of steps, or for each file of samples, and at the end one of real text."""
+    """-> a row for each file of samples, or each model and number of steps, and at the end one of real text."""
     rows, prefix = [], next(iter(files.values()))[1]["prefix"] if files else 0
     n_texts = max([len(x) // its["continuations"] for x, its in files.values()], default=cfg.num_samples)
     real = data.blocks(corpus.val, size, n_texts)  # with a prefix: the texts that were continued
     n = min([len(real), *(len(x) // its["continuations"] for x, its in files.values())])
     judged = functools.partial(judged, real=real, n=n)
+
+    def label(path, top_p):
+        return path if top_p == 1 else f"{path}, top_p {top_p:g}"
+
     for path, (x, its) in files.items():
-        label = path if its["top_p"] == 1 else f"{path}, top_p {its['top_p']:g}"
-        rows.append({"model": label, "path": its["ckpt"], "steps": its["steps"], "causal": its["causal"]})
+        name = label(path, its["top_p"])
+        rows.append({"model": name, "path": its["ckpt"], "steps": its["steps"], "causal": its["causal"]})
         with autocast:
             rows[-1] |= judged(x, prefix=prefix, continuations=its["continuations"])
-    for path, (model, _, context, _) in models.items() if not files else ():
+    for path, (model, _, context, _) in models.items():
         causal, templates = model.config.causal, empty_pages(model, meta, cfg.num_samples, size)
         for n_steps, top_p in [(size, p) for p in cfg.ar_top_p] if causal else [(k, cfg.top_p) for k in cfg.steps]:
             began = time.perf_counter()
             with context:
                 x = draw_many(model, templates, types.SimpleNamespace(**{**vars(cfg), "top_p": top_p}), n_steps)
             seconds = (time.perf_counter() - began) / cfg.num_samples
-            label = path if top_p == 1 else f"{path}, top_p {top_p:g}"
-            rows.append({"model": label, "path": path, "steps": n_steps, "s_per_sample": seconds, "causal": causal})
+            name = label(path, top_p)
+            rows.append({"model": name, "path": path, "steps": n_steps, "s_per_sample": seconds, "causal": causal})
             with autocast:
                 rows[-1] |= judged(x)
     with autocast:
