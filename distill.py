@@ -14,7 +14,6 @@ $ python distill.py config/kd_shakespeare_char.py --method=soft --topk=8 --out_d
 
 import dataclasses
 import functools
-import glob
 import hashlib
 import json
 import math
@@ -55,6 +54,7 @@ from train import (
     refuse_used,
     release,
     show_sample,
+    to_resume,
     validation_batches,
 )
 
@@ -409,13 +409,11 @@ def prepare(cfg, causal, writes):
         raise UserError(f"topk is {cfg.topk}, but the vocabulary has {corpus.meta['vocab_size']} tokens.")
     if min(len(corpus.train), len(corpus.val)) <= T:
         raise UserError(f"{cfg.dataset} has parts that are shorter than a context of {T}. Use a longer text.")
-    written = glob.glob(os.path.join(cfg.out_dir, writes))
     if cfg.init_from == "teacher":
         refuse_used(cfg.out_dir)
-    elif not written:
-        raise UserError(f"There is nothing to resume in {cfg.out_dir}: leave --init_from=resume out.")
-    for path in written:
-        refuse_other_knobs(cfg, path)
+    else:
+        for path in to_resume(cfg.out_dir, writes):
+            refuse_other_knobs(cfg, path)
     device, note = join_processes(cfg)
     if device.type == "mps" and cfg.loss_dtype == "float64":
         raise UserError("loss_dtype is 'float64', which an Apple GPU does not have. Use --device=cpu.")

@@ -339,7 +339,7 @@ def refuse_nan(losses, step, lr, path, bar):
             mend = f"The last good checkpoint is {path}: continue from it with --init_from=resume and a lower"
             if not os.path.exists(path):
                 mend = "No checkpoint was saved yet: start again with a lower"
-                if glob.glob(os.path.join(os.path.dirname(path), "round_*.pt")):
+                if files_of_run(os.path.dirname(path)):
                     mend = "Continue after the last round with --init_from=resume and a lower"
             at = step + 1 - len(losses) + i + 1
             raise UserError(
@@ -373,9 +373,22 @@ def open_log(cfg, start):
     return log
 
 
+def files_of_run(out_dir, names=("ckpt.pt", "round_*.pt", "ngram.txt")):
+    """-> the paths of what a run of any kind, or of the kind that writes such names, has left in out_dir."""
+    return [path for name in names for path in glob.glob(os.path.join(glob.escape(out_dir), name))]
+
+
+def to_resume(out_dir, name):
+    """-> the checkpoints of that name in out_dir, at least one."""
+    if not (found := files_of_run(out_dir, [name])):
+        mend = "It is the folder of another kind of run" if files_of_run(out_dir) else "Leave --init_from=resume out"
+        raise UserError(f"There is nothing to resume in {out_dir}: it holds no {name}. {mend}.")
+    return found
+
+
 def refuse_used(out_dir):
     """A new run never writes into the folder of another."""
-    if any(glob.glob(os.path.join(out_dir, name)) for name in ("ckpt.pt", "round_*.pt", "ngram.txt")):
+    if files_of_run(out_dir):
         raise UserError(
             f"{out_dir} already holds a run. Take another --out_dir, delete it, or (unless it is an n-gram, which is "
             "counted at once) continue it with --init_from=resume."
@@ -446,11 +459,7 @@ def make_model(cfg, vocab_size, device):
     if cfg.init_from == "scratch":
         config = GPTConfig(vocab_size=vocab_size, causal=causal, **{k: getattr(cfg, k) for k in names})
         return GPT(config).to(device), None
-    path = os.path.join(cfg.out_dir, "ckpt.pt") if cfg.init_from == "resume" else cfg.init_from
-    if cfg.init_from == "resume" and not os.path.exists(path):
-        others = glob.glob(os.path.join(cfg.out_dir, "round_*.pt")) + glob.glob(os.path.join(cfg.out_dir, "ngram.txt"))
-        mend = "It is the folder of another kind of run" if others else "Leave --init_from=resume out"
-        raise UserError(f"There is nothing to resume in {cfg.out_dir}: it holds no ckpt.pt. {mend}.")
+    (path,) = to_resume(cfg.out_dir, "ckpt.pt") if cfg.init_from == "resume" else (cfg.init_from,)
     saved = load_checkpoint(path)  # on the CPU: beside the weights, averages and optimizer it may not fit the GPU
     was = GPTConfig(**{**saved["model_config"], "attention": cfg.attention})
     if was.vocab_size != vocab_size:
