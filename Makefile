@@ -9,18 +9,24 @@ DIFFUSION = out/pydoc/ckpt.pt
 STUDENT = out/sdtt_pydoc/round_3.pt
 
 demo: .venv/ready data/pydoc/meta.json
+	@echo "Part 1 of 5: a GPT learns Python's language reference."
 	$(PY) train.py config/train_pydoc_ar.py $(if $(wildcard $(AR)),--init_from=resume)
+	@echo "Part 2 of 5: the GPT becomes a masked diffusion model, which writes anywhere on the page."
 	$(PY) train.py config/train_pydoc.py $(if $(wildcard $(DIFFUSION)),--init_from=resume)
+	@echo "Part 3 of 5: SDTT. In three rounds a student learns to do in one step what its teacher does in two."
 	$(PY) distill.py config/sdtt_pydoc.py $(if $(wildcard out/sdtt_pydoc/round_1.pt),--init_from=resume)
+	@echo "Part 4 of 5: samples, side by side (a few seconds)."
 	$(PY) sample.py --ckpt=$(AR),$(DIFFUSION) --num_samples=1 --steps=128
 	$(PY) sample.py --ckpt=$(DIFFUSION),$(STUDENT) --num_samples=2 --steps=8
+	@echo "Part 5 of 5: all models are measured, at 4 to 128 sampling steps."
 	test out/demo/eval.txt -nt $(STUDENT) -a out/demo/eval.txt -nt $(DIFFUSION) || $(PY) eval.py config/eval_pydoc.py
 	@cat out/demo/eval.txt
 
-test: .venv/ready
+# A worker per core, and one file of tests on one worker: the models that a file trains for its tests are trained once.
+test: .venv/ready-to-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	$(PY) -m pytest tests
+	$(PY) -m pytest tests -n auto --dist worksteal
 
 data/pydoc/meta.json: .venv/ready
 	$(PY) data/pydoc/prepare.py
@@ -30,5 +36,9 @@ data/pydoc/meta.json: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install -r requirements.txt
 	touch .venv/ready
+
+.venv/ready-to-test: .venv/ready requirements-test.txt
+	$(PY) -m pip install -r requirements-test.txt
+	touch .venv/ready-to-test
 
 .PHONY: demo test

@@ -97,7 +97,6 @@ topk = 16  # log-probabilities kept for each token
 vocab_parallel = False  # under torchrun: split the head's vocabulary over the processes, not the batch
 missing = "none"  # the mass they lack: 'none' | 'renorm' (scale the rest up) | 'tail' (on all other tokens together)
 # optimizer
-optimizer = "adamw"  # 'adamw' | 'muon'
 learning_rate = 6e-5
 warmup_iters = 500  # linear, at the start of every round
 lr_schedule = "constant"  # 'constant' | 'cosine' (down to min_lr), in every round
@@ -120,6 +119,7 @@ dtype = ""  # '' (bfloat16 where the hardware has it) | 'float32' | 'bfloat16'
 compile = "auto"  # torch.compile the student's trunk: 'auto' (on cuda) | 'on' | 'off'
 attention = "sdpa"  # 'sdpa' | 'manual' | 'flash_attn'
 fsdp = False  # under torchrun: shard weights, gradients and optimizer over the processes (FSDP2); False: DDP
+laptop_minutes = 0.0  # that the README says iters_per_round take on a laptop; 0: nothing
 wandb = ""  # a project name: also log to Weights & Biases
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
@@ -336,6 +336,7 @@ def refuse_other_knobs(cfg, path):
         "attention",
         "wandb",
         "fsdp",
+        "laptop_minutes",
     }
     free |= {"eval_interval", "eval_iters", "sample_interval", "log_interval", "learning_rate"}
     free |= set() if cfg.method == "sdtt" else {"iters_per_round", "max_iters"}  # a run without rounds may be prolonged

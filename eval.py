@@ -42,13 +42,13 @@ from model import (
     join_processes,
     load_model,
     nelbo,
-    pick_device,
     probabilities,
     propose,
     speculate,
     spread,
     tokens_per_call,
 )
+from plumbing.hardware import pick_device
 from sample import check_sampling, draw_many, draw_samples, empty_pages, paths_of, prepare, prepare_drafter, time_gammas
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -34,13 +34,13 @@ from model import (
     generator,
     join_processes,
     load_model,
-    pick_device,
     sample,
     save_published,
     speculate,
     spread,
     tokens_per_call,
 )
+from plumbing.hardware import pick_device
 
 # ----------------------------------------------------------------------------------------------------------------------
 ckpt = "out/pydoc/ckpt.pt"  # several (a,b or out/sdtt/round_*.pt) stand side by side; also gpt2, sdtt:kld:7 or a folder

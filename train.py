@@ -41,10 +41,10 @@ from model import (
     join_processes,
     load_checkpoint,
     nelbo,
-    pick_device,
     sample,
     save_checkpoint,
 )
+from plumbing.hardware import pick_device, say_forecast
 from sample import start_token
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -67,7 +67,6 @@ pos = "rope"  # 'rope' | 'learned'
 tie_weights = True
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
 # optimizer
-optimizer = "adamw"  # 'adamw' | 'muon': Muon for the matrices of the blocks, AdamW for the rest
 learning_rate = 1e-3
 max_iters = 2000  # optimizer steps
 warmup_iters = 100
@@ -91,6 +90,7 @@ device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'cuda:1' | 'mps' | 'cpu'
 dtype = ""  # '' (bfloat16 where the hardware has it) | 'float32' | 'bfloat16'
 compile = "auto"  # torch.compile the trunk for training: 'auto' (on cuda) | 'on' | 'off'
 fsdp = False  # under torchrun: shard weights, gradients and optimizer over the processes (FSDP2); False: DDP
+laptop_minutes = 0.0  # that the README says max_iters take on a laptop; 0: nothing
 wandb = ""  # a project name: also log to Weights & Biases
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
@@ -106,22 +106,12 @@ def learning_rate_at(step, cfg):
     return cfg.learning_rate * (cfg.min_lr + (1 - cfg.min_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def make_optimizers(model, cfg):
-    """-> [AdamW] or [AdamW, Muon]. Weight decay on matrices only."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    to_muon = {n for n, p in named if cfg.optimizer == "muon" and "blocks." in n and p.dim() == 2}
-    matrices = [p for n, p in named if p.dim() >= 2 and n not in to_muon]
-    others = [p for n, p in named if p.dim() < 2]
+def make_optimizer(model, cfg):
+    """-> AdamW with weight decay on matrices only."""
+    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
+    others = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizers = [torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, cfg.beta2), fused=True)]
-    if to_muon:  # match_rms_adamw scales its updates to AdamW's size, so that one learning rate serves both
-        matrices = [p for n, p in named if n in to_muon]
-        optimizers.append(
-            torch.optim.Muon(
-                matrices, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
-    return optimizers
+    return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, cfg.beta2), fused=True)
 
 
 class Loss(nn.Module):
@@ -190,21 +180,21 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
         )
     path = os.path.join(cfg.out_dir, name)
     loss_of = parallel(model, loss, device, world, cfg.fsdp)  # first: FSDP replaces the weights by their shards
-    optimizers = make_optimizers(model, cfg)
+    optimizer = make_optimizer(model, cfg)
     weights = list(model.parameters())
     averaged = [p.detach().clone() for p in weights] if cfg.ema else None
     start = 0
     if resume:
         start = resume["step"]
-        if (len(resume["optimizers"]), bool(resume["ema"])) != (len(optimizers), bool(cfg.ema)):
-            was = resume["config"]
-            raise UserError(
-                f"{path} was trained with --optimizer={was['optimizer']} --ema={was['ema']}; resume it with the same."
-            )
-        for opt, saved in zip(optimizers, resume["optimizers"], strict=True):
-            ordered = [p for group in opt.param_groups for p in group["params"]]
-            state = {i: {k: shard_like(ordered[i], x) for k, x in state.items()} for i, state in saved["state"].items()}
-            opt.load_state_dict({**saved, "state": state})
+        was = resume["config"]
+        if was.get("optimizer") == "muon":
+            raise UserError(f"{path} was trained with Muon, which is gone. Train it anew, with AdamW.")
+        if bool(resume["ema"]) != bool(cfg.ema):
+            raise UserError(f"{path} was trained with --ema={was['ema']}; resume it with the same.")
+        saved = resume["optimizer"] if "optimizer" in resume else resume["optimizers"][0]  # a list, in older runs
+        ordered = [p for group in optimizer.param_groups for p in group["params"]]
+        state = {i: {k: shard_like(ordered[i], x) for k, x in state.items()} for i, state in saved["state"].items()}
+        optimizer.load_state_dict({**saved, "state": state})
         if averaged:
             averaged = [shard_like(p, resume["ema"][n]) for n, p in model.named_parameters()]
     log = open_log(cfg, first + start) if rank == 0 else None
@@ -220,7 +210,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
             "model_config": dataclasses.asdict(model.config),
             "model": model.state_dict(),
             "ema": dict(zip(names, averaged, strict=True)) if averaged else None,
-            "optimizers": [opt.state_dict() for opt in optimizers],
+            "optimizer": optimizer.state_dict(),
             "step": step,
             "val_loss": val_loss,
             "config": vars(cfg),
@@ -257,9 +247,8 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
     losses, began, tokens = [], time.perf_counter(), 0
     for step in range(start, cfg.max_iters):
         lr = learning_rate_at(step, cfg)
-        for opt in optimizers:
-            for group in opt.param_groups:
-                group["lr"] = lr
+        for group in optimizer.param_groups:
+            group["lr"] = lr
         step_loss = 0.0
         for i in range(rank, n_forwards, world):
             batch = get_batch(generator(cfg.seed, first + step, i)).to(device, non_blocking=True)
@@ -275,9 +264,8 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
             tokens += batch.numel() * world
         if cfg.grad_clip:
             nn.utils.clip_grad_norm_(weights, cfg.grad_clip)
-        for opt in optimizers:
-            opt.step()
-            opt.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         if averaged:  # the average of a young run forgets faster, or it would remember the random start
             torch._foreach_lerp_(averaged, [p.data for p in weights], 1 - min(cfg.ema, (step + 1) / (step + 10)))
 
@@ -290,7 +278,10 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
                 dist.all_reduce(losses)
                 losses /= world
             refuse_nan(losses.tolist(), first + step, lr, path, bar)
-            speed = tokens / (time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            speed = tokens / seconds
+            if step + 1 == start + 2 * cfg.log_interval and rank == 0:  # the first steps of a run are slow
+                say_forecast(cfg.max_iters - step - 1, cfg.max_iters, seconds / len(losses), cfg.laptop_minutes, device)
             bar.set_postfix_str(f"loss {losses.mean():.3f}, {speed:,.0f} tokens/s")
             if rank == 0:
                 log(
@@ -421,7 +412,6 @@ def release(out_dir):
 
 def check_loop(cfg):
     """Refuses values of the knobs that fit reads, before any work."""
-    choose("optimizer", cfg.optimizer, ("adamw", "muon"))
     choose("lr_schedule", cfg.lr_schedule, ("cosine", "constant"))
     choose("compile", cfg.compile, ("auto", "on", "off"))
     counts = ("max_iters", "batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval")
@@ -431,8 +421,6 @@ def check_loop(cfg):
     check_range(cfg, ("min_lr",), 0, 1)
     if cfg.fsdp and "WORLD_SIZE" not in os.environ:
         raise UserError("fsdp shards over processes: start them with torchrun --standalone --nproc_per_node=2 ...")
-    if cfg.fsdp and cfg.optimizer == "muon":
-        raise UserError("Muon needs whole matrices, which fsdp cuts up. Use --optimizer=adamw or --fsdp=False.")
     if cfg.sample_interval % cfg.eval_interval:
         raise UserError(
             f"sample_interval {cfg.sample_interval} is not a multiple of eval_interval {cfg.eval_interval}."

@@ -12,7 +12,6 @@ n_layer = 3
 n_head = 4
 n_embd = 128
 batch_size = 64
-optimizer = "muon"
 learning_rate = 3e-3
 min_lr = 0.0
 warmup_iters = 50

@@ -14,7 +14,6 @@ n_head = 4
 n_embd = 256
 dropout = 0.1
 batch_size = 16
-optimizer = "muon"
 learning_rate = 3e-3
 min_lr = 0.02
 warmup_iters = 40

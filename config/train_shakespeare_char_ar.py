@@ -12,7 +12,6 @@ n_layer = 6
 n_head = 4
 n_embd = 256
 batch_size = 16
-optimizer = "muon"
 learning_rate = 3e-3
 min_lr = 0.02
 warmup_iters = 50

@@ -6,7 +6,7 @@ $ python tests/bench.py --work=scale               (what the published sizes nee
 
 twin    tests/reference.py, written as the papers' own code computes it: dense B x T x V logits and losses, a draw at
         every position of every sampling step (with MDLM's cache), no KV cache, torch's default attention
-floor   the operations (matrix products only) over the rate of a large bfloat16 product, measured in the same run;
+floor   the operations (matrix products only) over the rate of a large product in training's number format, same run;
         for cached decoding the bytes of the weights over the rate of a matrix-vector product
 Every measurement is a process of its own, so that peak memory (resident, of the whole process) is its own.
 """
@@ -27,7 +27,8 @@ import torch
 import distill
 import train
 from configurator import configure
-from model import GPT, GPTConfig, NGram, ar_loss, diffusion_loss, generator, pick_device, sample
+from model import GPT, GPTConfig, NGram, ar_loss, diffusion_loss, generator, sample
+from plumbing.hardware import multiplies_bfloat16, pick_device
 
 # ----------------------------------------------------------------------------------------------------------------------
 work = "all"  # 'all' | 'ar' | 'diffusion' | 'sdtt' (training steps) | 'sample' | 'decode' | 'ngram' | 'scale'
@@ -55,8 +56,9 @@ def seconds(f, n):
 
 
 def matmul_rate():
-    """-> bfloat16 operations per second of a product of the size that training makes."""
-    a, b = torch.randn(4096, 1024, dtype=torch.bfloat16), torch.randn(1024, 4096, dtype=torch.bfloat16)
+    """-> operations per second of a product of the size that training makes, in the number format that it uses."""
+    dtype = torch.bfloat16 if multiplies_bfloat16("cpu") else torch.float32
+    a, b = torch.randn(4096, 1024, dtype=dtype), torch.randn(1024, 4096, dtype=dtype)
     return 2 * 4096 * 1024 * 4096 / seconds(lambda: a @ b, 9)
 
 
@@ -85,7 +87,7 @@ def training(work, name, who):
     _, autocast, _ = pick_device()
     causal = work == "ar"
     model, x0 = make(name, causal)
-    optimizers = train.make_optimizers(model, train.cfg)
+    optimizer = train.make_optimizer(model, train.cfg)
     calls = iter(range(10**6))
     if work == "sdtt":
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
@@ -107,9 +109,8 @@ def training(work, name, who):
             value = loss()
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in optimizers:
-            opt.step()
-            opt.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     result = {"ms": 1e3 * seconds(step, cfg.repeats)}
     result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

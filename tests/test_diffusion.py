@@ -13,6 +13,8 @@ from conftest import tiny_model
 import model as M
 from model import generator, sample
 
+pytestmark = pytest.mark.numerics
+
 
 def blanks(model, B=1, T=8):
     return torch.full((B, T), model.mask_id)
@@ -209,7 +211,7 @@ def test_confidence_reveals_an_even_share_and_the_surest_first():
     )
     first = (seen[0] != 7).nonzero()[0, 1]
     best = model(blanks(model, 1, 16))[0].softmax(-1).max(-1).values
-    assert best[first] == best.max()
+    assert best[first] > best.max() - 1e-5  # another kernel computed it
 
 
 def test_bad_requests_are_refused(refused):

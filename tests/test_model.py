@@ -13,6 +13,8 @@ from conftest import tiny_model
 import model as M
 from model import GPT, GPTConfig, KVCache, attend, draw, generator, probabilities
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_by_sdpa_and_by_hand_is_the_same_function(causal):

@@ -14,6 +14,7 @@ from conftest import tiny_model
 import model as M
 from model import Diffusion, Lookup, NGram, generator, probabilities, speculate
 
+pytestmark = pytest.mark.numerics
 V = 3
 
 

@@ -23,7 +23,7 @@ from model import how_to_make, load_checkpoint, load_model, save_checkpoint
 def same(a, b):
     """Two checkpoints' weights, averages and optimizer states, bit for bit."""
     assert a["step"] == b["step"]
-    flat = [torch.utils._pytree.tree_leaves([c["model"], c["ema"], c["optimizers"]]) for c in (a, b)]
+    flat = [torch.utils._pytree.tree_leaves([c["model"], c["ema"], c["optimizer"]]) for c in (a, b)]
     return all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(*flat, strict=True))
 
 
@@ -33,9 +33,8 @@ def trained(cfg):
 
 
 @pytest.mark.parametrize("objective", ["diffusion", "ar"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_n_plus_n_steps_equal_2n(objective, optimizer, pydoc, tmp_path, monkeypatch):
-    kw = dict(dataset=pydoc, objective=objective, optimizer=optimizer, dropout=0.1, ema=0.9, random_length=0.5)
+def test_n_plus_n_steps_equal_2n(objective, pydoc, tmp_path, monkeypatch):
+    kw = dict(dataset=pydoc, objective=objective, dropout=0.1, ema=0.9, random_length=0.5)
     whole = trained(knobs(tmp_path / "whole", **kw))
     calls, real = [], data.batch
 
@@ -79,7 +78,7 @@ def test_accumulated_steps_are_one_big_batch_in_pieces(pydoc, tmp_path):
     cfg.dtype = "float32"
     train.fit(model, loss, lambda g: data.batch(corpus, 4, 17, g), lambda m: 0.0, cfg)
     assert len(seen) == 2 and not torch.equal(*seen)
-    opt = train.make_optimizers(twin, cfg)[0]
+    opt = train.make_optimizer(twin, cfg)
     for group in opt.param_groups:
         group["lr"] = train.learning_rate_at(0, cfg)
     train.ar_loss(twin, torch.cat(seen)).backward()
@@ -170,15 +169,26 @@ def test_checkpoints_that_are_missing_damaged_or_foreign_are_refused(pydoc, tmp_
     assert "already holds a run" in said and "--init_from=resume" in said
     said = refused(train.main, knobs(tmp_path, dataset=pydoc, init_from=str(tmp_path / "ckpt.pt")))
     assert "already holds a run" in said
-    for kw in (dict(ema=0.9), dict(optimizer="muon")):
-        said = refused(train.main, knobs(tmp_path, dataset=pydoc, init_from="resume", max_iters=9, **kw))
-        assert "--optimizer=adamw --ema=0.0" in said
+    said = refused(train.main, knobs(tmp_path, dataset=pydoc, init_from="resume", max_iters=9, ema=0.9))
+    assert "--ema=0.0" in said
     said = refused(train.main, knobs(tmp_path, dataset=pydoc, objective="ar", init_from="resume"))
     assert "another objective than 'ar'" in said
     saved["model_config"]["vocab_size"] = 5
     save_checkpoint(tmp_path / "v.pt", saved)
     said = refused(train.main, knobs(tmp_path / "v", dataset=pydoc, init_from=str(tmp_path / "v.pt")))
     assert "vocabulary of 5" in said
+
+
+def test_a_run_of_an_older_version_resumes_unless_muon_trained_it(pydoc, tmp_path, refused):
+    """Its checkpoint has a list of optimizers, and a knob that names them."""
+    kw = dict(dataset=pydoc, lr_schedule="constant")
+    whole, old = trained(knobs(tmp_path / "a", **kw)), trained(knobs(tmp_path / "b", **kw, max_iters=3))
+    old["optimizers"], old["config"]["optimizer"] = [old.pop("optimizer")], "adamw"
+    save_checkpoint(tmp_path / "b" / "ckpt.pt", old)
+    assert same(whole, trained(knobs(tmp_path / "b", **kw, init_from="resume")))
+    old["optimizers"], old["config"]["optimizer"] = [{}, {}], "muon"
+    save_checkpoint(tmp_path / "b" / "ckpt.pt", old)
+    assert "trained with Muon" in refused(train.main, knobs(tmp_path / "b", **kw, init_from="resume"))
 
 
 def test_the_shape_of_a_resumed_run_is_its_own_and_that_is_said(pydoc, tmp_path, capsys):
@@ -198,7 +208,7 @@ def test_a_finished_run_resumes_to_nothing(pydoc, tmp_path, capsys):
 
 
 def test_other_mistakes_are_refused_before_any_work(pydoc, tmp_path, refused):
-    bad = dict(objective="gan", optimizer="sgd", dtype="float16", device="tpu", pos="alibi", lr_schedule="linear")
+    bad = dict(objective="gan", dtype="float16", device="tpu", pos="alibi", lr_schedule="linear")
     for knob, value in bad.items():
         assert repr(value) in refused(train.main, knobs(tmp_path, dataset=pydoc, **{knob: value}))
     assert "Did you mean shakespeare?" in refused(train.main, knobs(tmp_path, dataset="shakespear"))
@@ -292,7 +302,7 @@ def test_the_loss_approaches_the_known_entropy_from_above(objective, markov, tmp
     """On a language whose entropy is known, 600 steps come within 0.1 nats of it, and never below it."""
     meta = data.load(markov).meta
     floor = (meta["stationary_entropy"] + 15 * meta["entropy_rate"]) / 16  # of a block of 16 tokens
-    kw = dict(n_embd=64, batch_size=64, max_iters=600, eval_interval=600, learning_rate=3e-3, optimizer="muon")
+    kw = dict(n_embd=64, batch_size=64, max_iters=600, eval_interval=600, learning_rate=3e-3)
     saved = trained(knobs(tmp_path, dataset=markov, objective=objective, **kw, warmup_iters=20, eval_iters=30))
     if objective == "ar":
         floor = meta["entropy_rate"]  # its first token is context

@@ -1,0 +1,101 @@
+"""
+What a run gets from the machine: the device, the number format that is fast on it, and an honest forecast.
+"""
+
+import contextlib
+import ctypes
+import functools
+import time
+
+import torch
+from tqdm import tqdm
+
+from configurator import UserError, choose, print_once
+
+LAPTOP = "2 cores, AVX2, 0.11 TFLOP/s"  # what the README's times for laptops were measured on
+
+
+def pick_device(device="", dtype=""):
+    """'' or a torch device, '' or 'float32' | 'bfloat16' -> device, autocast context, what was chosen and why (str)."""
+    if not device:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        why = {"cuda": "a GPU is here", "mps": "an Apple GPU is here", "cpu": "no GPU is here"}[device]
+    else:
+        why = "as asked"
+    kind = device.split(":")[0]
+    choose("device", kind, ("cuda", "mps", "cpu"))
+    n_devices = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}[kind]
+    if int(device.partition(":")[2] or 0) >= n_devices:
+        raise UserError(f"device is {device!r}, but this torch sees {n_devices} of that kind. Use --device=cpu.")
+    if dtype:
+        choose("dtype", dtype, ("float32", "bfloat16"))
+    elif multiplies_bfloat16(kind):
+        dtype = "bfloat16"
+    else:
+        dtype, why = "float32", why + ", without bfloat16"
+    if dtype == "bfloat16" and not multiplies_bfloat16(kind):
+        say_how_slow(device)
+    if kind == "cpu":
+        keep_freed_memory()
+    autocast = torch.autocast(kind, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+    return torch.device(device), autocast, f"{device} ({why}), {dtype}"
+
+
+def multiplies_bfloat16(kind):
+    """'cuda' | 'mps' | 'cpu' -> whether it multiplies bfloat16 in hardware, faster than float32.
+
+    Elsewhere torch emulates it: on an AVX2 laptop a product then takes a hundred times as long as in float32.
+    """
+    if kind == "cuda":  # sm_80 and later; a T4 has none
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = torch.cpu.get_capabilities()
+    has_it = cpu.get("amx_bf16") or cpu.get("avx512_bf16")
+    # the kernels may use less than the CPU has: ATEN_CPU_CAPABILITY=avx2 makes a server behave like a laptop
+    return kind == "cpu" and bool(has_it) and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def product_rate(device, dtype, n=256):
+    """-> TFLOP/s of an n x n matrix product, the best of three."""
+    a, times = torch.randn(n, n, device=device).to(dtype), []
+    for _ in range(4):  # the first one warms up
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the device
+        times.append(time.perf_counter() - began)
+    return 2 * n**3 / min(times[1:]) / 1e12
+
+
+@functools.lru_cache  # once in a run
+def say_how_slow(device):
+    factor = product_rate(device, torch.float32) / product_rate(device, torch.bfloat16)
+    print_once(
+        f"{device} does not multiply bfloat16: a product takes {factor:.1f} times as long as in float32 here. "
+        "Leave --dtype out."
+    )
+
+
+def say_forecast(n, total, seconds, laptop_minutes, device):
+    """Prints how long n more steps of `total` will take if one takes so many seconds; and, if all of them take more
+    than three times the README's minutes on a laptop (0: it has none), what this machine lacks.
+    """
+    tqdm.write(f"the other {n} steps will take about {n * seconds / 60:.1f} minutes here")
+    times = total * seconds / 60 / laptop_minutes if laptop_minutes else 0
+    if times > 3:
+        what = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
+        rate = product_rate(device, torch.float32, 1024)
+        tqdm.write(
+            f"That is {times:.0f} times the README's time for a laptop ({LAPTOP}). This machine: "
+            f"{torch.get_num_threads()} cores, {what}, now {rate:.2g} TFLOP/s in float32."
+        )
+
+
+def keep_freed_memory():
+    """glibc hands every freed tensor over 32 MB back to the kernel and faults its pages in again at the next step.
+
+    Keeping them makes the step of a model with a large vocabulary 1.3x faster. Does nothing where there is no glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(-4, 0)  # M_MMAP_MAX: take no block from mmap
+    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back

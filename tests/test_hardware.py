@@ -1,0 +1,111 @@
+"""
+python -m pytest tests/test_hardware.py          the number format that a machine is fast in, and honest forecasts
+"""
+
+import types
+
+import pytest
+import torch
+from conftest import knobs, run
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import configurator
+import eval as evaluation
+import sample as S
+import train
+from plumbing import hardware
+from plumbing.hardware import pick_device
+
+
+def cpu(monkeypatch, capability, **has):
+    """Pretends to be such a CPU."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+
+
+def test_a_cpu_gets_bfloat16_only_where_its_kernels_multiply_it(monkeypatch):
+    for capability, has, dtype in (
+        ("AVX512", {"amx_bf16": True}, "bfloat16"),
+        ("AVX512", {"avx512_bf16": True}, "bfloat16"),
+        ("AVX512", {"amx_bf16": False}, "float32"),
+        ("AVX2", {"amx_bf16": True, "avx512_bf16": True}, "float32"),  # a server that is told to be a laptop
+        ("AVX2", {}, "float32"),
+        ("DEFAULT", {"avx512_bf16": True}, "float32"),
+    ):
+        cpu(monkeypatch, capability, **has)
+        _, autocast, note = pick_device("cpu")
+        assert note.endswith(dtype) and isinstance(autocast, torch.autocast) == (dtype == "bfloat16")
+        assert ("without bfloat16" in note) == (dtype == "float32")
+
+
+def test_the_emulation_variable_reaches_it():
+    code = "from plumbing.hardware import pick_device; print(pick_device('cpu')[2])"
+    out, _ = run("-c", code, env={"ATEN_CPU_CAPABILITY": "avx2"})
+    assert out == "cpu (as asked, without bfloat16), float32\n"
+
+
+def test_a_gpu_without_bfloat16_gets_float32_and_the_reason(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for has_it, note in (
+        (True, "cuda (a GPU is here), bfloat16"),
+        (False, "cuda (a GPU is here, without bfloat16), float32"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it, **_: has_it)
+        assert pick_device()[2] == note
+
+
+def test_asking_for_bfloat16_where_it_is_emulated_says_how_much_slower_it_is(monkeypatch, capsys):
+    cpu(monkeypatch, "AVX2")
+    monkeypatch.setattr(hardware, "product_rate", lambda device, dtype: {torch.float32: 0.11}.get(dtype, 0.001))
+    hardware.say_how_slow.cache_clear()
+    for _ in range(2):  # said once
+        assert pick_device("cpu", "bfloat16")[2] == "cpu (as asked), bfloat16"
+    assert capsys.readouterr().out.count("a product takes 110.0 times as long as in float32 here") == 1
+    pick_device("cpu", "float32")
+    assert capsys.readouterr().out == ""
+
+
+class NoHalves(TorchDispatchMode):
+    """Fails at the first operation that takes or gives a tensor of 16-bit floats."""
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        out = f(*args, **(kwargs or {}))
+        for x in torch.utils._pytree.tree_leaves((args, kwargs, out)):
+            assert not torch.is_tensor(x) or x.dtype not in (torch.bfloat16, torch.float16), f
+        return out
+
+
+def test_nothing_runs_in_16_bits_where_they_are_emulated(markov, tmp_path, monkeypatch):
+    """Not the forward, not the optimizer, not a sample, not a metric."""
+    cpu(monkeypatch, "AVX2")
+    with NoHalves():
+        for objective in ("diffusion", "ar"):
+            train.main(knobs(tmp_path / objective, dataset=markov, objective=objective, ema=0.9, sample_interval=3))
+        ckpt = f"{tmp_path}/diffusion/ckpt.pt,{tmp_path}/ar/ckpt.pt"
+        few = dict(num_samples=4, eval_blocks=8, steps=[2], judge=f"{tmp_path}/ar/ckpt.pt", out=str(tmp_path / "out"))
+        what = dict(what="nelbo,genppl,selfbleu,latency", latency_batch=[1])
+        evaluation.main(types.SimpleNamespace(**{**vars(evaluation.cfg), "ckpt": ckpt, **few, **what}))
+        S.main(types.SimpleNamespace(**{**vars(S.cfg), "ckpt": ckpt.split(",")[1], "draft": "lookup"}))
+    with NoHalves(), pytest.raises(AssertionError):
+        torch.ones(1).bfloat16()
+
+
+def test_product_rates_are_measured():
+    assert 1e-6 < hardware.product_rate("cpu", torch.float32, 64) < 100
+
+
+def test_a_run_says_how_long_it_will_take_and_what_a_slow_machine_lacks(markov, tmp_path, capsys):
+    kw = dict(dataset=markov, max_iters=9, eval_interval=9, log_interval=2)
+    train.main(knobs(tmp_path / "a", **kw))
+    said = capsys.readouterr().out
+    assert said.count("the other 5 steps will take about 0.0 minutes here") == 1 and "laptop" not in said
+    train.main(knobs(tmp_path / "b", **kw, laptop_minutes=1e-9))
+    assert "times the README's time for a laptop (2 cores, AVX2" in capsys.readouterr().out
+
+
+def test_what_an_apple_gpu_cannot_do_is_one_line_with_the_way_out(capsys):
+    error = NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device. ...")
+    configurator.one_line_for_user_errors(type(error), error, None)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "PYTORCH_ENABLE_MPS_FALLBACK=1" in said and "--device=cpu" in said
