@@ -47,12 +47,12 @@ def parse(argv, knobs):
             if not (os.path.isfile(arg) and arg.endswith(".py")):
                 raise UserError(f"{arg} is not a config file. Knobs are given as --key=value; config/ holds the files.")
             given = {k: v for k, v in runpy.run_path(arg).items() if k[0] != "_" and not is_helper(v)}
-            changed.update({k: check(k, v, knobs, arg) for k, v in given.items()})
+            changed.update({k: checked(k, v, knobs, arg) for k, v in given.items()})
         elif "=" not in arg:
             raise UserError(f"{arg} has no value. Write {arg}=VALUE.")
         else:
             key, text = arg[2:].split("=", 1)  # once: a value may contain '=' itself
-            changed[key] = check(key, from_text(text, knobs.get(key)), knobs, "the command line")
+            changed[key] = checked(key, from_text(text, knobs.get(key)), knobs, "the command line")
     return changed
 
 
@@ -63,10 +63,10 @@ def from_text(text, default):
     try:
         return ast.literal_eval(f"[{text}]" if isinstance(default, list) and not text.startswith("[") else text)
     except (ValueError, SyntaxError):
-        return text  # check() names the type that was wanted
+        return text  # checked() names the type that was wanted
 
 
-def check(key, value, knobs, where):
+def checked(key, value, knobs, where):
     if key not in knobs:
         near = difflib.get_close_matches(key, knobs, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
@@ -116,6 +116,11 @@ def save_config(cfg, out_dir, **more):
     """Every knob, and what else the run is, to out_dir/config.json."""
     with open(os.path.join(out_dir, "config.json"), "w", encoding="utf-8") as f:
         json.dump({**vars(cfg), **more}, f, indent=2)
+
+
+def first_line(error):
+    """-> the first line of an exception's message, for a message of one line."""
+    return (str(error) or type(error).__name__).splitlines()[0][:100]
 
 
 def print_once(*args):

@@ -27,36 +27,17 @@ from tqdm import tqdm
 
 import data
 from configurator import UserError, check_range, choose, configure, print_once, save_config
-from model import (
-    GPT,
-    GPTConfig,
-    add_noise,
-    ar_loss,
-    draw,
-    generator,
-    hub_address,
-    in_chunks,
-    join_processes,
-    load_checkpoint,
-    load_model,
-    reveal_order,
-    save_published,
-    slice_of_vocab,
-    stratified,
-)
-from sample import start_token
-from train import (
-    check_loop,
-    claim,
-    fit,
-    fit_ngram,
-    mean_over,
-    refuse_used,
-    release,
-    show_sample,
-    to_resume,
-    validation_batches,
-)
+from drafters import fit_ngram, load_model, new_model
+from loop import check_loop, fit, mean_over, show_sample, validation_batches
+from model import GPT, GPTConfig, add_noise, ar_loss, draw, in_chunks, reveal_order, stratified
+from plumbing.checkpoints import load_checkpoint
+from plumbing.head import SameOnRanks, slice_of_vocab, vocab_parallel_soft_cross_entropy
+from plumbing.parallel import join_processes, on_first_process
+from plumbing.published import hub_address, save_published
+from plumbing.randomness import seeded
+from plumbing.runs import claim, refuse_used, release, to_resume
+from plumbing.soft_labels import SoftWriter, load_soft, soft_from_jsonl
+from speculative import generate
 
 # ----------------------------------------------------------------------------------------------------------------------
 method = "sdtt"  # 'sdtt' | 'kd' (a drafter for an autoregressive teacher) | 'soft' (from its top-k log-probabilities)
@@ -156,7 +137,7 @@ def sdtt_targets(teacher, xt, t, dt, k, generator, sampler="ancestral", eps=1e-5
     return targets
 
 
-def divergence(kind, log_p, log_q):  # noqa: F811 (the knob of this name is in cfg by now)
+def divergence_between(kind, log_p, log_q):
     """(n, V), (n, V) log-probabilities of student p and teacher q -> (n): nats; tvd in [0, 1]; mse: eq. 11."""
     if kind == "kl_bwd":
         return (log_p.exp() * (log_p - log_q)).sum(-1)  # KL(p || q)
@@ -183,7 +164,7 @@ def sdtt_loss(student, x0, generator, teacher, dt, k=2, kind="kl_bwd", sampler="
 
     def loss_of(logits, h_teacher):
         """(n, V), (n, C) -> (n): both distributions exist for a few positions at a time only."""
-        return divergence(kind, logits.to(dtype).log_softmax(-1), head(h_teacher).to(dtype).log_softmax(-1))
+        return divergence_between(kind, logits.to(dtype).log_softmax(-1), head(h_teacher).to(dtype).log_softmax(-1))
 
     return student.head_loss(h, loss_of, targets) / max(len(h), 1)
 
@@ -201,7 +182,7 @@ def kd_loss(drafter, batch, generator, target, kind="kl_fwd", temp=1.0, kd_weigh
         if kind == "mse":  # DIFFERS from sdtt: on logits; on log-probabilities it hardly learns here
             loss = (z_p - z_q).square().mean(-1)
         else:
-            loss = divergence(kind, z_p.log_softmax(-1), z_q.log_softmax(-1))
+            loss = divergence_between(kind, z_p.log_softmax(-1), z_q.log_softmax(-1))
         loss = kd_weight * temp**2 * loss
         return loss + ce_weight * F.cross_entropy(logits, y, reduction="none") if ce_weight else loss
 
@@ -222,57 +203,6 @@ def soft_cross_entropy(logits, ids, logp, missing="none"):
         others = logits.scatter(1, ids, torch.finfo(logits.dtype).min).logsumexp(-1)
         gone = 1 - w.sum(-1)
         loss = loss + torch.where(gone > 1e-6, gone, 0) * (lse - others)  # below is rounding
-    return loss
-
-
-class SumOverRanks(torch.autograd.Function):
-    """The sum of every process's x. All have the same loss after it, so its gradient is whole already."""
-
-    @staticmethod
-    def forward(ctx, x):
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
-
-
-class SameOnRanks(torch.autograd.Function):
-    """x, the same on every process, for a computation of which each does a part: the gradients add up."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad = grad.clone()
-        dist.all_reduce(grad)
-        return grad
-
-
-def vocab_parallel_soft_cross_entropy(z, ids, logp, first, missing="none"):
-    """soft_cross_entropy where this process has only z = logits[:, first : first + n_own].
-
-    DIFFERS from tensor parallelism of whole models: the weights are on every process, their work and logits are split.
-    """
-    top = z.detach().amax(-1)
-    dist.all_reduce(top, dist.ReduceOp.MAX)  # (n)
-    lse = top + SumOverRanks.apply((z - top[:, None]).exp().sum(-1)).log()
-    w, own = logp.exp(), ids - first  # (n, K)
-    mine = (own >= 0) & (own < z.size(1))
-    own = own.clamp(0, z.size(1) - 1)
-    picked = SumOverRanks.apply(z.gather(1, own).masked_fill(~mine, 0))  # (n, K)
-    if missing == "renorm":
-        w = w / w.sum(-1, keepdim=True)
-    loss = (w * (lse[:, None] - picked)).sum(-1)
-    if missing == "tail":
-        named = torch.zeros_like(z).scatter_add(1, own, mine.to(z.dtype)) > 0
-        others = SumOverRanks.apply((z - top[:, None]).exp().masked_fill(named, 0).sum(-1))
-        gone = 1 - w.sum(-1)
-        loss = loss + torch.where(gone > 1e-6, gone, 0) * (lse - top - others.clamp(min=1e-38).log())
     return loss
 
 
@@ -349,7 +279,7 @@ def refuse_other_knobs(cfg, path):
             )
 
 
-def check(cfg):
+def refuse_bad_knobs(cfg):
     """Refuses bad values before any work."""
     choose("divergence", cfg.divergence, DIVERGENCES)
     choose("sampler", cfg.sampler, ("ancestral", "analytic"))
@@ -387,7 +317,7 @@ def check(cfg):
     check_loop(cfg)
 
 
-def prepare(cfg, causal, writes):
+def set_up(cfg, causal, writes):
     """-> teacher, corpus, device, a note on it; out_dir is made. Raises UserError if something does not fit.
 
     writes: the pattern of the checkpoints of such a run. They are read back from out_dir, so processes on several nodes
@@ -439,7 +369,7 @@ def distill_round(cfg, r, loss, teacher, corpus, steps, saved, carried):
 
     def validate(student):
         """The same blocks and the same noise at every call."""
-        noise = generator(cfg.seed, "validation", device=device)
+        noise = seeded(cfg.seed, "validation", device=device)
         return mean_over(val, lambda b: loss(student, b, noise))
 
     get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
@@ -452,7 +382,7 @@ def distill_round(cfg, r, loss, teacher, corpus, steps, saved, carried):
 
 def sdtt(cfg):
     plan = plan_rounds(cfg)
-    teacher, corpus, _, note = prepare(cfg, causal=False, writes="round_*.pt")
+    teacher, corpus, _, note = set_up(cfg, causal=False, writes="round_*.pt")
     loss_of = functools.partial(sdtt_loss, teacher=teacher, k=cfg.teacher_steps, kind=cfg.divergence)
     loss_of = functools.partial(loss_of, sampler=cfg.sampler, dtype=getattr(torch, cfg.loss_dtype))
     carried = None  # the optimizer of the last round, if it lives on
@@ -509,8 +439,8 @@ def pseudo_data(target, meta, cfg, device, rows_at_once=64):
     with open(path, "ab") as f:
         f.truncate(done * chunk)  # a chunk that was cut off is written again
         for i in tqdm(range(done, n_chunks), initial=done, total=n_chunks, desc="pseudo-data", unit="chunk"):
-            start = torch.full((rows_at_once, 1), start_token(meta), device=device)
-            text = target.generate(start, T - 1, generator=generator(cfg.seed, "pseudo", i, device=device))
+            start = torch.full((rows_at_once, 1), data.start_token(meta), device=device)
+            text = generate(target, start, T - 1, generator=seeded(cfg.seed, "pseudo", i, device=device))
             f.write(text.cpu().numpy().astype(kind).tobytes())
             f.flush()
     return np.memmap(path, dtype=kind, mode="r").reshape(-1, T)[: n_chunks * rows_at_once]
@@ -523,7 +453,7 @@ def make_drafter(cfg, meta, T, device, note):
     if cfg.drafter in ("lstm", "cnn", "gpt"):
         shape = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "dropout", "kernel_size")}
         config = GPTConfig(arch=cfg.drafter, causal=True, block_size=T, vocab_size=meta["vocab_size"], **shape)
-        drafter = GPT(config).to(device)
+        drafter = new_model(config).to(device)
     else:
         drafter, baseline = load_model(cfg.drafter, device, cfg.attention)
         if not data.same_vocabulary(meta, baseline["meta"]):
@@ -536,16 +466,8 @@ def make_drafter(cfg, meta, T, device, note):
     return drafter, saved
 
 
-def on_first_process(f):
-    """f() on the first process; the others wait."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        f()
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def kd(cfg):
-    target, corpus, device, note = prepare(cfg, causal=True, writes="ckpt.pt")
+    target, corpus, device, note = set_up(cfg, causal=True, writes="ckpt.pt")
     T = target.config.block_size
     if cfg.drafter != "ngram":
         drafter, saved = make_drafter(cfg, corpus.meta, T, device, note)
@@ -564,9 +486,9 @@ def kd(cfg):
         if cfg.kd_data == "teacher":
             rows = torch.randint(len(pseudo), (cfg.batch_size,), generator=generator)
             return torch.from_numpy(pseudo[rows.numpy()].astype(np.int64))
-        start = torch.full((cfg.batch_size, 1), start_token(corpus.meta), device=device)
+        start = torch.full((cfg.batch_size, 1), data.start_token(corpus.meta), device=device)
         compiled = vars(drafter).pop("hidden", None)  # its shapes vary here
-        text = drafter.eval().generate(start, T - 1, generator=generator)
+        text = generate(drafter.eval(), start, T - 1, generator=generator)
         drafter.train()
         vars(drafter).update({"hidden": compiled} if compiled else {})
         return text
@@ -585,7 +507,7 @@ def kd(cfg):
 @torch.no_grad()
 def store_soft(teacher, x, folder, K, meta, batch_size=16):
     """(n, L) int64 -> folder: the teacher's K best log-probabilities at every place of x but the first."""
-    writer = data.SoftWriter(folder, x.size(1), K, meta)
+    writer = SoftWriter(folder, x.size(1), K, meta)
     for rows in tqdm(x.split(batch_size), desc="soft labels", unit="batch"):
         logp, ids = teacher(rows[:, :-1].to(teacher.wte.weight.device)).float().log_softmax(-1).topk(K)  # (n, L - 1, K)
         ids, logp = F.pad(ids, (0, 0, 1, 0)), F.pad(logp, (0, 0, 1, 0), value=-math.inf)  # (n, L, K)
@@ -594,12 +516,12 @@ def store_soft(teacher, x, folder, K, meta, batch_size=16):
 
 
 def soft(cfg):
-    teacher, corpus, device, note = prepare(cfg, causal=True, writes="ckpt.pt")
+    teacher, corpus, device, note = set_up(cfg, causal=True, writes="ckpt.pt")
     folder = os.path.join(cfg.out_dir, "soft")
     T = teacher.config.block_size if teacher else cfg.soft_length
     if cfg.soft_data and not cfg.soft_data.endswith(".jsonl"):
         folder = cfg.soft_data
-        T = data.load_soft(folder).meta["length"]
+        T = load_soft(folder).meta["length"]
     student, saved = make_drafter(cfg, corpus.meta, T, device, note)
 
     def label():
@@ -610,14 +532,14 @@ def soft(cfg):
         if finished:
             return
         if cfg.soft_data:
-            data.soft_from_jsonl(cfg.soft_data, folder, corpus.meta, T, cfg.topk)
+            soft_from_jsonl(cfg.soft_data, folder, corpus.meta, T, cfg.topk)
         else:
             x = data.blocks(corpus.train, T, max(1, cfg.pseudo_tokens // T))
             store_soft(teacher, x, folder, cfg.topk, corpus.meta)
 
     if folder != cfg.soft_data:
         on_first_process(label)
-    labels = data.load_soft(folder)
+    labels = load_soft(folder)
     if not data.same_vocabulary(corpus.meta, labels.meta):
         raise UserError(f"The soft labels in {folder} have another vocabulary than the dataset {cfg.dataset}.")
 
@@ -638,7 +560,7 @@ def soft(cfg):
 def main(cfg):
     methods = {"sdtt": sdtt, "kd": kd, "soft": soft}
     choose("method", cfg.method, tuple(methods))
-    check(cfg)
+    refuse_bad_knobs(cfg)
     last = os.path.join(cfg.out_dir, "ckpt.pt")  # of a run without rounds
     done = cfg.method != "sdtt" and cfg.init_from == "resume" and os.path.exists(last) and load_checkpoint(last)["step"]
     if done and done >= cfg.max_iters:

@@ -28,28 +28,28 @@ import types
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 import data
 from configurator import UserError, check_range, choose, configure
-from model import (
-    Diffusion,
-    Lookup,
-    acceptance,
-    ar_loss,
-    best_gamma,
-    generator,
-    join_processes,
-    load_model,
-    nelbo,
-    probabilities,
-    propose,
-    speculate,
-    spread,
-    tokens_per_call,
+from drafters import load_drafter, load_model, load_to_sample
+from metrics import (
+    drafters_table,
+    judge_features,
+    judge_nats,
+    lambada,
+    likelihood,
+    markov_nats,
+    retokenized,
+    rouge_2,
+    sample_entropy,
+    seconds_per_sample,
+    self_bleu,
 )
+from plumbing.checkpoints import paths_of
 from plumbing.hardware import pick_device
-from sample import check_sampling, draw_many, draw_samples, empty_pages, paths_of, prepare, prepare_drafter, time_gammas
+from plumbing.parallel import join_processes
+from plumbing.report import plot, plot_drafters, plot_latency, tables
+from speculative import check_sampling, draw_many, empty_pages
 
 # ----------------------------------------------------------------------------------------------------------------------
 ckpt = "out/pydoc/ckpt.pt"  # one checkpoint, or several with commas between them; out/sdtt/round_*.pt is every round
@@ -84,97 +84,6 @@ cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def likelihood(model, x, cfg):
-    """(n, T + 1 if causal else T) int64 -> nats per token and its standard error over batches (None if there is one).
-
-    A causal model sees each block from its own beginning; the first of the T + 1 tokens is context only.
-    """
-    ar, device = model.config.causal, model.wte.weight.device
-
-    def nats_of(i):
-        b, noise = batches[i].to(device), generator(cfg.seed, "nelbo", i, device=device)
-        return (ar_loss(model, b) if ar else nelbo(model, b, noise)).item()
-
-    batches = [b for _ in range(1 if ar else cfg.draws) for b in x.split(cfg.batch_size)]
-    values = torch.tensor(spread(nats_of, range(len(batches)), "likelihood"))
-    weights = torch.tensor([float(len(b)) for b in x.split(cfg.batch_size)])
-    values = values.view(-1, len(weights)).mean(0)  # over the draws: only other text is independent
-    mean = (values * weights).sum() / weights.sum()
-    if len(weights) == 1:
-        return mean.item(), None
-    error = ((values - mean).square() * weights).sum() / weights.sum() / (len(weights) - 1)
-    return mean.item(), error.sqrt().item()
-
-
-@torch.no_grad()
-def judge_nats(judge, x, counted, batch_size):
-    """(n, L) int64, (n, L) bool -> nats per counted token under the judge, in windows of the judge's context.
-
-    The first token has nothing before it and must not be counted.
-    """
-    size, device = judge.config.block_size, judge.wte.weight.device
-
-    def nats_of(i):
-        rows, total = slice(i, i + batch_size), 0.0
-        for start in range(0, x.size(1) - 1, size):
-            window, weights = (a[rows, start : start + size + 1].to(device) for a in (x, counted))
-            h = judge.hidden(window[:, :-1]).flatten(0, 1)
-            total += judge.nll(h, window[:, 1:].flatten(), weights[:, 1:].flatten().float()).item()
-        return total
-
-    return sum(spread(nats_of, range(0, len(x), batch_size), "judging")) / counted.sum().item()
-
-
-@torch.no_grad()
-def judge_features(judge, x, batch_size):
-    """(n, L) int64 -> (n, C) on the CPU: the judge's last hidden state, as MAUVE takes it from GPT-2."""
-    x = x[:, -judge.config.block_size :]
-    rows = range(0, len(x), batch_size)
-    parts = spread(
-        lambda i: judge.hidden(x[i : i + batch_size].to(judge.wte.weight.device))[:, -1].cpu(), rows, "mauve"
-    )
-    return torch.cat(parts).float().numpy()
-
-
-def retokenized(x, prefix, decode, encode):
-    """(n, L) int64 -> (n, M) int64, padded at the end, (n, M) bool: which tokens count. End-of-text stays one token."""
-    texts = [[encode(decode(part)) for part in (row[:prefix], row[prefix:])] for row in x.tolist()]
-    longest = max(len(known) + len(new) for known, new in texts)
-    y, counted = torch.zeros(len(x), longest, dtype=torch.int64), torch.zeros(len(x), longest, dtype=torch.bool)
-    for i, (known, new) in enumerate(texts):
-        y[i, : len(known) + len(new)] = torch.tensor(known + new)
-        counted[i, max(len(known), 1) : len(known) + len(new)] = True
-    return y, counted
-
-
-def self_bleu(rows, longest=4):
-    """Lists of tokens, all of one length -> the mean BLEU of each of them against all others, without smoothing.
-
-    An n-gram's count is clipped at its count in that other row which has most of it: one of the two highest counts.
-    """
-    log_precision = [0.0] * len(rows)
-    for n in range(1, longest + 1):
-        counts = [collections.Counter(zip(*(row[i:] for i in range(n)), strict=False)) for row in rows]
-        best = {}  # n-gram -> its highest count in a row, how many rows have that, the next count
-        for c in counts:
-            for gram, k in c.items():
-                top, rows_with_it, second = best.get(gram, (0, 0, 0))
-                if k > top:
-                    best[gram] = k, 1, top
-                elif k == top:
-                    best[gram] = top, rows_with_it + 1, second
-                else:
-                    best[gram] = top, rows_with_it, max(second, k)
-        for i, c in enumerate(counts):
-            hits = 0
-            for gram, k in c.items():
-                top, rows_with_it, second = best[gram]
-                hits += min(k, second if k == top and rows_with_it == 1 else top)
-            log_precision[i] += math.log(hits / c.total()) / longest if hits else -math.inf
-    return sum(map(math.exp, log_precision)) / len(rows)
-
-
 def load_passages(folder):
     """A folder that data/lambada/prepare.py wrote, or a name under data/ -> [(context ids, word ids), ...], meta."""
     folder, meta = data.load_meta(folder, "passages.jsonl")
@@ -187,118 +96,6 @@ def load_passages(folder):
         raise UserError(
             f"{folder}/passages.jsonl is damaged ({str(error)[:80]}). Run data/lambada/prepare.py."
         ) from None
-
-
-@torch.no_grad()
-def lambada(model, passages, cfg, largest=8):
-    """[(context ids, word ids), ...] -> accuracy, and perplexity of the last words (per word, not per token).
-
-    A word is right if each of its tokens is the most probable one; a diffusion model is shown all of them masked, in
-    one forward. Its perplexity is the bound of nelbo on the m tokens of the word, sum over l = 1 ... m of 1/l times the
-    mean over subsets S of l tokens of -log p(S | the others). exact: over all 2^m - 1 subsets, so longer words than
-    `largest` tokens are left out of all perplexities; monte_carlo: `draws` random subsets instead. A passage whose
-    word leaves no room for context is skipped.
-    """
-    causal, size, device = model.config.causal, model.config.block_size, model.wte.weight.device
-
-    def log_p(x, masked):
-        """(n + m), (S, m) bool -> (S, m, V) log-probabilities of the last m tokens with those masked."""
-        xt = x.repeat(len(masked), 1)
-        xt[:, -masked.size(1) :].masked_fill_(masked, model.mask_id)
-        return predict(xt, masked.size(1))
-
-    def predict(xt, m):
-        """(S, n) -> (S, m, V) log-probabilities of the last m places; logits in float32, as large ones need."""
-        h = model.hidden(xt)[:, -m:]
-        with torch.autocast(device.type, enabled=False):
-            return model.head(h.float()).log_softmax(-1)
-
-    def nats(x, masked):
-        """-> (S): 1/l sum over a subset's l tokens of -log p."""
-        picked = log_p(x, masked).gather(2, x[-masked.size(1) :].expand(len(masked), -1)[..., None]).squeeze(2)
-        return -(picked * masked).sum(1) / masked.sum(1)
-
-    def one(i):
-        context, word = passages[i]
-        m, x = len(word), torch.tensor((context + word)[-size:], device=device)
-        if causal:
-            p = predict(x[None, :-1], m)[0]  # (m, V)
-            nats_of_word = -p.gather(1, x[-m:, None]).sum().item() if m <= largest else None
-            return (p.argmax(1) == x[-m:]).all().item(), nats_of_word, None
-        everything = torch.ones(1, m, dtype=torch.bool, device=device)
-        hit = (log_p(x, everything)[0].argmax(1) == x[-m:]).all().item()
-        if m > largest:
-            return hit, None, None
-        subsets = torch.tensor(list(itertools.product((False, True), repeat=m))[1:], device=device)  # (2^m - 1, m)
-        sizes = subsets.sum(1)
-        weights = 1 / torch.tensor([math.comb(m, k) for k in range(1, m + 1)], device=device)[sizes - 1]  # mean over S
-        noise = generator(cfg.seed, "lambada", i)
-        n_masks = torch.randint(1, m + 1, (cfg.draws, 1), generator=noise)
-        drawn = (torch.rand(cfg.draws, m, generator=noise).argsort(1).argsort(1) < n_masks).to(device)
-        return hit, (weights * nats(x, subsets)).sum().item(), m * nats(x, drawn).mean().item()
-
-    passages = [(context, word) for context, word in passages if len(word) < size]
-    if not any(len(word) <= largest for _, word in passages):
-        raise UserError(f"No passage ends with a word of at most {largest} tokens that leaves room for its context.")
-    rows = spread(one, range(len(passages)), "lambada")
-    exact = [r[1] for r in rows if r[1] is not None]
-    row = {"accuracy": sum(r[0] for r in rows) / len(rows), "passages": len(rows), "words_in_ppl": len(exact)}
-    row["ppl"] = math.exp(sum(exact) / len(exact))
-    if not causal:
-        row["ppl_monte_carlo"] = math.exp(sum(r[2] for r in rows if r[2] is not None) / len(exact))
-    return row
-
-
-def sample_entropy(x):
-    """(n, L) int64 -> mean over samples of the entropy, in nats, of the token frequencies within a sample."""
-    entropies = []
-    for row in x:
-        p = row.unique(return_counts=True)[1] / row.numel()
-        entropies.append(-(p * p.log()).sum())
-    return torch.stack(entropies).mean().item()
-
-
-def markov_nats(x, meta):
-    """(n, L) int64 -> exact nats per token, given the first, under the true language of data/markov."""
-    P = torch.tensor(meta["transition"], dtype=torch.float64)
-    return -P[x[:, :-1], x[:, 1:]].log().mean().item()
-
-
-def seconds_per_sample(model, meta, cfg, n_steps, size, batch, repeats=3):
-    """-> the median over repeats of the seconds that `batch` samples of `size` tokens take at once, over batch."""
-    template, times = empty_pages(model, meta, batch, size).to(model.wte.weight.device), []
-    for i in range(repeats + 1):  # the first one warms up
-        began = time.perf_counter()
-        draw_samples(model, template, cfg, n_steps, generator(cfg.seed, i, device=template.device)).cpu()
-        times.append((time.perf_counter() - began) / batch)
-    return sorted(times[1:])[repeats // 2]
-
-
-@torch.no_grad()
-def overlap(target, drafter, text, prompt, cfg):
-    """(n, L) int64 written by the target after `prompt` tokens -> (n) mean over its tokens of sum_x min(p, q).
-
-    The chance that a draft is accepted, without the noise of drawing it. For diffusion and lookup: at 16 places.
-    """
-    if len(text) > cfg.batch_size:
-        return torch.cat([overlap(target, drafter, part, prompt, cfg) for part in text.split(cfg.batch_size)])
-    settings, size = (cfg.temperature, cfg.top_k, cfg.top_p), text.size(1)
-    p = probabilities(target(text[:, :-1]), *settings)  # (n, L - 1, V), of token i + 1
-    if isinstance(drafter, (Diffusion, Lookup)):
-        noise, q = generator(cfg.seed, "overlap", device=text.device), []
-        places = torch.linspace(prompt, size - cfg.gamma, 16).long().unique()
-        for n in places.to(text.device)[:, None].expand(-1, len(text)):
-            q.append(propose(drafter, None, text.clone(), n, cfg.gamma, settings, noise)[1][:, 0])
-        p, q = p[:, places - 1], torch.stack(q, 1)
-    else:
-        p, q = p[:, prompt - 1 :], probabilities(drafter(text[:, :-1]), *settings)[:, prompt - 1 :]
-    return torch.minimum(p, q).sum(-1).mean(1)
-
-
-def mean_and_error(values):
-    """(n) -> mean, half the width of its 95 % confidence interval by Student's t."""
-    t = 1.96 + 2.5 / (len(values) - 1)  # the quantile, to 2 % for n > 6
-    return values.mean().item(), t * (values.std() / len(values) ** 0.5).item()
 
 
 def load_prompts(cfg, meta):
@@ -321,57 +118,7 @@ def load_prompts(cfg, meta):
     return torch.tensor([ids for ids, _ in rows]), [reference for _, reference in rows]
 
 
-def rouge_2(target, drafters, prompts, size, references, meta, cfg):
-    """-> {who: (mean ROUGE-2 F1 against the references, its standard error)} of the target and of each speculation."""
-    from rouge_score import rouge_scorer
-
-    scorer, decode, P = rouge_scorer.RougeScorer(["rouge2"], use_stemmer=True), data.encoder(meta)[1], prompts.size(1)
-    settings, scores = (cfg.temperature, cfg.top_k, cfg.top_p), {}
-
-    def score(x):
-        texts = [decode(row).split("<|endoftext|>")[0] for row in x[:, P:].tolist()]
-        pairs = zip(references, texts, strict=True)
-        f1 = torch.tensor([scorer.score(reference, text)["rouge2"].fmeasure for reference, text in pairs])
-        return f1.mean().item(), (f1.std() / len(f1) ** 0.5).item()
-
-    noise = generator(cfg.seed, "target", device=prompts.device)
-    scores["the target alone"] = score(target.generate(prompts, size - P, *settings, noise))
-    for path, drafter in drafters.items():
-        noise = generator(cfg.seed, "speculate", device=prompts.device)
-        x, _ = speculate(target, drafter, prompts, size - P, cfg.gamma, *settings, noise)
-        scores[path] = score(x)
-    return scores
-
-
-def drafters_table(target, drafters, prompts, size, cfg):
-    """(n, P) int64 prompts -> a dict a drafter: acceptance on n texts of `size` tokens, speed one text at a time."""
-    settings, n_new = (cfg.temperature, cfg.top_k, cfg.top_p), size - prompts.size(1)
-    device, rows = prompts.device, []
-    text = target.generate(prompts, n_new, *settings, generator(cfg.seed, "target", device=device))
-    for path, drafter in tqdm(drafters.items(), desc="drafters", leave=False):
-        row = {"drafter": path}
-        row["alpha"], row["alpha_error"] = mean_and_error(overlap(target, drafter, text, prompts.size(1), cfg))
-        noise = generator(cfg.seed, "speculate", device=device)
-        _, counts = speculate(target, drafter, prompts, n_new, cfg.gamma, *settings, noise)
-        row["counted"] = acceptance(counts)
-        row["counted_at"] = [a / t if t else None for a, t in zip(counts.accepted, counts.tested, strict=True)]
-        row["tokens_per_call"] = tokens_per_call(counts)
-        measured = time_gammas(target, drafter, prompts[:1], n_new, (*settings, noise))
-        row["gamma"], row["predicted"] = best_gamma(drafter, counts, row["alpha"], measured)
-        row["c"], row["call"] = measured[row["gamma"]]
-        ratios = []
-        for i, one in enumerate(prompts[:24].split(1)):  # the same prompt with and without, one after the other
-            began = time.perf_counter()
-            target.generate(one, n_new, *settings, generator(cfg.seed, i, device=device)).cpu()
-            plain = time.perf_counter()
-            speculate(target, drafter, one, n_new, row["gamma"], *settings, generator(cfg.seed, i, device=device))
-            ratios.append((plain - began) / (time.perf_counter() - plain))
-        row["speedup"], row["speedup_error"] = mean_and_error(torch.tensor(ratios))
-        rows.append(row)
-    return rows
-
-
-def check(cfg):
+def wanted_parts(cfg):
     """-> the parts of `what`. Refuses bad values before any work."""
     wanted = [w.strip() for w in cfg.what.split(",")]
     for w in wanted:
@@ -403,7 +150,7 @@ def load_drafters(cfg, models, meta):
     if not cfg.draft:
         raise UserError("acceptance needs drafters: --draft=CKPT,out/ngram/ngram.txt,lookup")
     target = next(iter(models.values()))[0]
-    drafters = {path: prepare_drafter(path, target, meta, cfg) for path in paths_of(cfg.draft)}
+    drafters = {path: load_drafter(path, target, meta, cfg) for path in paths_of(cfg.draft)}
     check_range(cfg, ("gamma",), 1)
     check_range(cfg, ("num_samples",), 7)  # for the intervals
     if len(models) > 1:
@@ -447,11 +194,11 @@ def load_samples(path):
 
 def evaluate(cfg):
     """-> dict: everything eval.json holds. Reads all files before any work, so that mistakes show at once."""
-    wanted = check(cfg)
+    wanted = wanted_parts(cfg)
     device, note = join_processes(cfg)
     _, autocast, _ = pick_device(cfg.device, cfg.dtype)
     files = {path: load_samples(path) for path in paths_of(cfg.samples)} if cfg.samples else {}
-    models = {} if files else {path: prepare(path, cfg) for path in paths_of(cfg.ckpt)}
+    models = {} if files else {path: load_to_sample(path, cfg) for path in paths_of(cfg.ckpt)}
     metas = {path: checkpoint["meta"] for path, (_, checkpoint, *_) in models.items()}
     metas |= {path: about["meta"] for path, (_, about) in files.items()}
     sources = [checkpoint["config"]["dataset"] for _, checkpoint, *_ in models.values()]
@@ -606,141 +353,6 @@ def quality(x, real, judge, metas, wanted, cfg, prefix=0, continuations=1, n=Non
         out = mauve.compute_mauve(p_features=features[0], q_features=features[1], seed=cfg.seed, verbose=False)
         row["mauve"] = float(out.mauve)
     return row
-
-
-def short(drafter):
-    """out/drafters/lstm/ckpt.pt -> out/drafters/lstm"""
-    return drafter.removesuffix("/ckpt.pt").removesuffix("/ngram.txt")
-
-
-def tables(report):
-    """-> the text that is printed and saved as eval.txt."""
-    lines = []
-    for path, r in report["likelihood"].items():
-        bound = "<=" if r["kind"] == "upper bound" else " ="
-        lines.append(
-            f"{path}: validation {bound} {r['nats']:.4f}"
-            + (" nats per token, " if r["error"] is None else f" +- {r['error']:.4f} nats per token, ")
-            + f"perplexity {r['ppl']:.2f}, {r['bits_per_char']:.3f} bits per character"
-            + (f"; the true entropy is {r['truth']:.4f}" if "truth" in r else "")
-        )
-    for path, r in report["lambada"].items():
-        mc = f" (Monte Carlo {r['ppl_monte_carlo']:.2f})" if "ppl_monte_carlo" in r else ""
-        lines.append(
-            f"{path}: LAMBADA accuracy {r['accuracy']:.1%} of {r['passages']} words, perplexity {r['ppl']:.2f}{mc} per "
-            f"word, of {r['words_in_ppl']} words"
-        )
-    if report["rows"]:
-        columns = ("genppl", "true_ppl", "entropy", "self_bleu", "mauve", "s_per_sample")
-        keys = [k for k in columns if any(k in r for r in report["rows"])]
-        wide = max(len(r["model"]) for r in report["rows"])
-        lines.append(f"\n{'model':{wide}s} {'steps':>5s} {'texts':>6s} " + " ".join(f"{k:>12s}" for k in keys))
-        for r in report["rows"]:
-            numbers = " ".join(f"{r[k]:12.3f}" if k in r else " " * 12 for k in keys)
-            lines.append(f"{r['model']:{wide}s} {r['steps'] or '':>5} {r['texts']:6d} {numbers}".rstrip())
-    if report["latency"]:
-        wide = max(len("seconds per sample"), *(len(r["model"]) for r in report["latency"]))
-        lines.append(f"\n{'seconds per sample':{wide}s} {'steps':>5s} {'batch':>6s}")
-        for r in report["latency"]:
-            lines.append(f"{r['model']:{wide}s} {r['steps']:5d} {r['batch']:6d} {r['s_per_sample']:12.4f}")
-    if report["drafters"]:
-        names = ("drafter", "alpha", "+-", "counted", "by place", "tokens/call", "gamma", "c", "call")
-        names += ("predicted", "measured")
-        wide = max(len("drafter"), *(len(short(r["drafter"])) for r in report["drafters"]))
-        widths = f"\n{{:{wide}s}}" + " {:>6s} {:>5s} {:>7s} {:>24s} {:>11s} {:>5s} {:>6s} {:>5s} {:>9s} {:>14s}"
-        lines.append(widths.format(*names))
-        for r in report["drafters"]:
-            places = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
-            lines.append(
-                f"{short(r['drafter']):{wide}s} {r['alpha']:6.3f} {r['alpha_error']:5.3f} {r['counted']:7.3f} "
-                f"{places:>24s} {r['tokens_per_call']:11.2f} {r['gamma']:5d} {r['c']:6.3f} "
-                f"{r['call']:5.2f} {r['predicted']:9.2f} {r['speedup']:7.2f} +- {r['speedup_error']:.2f}"
-            )
-    for path, (mean, error) in report.get("rouge2", {}).items():
-        lines.append(f"{short(path)}: ROUGE-2 {mean:.3f} +- {error:.3f}")
-    lines.append(f"\n{report['hardware']}, seed {report['seed']}, torch {report['torch']}")
-    return "\n".join(lines)
-
-
-QUALITY = {"genppl": "generative perplexity", "true_ppl": "perplexity under the true language"}
-
-
-def pyplot():
-    """-> matplotlib.pyplot that draws into files; imported only by a run that plots."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot
-
-    return matplotlib.pyplot
-
-
-def plot(report, path):
-    """Quality and entropy against sampling steps, a line a model, with real text as the line to reach."""
-    plt = pyplot()
-    quality = "genppl" if "genppl" in report["rows"][0] else "true_ppl"
-    fig, axes = plt.subplots(1, 2, figsize=(11, 4.2))
-    for ax, key in zip(axes, (quality, "entropy"), strict=True):
-        diffusion = [r for r in report["rows"] if r["steps"] and not r["causal"]]
-        for model in dict.fromkeys(r["model"] for r in diffusion):
-            line = [(r["steps"], r[key]) for r in diffusion if r["model"] == model]
-            ax.plot(*zip(*line, strict=True), "o-", label=model)
-        flat = [r for r in report["rows"] if not r["steps"] or r["causal"]]
-        for r, style in zip(flat, itertools.cycle(("--", ":", "-.")), strict=False):
-            ax.axhline(r[key], linestyle=style, color="gray" if r["steps"] else "black", label=r["model"])
-        ax.set_xscale("log", base=2)
-        ax.set_xlabel("sampling steps")
-        ax.grid(alpha=0.3)
-    axes[0].set_yscale("log")
-    axes[0].yaxis.set_minor_formatter("{x:g}")
-    for ax in axes:
-        ax.xaxis.set_major_formatter("{x:g}")
-    axes[0].set_ylabel(QUALITY[quality])
-    axes[1].set_ylabel("entropy of a sample (nats)")
-    axes[0].legend(fontsize=8)
-    fig.tight_layout()
-    fig.savefig(path, dpi=130)
-
-
-def plot_latency(report, path):
-    """Quality against seconds per sample, a panel a batch size: a line a diffusion model, a star a GPT."""
-    plt = pyplot()
-    quality = "genppl" if "genppl" in report["rows"][0] else "true_ppl"
-    batches = list(dict.fromkeys(r["batch"] for r in report["latency"]))
-    fig, axes = plt.subplots(1, len(batches), figsize=(5.5 * len(batches), 4.2), squeeze=False, sharey=True)
-    for ax, batch in zip(axes[0], batches, strict=True):
-        seconds = {(r["model"], r["steps"]): r["s_per_sample"] for r in report["latency"] if r["batch"] == batch}
-        for model in dict.fromkeys(r["model"] for r in report["rows"] if r["steps"]):
-            rows = [r for r in report["rows"] if r["model"] == model]
-            line = [(seconds[report["timed"][r["path"]], r["steps"]], r[quality]) for r in rows]
-            ax.plot(*zip(*line, strict=True), "*" if rows[0]["causal"] else "o-", label=model)
-        ax.axhline(report["rows"][-1][quality], linestyle="--", color="black", label="real text")
-        ax.set(xscale="log", yscale="log", xlabel=f"seconds per sample, batch of {batch}")
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_formatter("")
-        ax.yaxis.set_minor_formatter("{x:g}")
-        ax.grid(alpha=0.3)
-    axes[0, 0].set_ylabel(QUALITY[quality])
-    axes[0, 0].legend(fontsize=8)
-    fig.tight_layout()
-    fig.savefig(path, dpi=130)
-
-
-def plot_drafters(report, path):
-    """A bar a drafter: its acceptance rate, and the measured speed."""
-    plt = pyplot()
-    rows = report["drafters"]
-    names = [short(r["drafter"]) for r in rows]
-    fig, axes = plt.subplots(1, 2, figsize=(11, 0.5 * len(rows) + 1.4), sharey=True)
-    for ax, key, label in zip(axes, ("alpha", "speedup"), ("acceptance rate alpha", "measured speed-up"), strict=True):
-        ax.barh(names, [r[key] for r in rows], xerr=[r[f"{key}_error"] for r in rows], color="tab:blue", height=0.6)
-        ax.set_xlabel(f"{label}, 95 % intervals")
-        ax.grid(alpha=0.3, axis="x")
-    axes[0].set_xlim(0, 1)
-    axes[0].invert_yaxis()
-    axes[1].axvline(1, color="black", linestyle="--")
-    fig.tight_layout()
-    fig.savefig(path, dpi=130)
 
 
 def main(cfg):

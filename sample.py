@@ -8,8 +8,6 @@ $ python sample.py --ckpt=out/pydoc_ar/ckpt.pt --draft=lookup                   
 $ torchrun --standalone --nproc_per_node=8 sample.py --ckpt=sdtt:kld:7 --num_samples=1024 --save=out/kld7.jsonl
 """
 
-import contextlib
-import glob
 import itertools
 import json
 import os
@@ -22,25 +20,23 @@ import torch
 import torch.distributed as dist
 
 import data
-from configurator import UserError, check_range, choose, configure, print_once
-from model import (
-    SAMPLERS,
-    Diffusion,
-    Lookup,
-    NGram,
+from configurator import UserError, check_range, configure, print_once
+from drafters import load_drafter, load_to_sample
+from plumbing.checkpoints import paths_of
+from plumbing.parallel import join_processes
+from plumbing.published import save_published
+from plumbing.randomness import seeded
+from speculative import (
     acceptance,
-    best_gamma,
-    costs,
-    generator,
-    join_processes,
-    load_model,
-    sample,
-    save_published,
+    check_sampling,
+    choose_gamma,
+    draw_many,
+    draw_samples,
+    empty_pages,
+    known_text,
     speculate,
-    spread,
     tokens_per_call,
 )
-from plumbing.hardware import pick_device
 
 # ----------------------------------------------------------------------------------------------------------------------
 ckpt = "out/pydoc/ckpt.pt"  # several (a,b or out/sdtt/round_*.pt) stand side by side; also gpt2, sdtt:kld:7 or a folder
@@ -70,136 +66,6 @@ dtype = ""  # '' (bfloat16 where the hardware has it) | 'float32' | 'bfloat16'
 attention = "sdpa"  # 'sdpa' | 'manual' | 'flash_attn'
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-def prepare(path, cfg):
-    """-> model, its checkpoint, the context to sample it in, and a note on device and number format.
-
-    Whole sequences go through in bfloat16. A cached autoregressive step on a CPU multiplies one row: float32 is faster.
-    """
-    device, autocast, note = pick_device(cfg.device, cfg.dtype)
-    model, checkpoint = load_model(path, device, cfg.attention)
-    if model.config.causal and device.type == "cpu":
-        autocast, note = contextlib.nullcontext(), note.replace("bfloat16", "float32")
-    return model, checkpoint, autocast, note
-
-
-def prepare_drafter(path, target, meta, cfg):
-    """-> a drafter for the target: 'lookup', an n-gram file (.txt) or a checkpoint, of the same vocabulary."""
-    if not target.config.causal:
-        raise UserError("--draft makes an autoregressive model faster; this checkpoint is a diffusion model.")
-    check_range(cfg, ("gamma",), 0, 64)
-    check_range(cfg, ("draft_steps",), 1)
-    if path == "lookup":
-        return Lookup(target.config.vocab_size)
-    if path.endswith(".txt"):
-        if not os.path.isfile(path):
-            raise UserError(f"There is no n-gram file {path}. Make one with: python train.py --arch=ngram")
-        drafter, its_meta = NGram.load(path)
-    else:
-        drafter, checkpoint = load_model(path, target.wte.weight.device, cfg.attention)
-        its_meta = checkpoint["meta"]
-        if drafter.config.block_size < (cfg.length or target.config.block_size):
-            raise UserError(
-                f"The drafter {path} has a context of {drafter.config.block_size}, too short for the text. "
-                f"Use --length={drafter.config.block_size}."
-            )
-        if not drafter.config.causal:
-            drafter = Diffusion(drafter, cfg.draft_steps)
-    if not data.same_vocabulary(meta, its_meta):
-        raise UserError(f"The drafter {path} has another vocabulary than the target.")
-    return drafter
-
-
-def choose_gamma(target, drafter, known, n_new, cfg, noise):
-    """-> cfg.gamma, or if that is 0 the fastest by what short trials tell."""
-    if cfg.gamma:
-        return cfg.gamma
-    n_trial, settings = min(24, n_new), (cfg.temperature, cfg.top_k, cfg.top_p, noise)
-    measured = time_gammas(target, drafter, known, n_trial, settings)
-    _, counts = speculate(target, drafter, known, min(64, n_new), max(GAMMAS), *settings)
-    return best_gamma(drafter, counts, acceptance(counts), measured)[0]
-
-
-GAMMAS = (1, 2, 3, 4, 6, 8)  # that are tried
-
-
-def time_gammas(target, drafter, known, n_new, settings):
-    """-> {gamma: its costs}, from n_new tokens each, the faster of two trials; the first one warms up."""
-    trials = []
-    for _ in range(2):
-        times = [time.perf_counter()]
-        for n in (1, n_new):  # the first token reads `known` as well
-            target.generate(known, n, *settings).cpu()
-            times.append(time.perf_counter())
-        step_s = max(times[2] - 2 * times[1] + times[0], 1e-9) / max(n_new - 1, 1)
-        counts = {g: speculate(target, drafter, known, n_new, g, *settings)[1] for g in GAMMAS}
-        trials.append((step_s, counts))
-    step_s = min(step_s for step_s, _ in trials)
-    both = {g: [costs(counts[g], step_s) for _, counts in trials] for g in GAMMAS}
-    return {g: tuple(map(min, zip(*pair, strict=True))) for g, pair in both.items()}
-
-
-def paths_of(ckpt):
-    """'a.pt,out/round_*.pt' -> the paths in that order, round_10 after round_9."""
-    paths = []
-    for pattern in map(str.strip, ckpt.split(",")):
-        found = sorted(glob.glob(pattern), key=lambda p: (len(p), p)) if "*" in pattern else [pattern]
-        if not found:
-            raise UserError(f"No file matches {pattern}.")
-        paths += found
-    return paths
-
-
-def check_sampling(cfg):
-    """Refuses values of the knobs that draw_samples reads."""
-    choose("sampler", cfg.sampler, SAMPLERS)
-    check_range(cfg, ("temperature", "top_k", "length"), 0)
-    check_range(cfg, ("top_p",), 1e-6, 1)
-
-
-def known_text(template):
-    """(B, L) int64 with -1 at the blanks -> (B, n) int64: the tokens before the blanks; there must be none after."""
-    n = int((template[0] >= 0).sum())
-    if n == 0 or (template[:, :n] < 0).any():
-        raise UserError("An autoregressive model cannot fill in blanks before known text. Use a diffusion checkpoint.")
-    return template[:, :n]
-
-
-def draw_samples(model, template, cfg, steps, noise, watch=None):
-    """template (B, L) int64: the known tokens, -1 at the blanks -> (B, L) int64.
-
-    Diffusion fills any blanks. An autoregressive model needs all known tokens, at least one, to stand at the beginning.
-    """
-    if not model.config.causal:
-        xt = template.masked_fill(template < 0, model.mask_id)
-        return sample(model, xt, steps, cfg.sampler, cfg.temperature, cfg.top_p, noise, watch)
-    known = known_text(template)
-    return model.generate(known, template.size(1) - known.size(1), cfg.temperature, cfg.top_k, cfg.top_p, noise)
-
-
-def start_token(meta):
-    """What an autoregressive model starts from when there is no prompt: end-of-text, or the first character."""
-    return meta.get("eot", 0)
-
-
-def draw_many(model, templates, cfg, steps):
-    """(N, L) int64, -1 at the blanks -> (N, L) int64 on the CPU, batch_size at a time; see draw_samples."""
-    device = model.wte.weight.device
-
-    def draw_batch(i):
-        noise = generator(cfg.seed, "genppl", i, device=device)
-        return draw_samples(model, templates[i : i + cfg.batch_size].to(device), cfg, steps, noise).cpu()
-
-    return torch.cat(spread(draw_batch, range(0, len(templates), cfg.batch_size), f"{steps} steps"))
-
-
-def empty_pages(model, meta, n, size):
-    """-> (n, size) int64 of -1, blanks; an autoregressive model gets its start token."""
-    templates = torch.full((n, size), -1)
-    if model.config.causal:
-        templates[:, 0] = start_token(meta)
-    return templates
 
 
 def save_samples(cfg, model, checkpoint, note):
@@ -254,7 +120,7 @@ def make_template(cfg, model, meta):
         for part in parts[1:]:
             ids += [-1] + encode(part)
         return torch.tensor([ids])
-    ids = encode(read_text(cfg.prompt)) if cfg.prompt else [start_token(meta)] * model.config.causal
+    ids = encode(read_text(cfg.prompt)) if cfg.prompt else [data.start_token(meta)] * model.config.causal
     if len(ids) >= size:
         raise UserError(f"The prompt has {len(ids)} tokens and leaves no room in {size}. Use --length={len(ids) + 64}.")
     return torch.tensor([ids + [-1] * (size - len(ids))])
@@ -326,7 +192,7 @@ def main(cfg):
     if "WORLD_SIZE" in os.environ and not cfg.save:
         raise UserError("torchrun shares the work of --save=FILE.jsonl only. Run it as: python sample.py ...")
     join_processes(cfg)
-    models = [prepare(path, cfg) for path in paths]
+    models = [load_to_sample(path, cfg) for path in paths]
     if cfg.export and (not dist.is_initialized() or dist.get_rank() == 0):
         save_published(cfg.export, *models[0][:2])
         print(f"The model is in {cfg.export}")
@@ -348,12 +214,12 @@ def main(cfg):
         watch = tracer(decode, model.mask_id) if cfg.trace else None
         began = time.perf_counter()
         with torch.no_grad(), autocast:
-            noise = generator(cfg.seed, device=device)
+            noise = seeded(cfg.seed, device=device)
             if cfg.draft:
-                drafter = prepare_drafter(cfg.draft, model, checkpoint["meta"], cfg)
+                drafter = load_drafter(cfg.draft, model, checkpoint["meta"], cfg)
                 known = known_text(template).to(device).expand(n, -1)
                 n_new = template.size(1) - known.size(1)
-                gamma = choose_gamma(model, drafter, known, n_new, cfg, generator(cfg.seed, "trial", device=device))
+                gamma = choose_gamma(model, drafter, known, n_new, cfg, seeded(cfg.seed, "trial", device=device))
                 began = time.perf_counter()
                 settings = (cfg.temperature, cfg.top_k, cfg.top_p, noise)
                 x, counts = speculate(model, drafter, known, n_new, gamma, *settings)

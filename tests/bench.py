@@ -25,10 +25,13 @@ import reference
 import torch
 
 import distill
+import loop
 import train
 from configurator import configure
-from model import GPT, GPTConfig, NGram, ar_loss, diffusion_loss, generator, sample
+from drafters import NGram
+from model import GPT, GPTConfig, ar_loss, diffusion_loss, unmask
 from plumbing.hardware import multiplies_bfloat16, pick_device
+from plumbing.randomness import seeded
 
 # ----------------------------------------------------------------------------------------------------------------------
 work = "all"  # 'all' | 'ar' | 'diffusion' | 'sdtt' (training steps) | 'sample' | 'decode' | 'ngram' | 'scale'
@@ -72,7 +75,7 @@ def make(name, causal):
     L, C, V, B = SHAPES[name]
     torch.manual_seed(0)
     config = GPTConfig(block_size=T, vocab_size=V, n_layer=L, n_head=C // 64, n_embd=C, causal=causal)
-    return GPT(config), torch.randint(V, (B, T + causal), generator=generator(1))
+    return GPT(config), torch.randint(V, (B, T + causal), generator=seeded(1))
 
 
 def operations(name, masked):
@@ -87,13 +90,13 @@ def training(work, name, who):
     _, autocast, _ = pick_device()
     causal = work == "ar"
     model, x0 = make(name, causal)
-    optimizer = train.make_optimizer(model, train.cfg)
+    optimizer = loop.make_optimizer(model, train.cfg)
     calls = iter(range(10**6))
     if work == "sdtt":
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
 
     def loss():
-        noise = generator(next(calls))
+        noise = seeded(next(calls))
         if work == "sdtt":
             return (distill.sdtt_loss if who == "ours" else reference.sdtt_loss)(model, x0, noise, teacher, 1 / 1024)
         if who == "ours":
@@ -146,14 +149,14 @@ def sampling(name, who, steps):
     model, _ = make(name, False)
     xt = torch.full((4, T), model.mask_id)
     fill = (
-        sample
+        unmask
         if who == "ours"
         else lambda model, xt, steps, generator: reference.ancestral_sampler(model, xt, steps, generator)
     )
     with autocast, torch.no_grad():
-        fill(model.eval(), xt, 2, generator=generator(0))
+        fill(model.eval(), xt, 2, generator=seeded(0))
         began = time.perf_counter()
-        fill(model, xt, steps, generator=generator(0))
+        fill(model, xt, steps, generator=seeded(0))
     ms = 1e3 * (time.perf_counter() - began)
     L, C, V, _ = SHAPES[name]
     calls = steps * (1 - (1 - 1 / steps) ** T)  # of a row; the twin may need more, never fewer
@@ -169,7 +172,7 @@ def decoding(name, who):
     start = torch.zeros(1, 1, dtype=torch.long)
 
     def generate():
-        model.eval().generate(start, T - 1, generator=generator(0), use_cache=who == "ours")
+        generate(model.eval(), start, T - 1, generator=seeded(0), use_cache=who == "ours")
 
     ms = 1e3 * seconds(generate, 3 if who == "ours" else 1) / (T - 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -223,7 +226,7 @@ def saved_for_backward(model, length):
             )  # held, so that no address comes twice
         return x
 
-    x0 = torch.randint(model.config.vocab_size, (1, length), generator=generator(1))
+    x0 = torch.randint(model.config.vocab_size, (1, length), generator=seeded(1))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast("cpu", torch.bfloat16):
         model.hidden(x0)
     return sum(n for n, _ in kept.values())

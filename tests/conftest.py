@@ -8,7 +8,8 @@ import torch
 
 import train
 from configurator import UserError
-from model import GPT, GPTConfig
+from drafters import new_model
+from model import GPTConfig
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = dict(block_size=16, n_layer=2, n_head=2, n_embd=16, batch_size=4, warmup_iters=2, eval_iters=2, device="cpu")
@@ -17,7 +18,7 @@ TINY = dict(block_size=16, n_layer=2, n_head=2, n_embd=16, batch_size=4, warmup_
 def tiny_model(V=7, seed=0, **kw):
     """A GPT of two layers whose weights are large enough that its predictions differ from uniform."""
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(**{**dict(block_size=16, vocab_size=V, n_layer=2, n_head=2, n_embd=16), **kw}))
+    model = new_model(GPTConfig(**{**dict(block_size=16, vocab_size=V, n_layer=2, n_head=2, n_embd=16), **kw}))
     for p in model.parameters():
         if p.dim() == 2:
             p.data.mul_(12)

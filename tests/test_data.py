@@ -17,7 +17,7 @@ from pyarrow import parquet
 import data
 from data.cnn_dailymail import prepare as cnn
 from data.lambada import prepare as lambada
-from model import generator
+from plumbing.randomness import seeded
 
 SHAKESPEARE = os.path.join(ROOT, "data", "shakespeare_char", "input.txt")
 
@@ -63,12 +63,12 @@ def test_markov_has_the_entropy_it_says(markov):
 
 def test_a_batch_is_a_function_of_its_generator(pydoc):
     tokens = data.load(pydoc).train
-    a, b = (data.batch(tokens, 4, 16, generator(5)) for _ in range(2))
+    a, b = (data.batch(tokens, 4, 16, seeded(5)) for _ in range(2))
     assert torch.equal(a, b) and a.dtype == torch.int64 and a.shape == (4, 16)
-    assert not torch.equal(a, data.batch(tokens, 4, 16, generator(6)))
+    assert not torch.equal(a, data.batch(tokens, 4, 16, seeded(6)))
     text = bytes(tokens[:].astype(np.uint8))
     assert all(bytes(row.to(torch.uint8).tolist()) in text for row in a)
-    last = data.batch(tokens[:16], 2, 16, generator(0))  # a corpus of exactly one block
+    last = data.batch(tokens[:16], 2, 16, seeded(0))  # a corpus of exactly one block
     assert last[0].tolist() == tokens[:16].tolist()
 
 
@@ -80,7 +80,7 @@ def test_blocks_lie_side_by_side_and_spread_over_the_text():
 
 def test_what_is_missing_or_too_short_is_named(pydoc, tmp_path, refused):
     assert "python data/openwebtext/prepare.py" in refused(data.load, "openwebtext")
-    assert "fewer than one block of 16" in refused(data.batch, np.arange(9), 4, 16, generator(0))
+    assert "fewer than one block of 16" in refused(data.batch, np.arange(9), 4, 16, seeded(0))
     assert "fewer than one block of 16" in refused(data.blocks, np.arange(9), 16, 4)
     (tmp_path / "half").mkdir()
     for name in ("meta.json", "val.bin"):

@@ -11,7 +11,8 @@ import torch
 from conftest import tiny_model
 
 import model as M
-from model import generator, sample
+from model import unmask
+from plumbing.randomness import seeded
 
 pytestmark = pytest.mark.numerics
 
@@ -21,14 +22,14 @@ def blanks(model, B=1, T=8):
 
 
 def test_stratified_numbers_cover_the_unit_interval_evenly():
-    u = M.stratified(64, generator(0), "cpu").flatten()
+    u = M.stratified(64, seeded(0), "cpu").flatten()
     assert u.min() >= 0 and u.max() < 1
     torch.testing.assert_close(u.sort().values.diff(), torch.full((63,), 1 / 64), atol=1e-6, rtol=0)
 
 
 def test_noise_masks_each_token_with_probability_t():
     x0 = torch.randint(7, (2, 100_000))
-    xt = M.add_noise(x0, torch.tensor([[0.2], [1.0]]), 7, generator(0))
+    xt = M.add_noise(x0, torch.tensor([[0.2], [1.0]]), 7, seeded(0))
     assert abs((xt[0] == 7).float().mean() - 0.2) < 0.01 and (xt[1] == 7).all()
     assert torch.equal(xt[0][xt[0] != 7], x0[0][xt[0] != 7])
 
@@ -50,7 +51,7 @@ def test_diffusion_loss_equals_the_dense_one(t_value, monkeypatch):
     if t_value:
         u = (t_value - 1e-3) / (1 - 1e-3)
         monkeypatch.setattr(M, "stratified", lambda B, *_: torch.full((B, 1), u))
-    fast = M.diffusion_loss(model, x0, generator(3))
+    fast = M.diffusion_loss(model, x0, seeded(3))
     torch.testing.assert_close(fast, reference.diffusion_loss(model, x0, seen["xt"], seen["t"]))
     assert (fast == 0) == (t_value == 1e-3)
 
@@ -62,12 +63,12 @@ def test_t_weight_reweights_noise_levels_and_keeps_the_scale(a, monkeypatch):
     x0 = torch.randint(7, (4, 16))
     for t in (0.3, 0.9):
         monkeypatch.setattr(M, "stratified", lambda B, *_, u=(t - 1e-3) / (1 - 1e-3): torch.full((B, 1), u))
-        bound, other = (M.diffusion_loss(model, x0, generator(1), w) for w in (1.0, a))
+        bound, other = (M.diffusion_loss(model, x0, seeded(1), w) for w in (1.0, a))
         torch.testing.assert_close(other / bound, torch.tensor((2 - a) * t ** (1 - a)))
     monkeypatch.undo()
     for p in model.parameters():
         p.zero_()  # every token costs log 7, at every noise level
-    mean = torch.stack([M.diffusion_loss(model, x0, generator(i), a) for i in range(400)]).mean()
+    mean = torch.stack([M.diffusion_loss(model, x0, seeded(i), a) for i in range(400)]).mean()
     assert abs(mean - math.log(7)) < 0.03
 
 
@@ -77,7 +78,7 @@ def test_both_estimators_have_the_exact_bound_as_their_mean():
     x0 = torch.tensor([[3, 1, 1, 6]])
     exact = reference.exact_nelbo(model, x0)
     for estimate, tolerance in ((M.nelbo, 0.02), (lambda *a: M.diffusion_loss(*a), 0.05)):
-        values = torch.stack([estimate(model, x0.expand(64, 4), generator(i)) for i in range(100)])
+        values = torch.stack([estimate(model, x0.expand(64, 4), seeded(i)) for i in range(100)])
         error = values.std().item() / 10
         assert error < tolerance * exact
         assert abs(values.mean().item() - exact) < 4 * error + 1e-3 * exact  # the loss leaves out t < eps = 1e-3
@@ -87,13 +88,13 @@ def test_both_estimators_have_the_exact_bound_as_their_mean():
 def test_the_bound_has_less_noise_than_the_loss():
     model = tiny_model()
     x0 = torch.randint(7, (8, 16))
-    noise = [torch.stack([f(model, x0, generator(i)) for i in range(200)]).std() for f in (M.nelbo, M.diffusion_loss)]
+    noise = [torch.stack([f(model, x0, seeded(i)) for i in range(200)]).std() for f in (M.nelbo, M.diffusion_loss)]
     assert noise[0] < 0.7 * noise[1]
 
 
 def test_gradient_reaches_every_weight():
     model = tiny_model(tie_weights=False)
-    M.diffusion_loss(model, torch.randint(7, (4, 16)), generator(0)).backward()
+    M.diffusion_loss(model, torch.randint(7, (4, 16)), seeded(0)).backward()
     assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
@@ -118,7 +119,7 @@ def test_samples_have_exactly_the_ancestral_distribution(sampler, steps):
     model = tiny_model(V=2, block_size=3)
     exact = reference.exact_ancestral_distribution(model, 3, steps)
     assert abs(sum(exact.values()) - 1) < 1e-5
-    xs = sample(model, blanks(model, 40_000, 3), steps, sampler, generator=generator(steps))
+    xs = unmask(model, blanks(model, 40_000, 3), steps, sampler, generator=seeded(steps))
     assert total_variation(xs, exact) < 0.012  # 8 outcomes, 40000 draws: 0.005 expected
     if steps > 1:  # and it could tell another number of steps apart
         assert total_variation(xs, reference.exact_ancestral_distribution(model, 3, 1)) > 0.02
@@ -126,7 +127,7 @@ def test_samples_have_exactly_the_ancestral_distribution(sampler, steps):
 
 def test_the_literal_sampler_has_that_distribution_too():
     model = tiny_model(V=2, block_size=3)
-    xs = reference.ancestral_sampler(model, blanks(model, 40_000, 3), 2, generator(0))
+    xs = reference.ancestral_sampler(model, blanks(model, 40_000, 3), 2, seeded(0))
     assert total_variation(xs, reference.exact_ancestral_distribution(model, 3, 2)) < 0.012
 
 
@@ -141,7 +142,7 @@ def test_first_hitting_is_the_limit_of_many_steps():
                 p *= reference.subs_log_p(model, xt)[0, i, x[i]].exp().item()
                 xt[0, i] = x[i]
             exact[x] = exact.get(x, 0) + p
-    xs = sample(model, blanks(model, 40_000, 3), 1, "first_hitting", generator=generator(0))
+    xs = unmask(model, blanks(model, 40_000, 3), 1, "first_hitting", generator=seeded(0))
     assert total_variation(xs, exact) < 0.012
     many = reference.exact_ancestral_distribution(model, 3, 60)
     assert sum(abs(exact[x] - many[x]) for x in exact) / 2 < 0.01
@@ -157,9 +158,9 @@ def test_every_blank_is_filled_and_nothing_else_is_touched(sampler, steps, lengt
     template[1, ::3] = 5  # infilling
     template[2, : length // 2] = 2  # a prompt
     seen = []
-    x = sample(model, template, steps, sampler, 0.9, 0.9, generator(0), lambda xt: seen.append(xt.clone()))
+    x = unmask(model, template, steps, sampler, 0.9, 0.9, seeded(0), lambda xt: seen.append(xt.clone()))
     assert (x < 7).all() and torch.equal(x[template != 7], template[template != 7])
-    again = sample(model, template, steps, sampler, 0.9, 0.9, generator(0))
+    again = unmask(model, template, steps, sampler, 0.9, 0.9, seeded(0))
     assert torch.equal(x, again)
     for before, after in itertools.pairwise([template, *seen]):  # a token once revealed stays
         assert torch.equal(before[before != 7], after[before != 7])
@@ -173,14 +174,14 @@ def test_forwards_stop_growing_when_there_are_more_steps_than_tokens(monkeypatch
     monkeypatch.setattr(model, "hidden", lambda x: rows.append(len(x)) or hidden(x))
     for sampler in ("ancestral", "first_hitting", "confidence"):
         rows.clear()
-        sample(model, blanks(model, 4, 16), 5000, sampler, generator=generator(0))
+        unmask(model, blanks(model, 4, 16), 5000, sampler, generator=seeded(0))
         assert len(rows) <= 16 and sum(rows) <= 4 * 16
     rows.clear()
-    sample(model, blanks(model, 4, 16), 4, generator=generator(0))
+    unmask(model, blanks(model, 4, 16), 4, generator=seeded(0))
     assert len(rows) <= 4
     rows.clear()
     full = torch.zeros(2, 16, dtype=torch.long)
-    assert torch.equal(sample(model, full, 4, generator=generator(0)), full) and not rows
+    assert torch.equal(unmask(model, full, 4, generator=seeded(0)), full) and not rows
 
 
 def test_the_head_runs_once_per_token(monkeypatch):
@@ -188,26 +189,26 @@ def test_the_head_runs_once_per_token(monkeypatch):
     n = []
     head = model.head
     monkeypatch.setattr(model, "head", lambda h: n.append(h.size(0)) or head(h))
-    sample(model, blanks(model, 3, 16), 50, generator=generator(0))
+    unmask(model, blanks(model, 3, 16), 50, generator=seeded(0))
     assert sum(n) == 3 * 16
 
 
 def test_confidence_reveals_an_even_share_and_the_surest_first():
     model = tiny_model()
     left = []
-    sample(
+    unmask(
         model,
         blanks(model, 1, 16),
         4,
         "confidence",
         0,
-        generator=generator(0),
+        generator=seeded(0),
         watch=lambda x: left.append((x == 7).sum()),
     )
     assert left == [12, 8, 4, 0]
     seen = []
-    sample(
-        model, blanks(model, 1, 16), 16, "confidence", 0, generator=generator(0), watch=lambda x: seen.append(x.clone())
+    unmask(
+        model, blanks(model, 1, 16), 16, "confidence", 0, generator=seeded(0), watch=lambda x: seen.append(x.clone())
     )
     first = (seen[0] != 7).nonzero()[0, 1]
     best = model(blanks(model, 1, 16))[0].softmax(-1).max(-1).values
@@ -216,7 +217,7 @@ def test_confidence_reveals_an_even_share_and_the_surest_first():
 
 def test_bad_requests_are_refused(refused):
     model = tiny_model()
-    assert "steps is 0" in refused(sample, model, blanks(model), 0)
-    assert "'euler'" in refused(sample, model, blanks(model), 4, "euler")
+    assert "steps is 0" in refused(unmask, model, blanks(model), 0)
+    assert "'euler'" in refused(unmask, model, blanks(model), 4, "euler")
     gpt = tiny_model(causal=True)
-    assert "autoregressive" in refused(sample, gpt, torch.zeros(1, 4, dtype=torch.long), 4)
+    assert "autoregressive" in refused(unmask, gpt, torch.zeros(1, 4, dtype=torch.long), 4)

@@ -16,10 +16,17 @@ from conftest import TINY, knobs, run, tiny_model
 
 import data
 import distill as D
-import eval as evaluation
+import drafters
+import loop
+import metrics
 import model as M
 import train
-from model import generator, load_checkpoint, load_model
+from drafters import load_model
+from model import unmask
+from plumbing import checkpoints, head
+from plumbing.checkpoints import load_checkpoint
+from plumbing.randomness import seeded
+from plumbing.soft_labels import load_soft, soft_from_jsonl
 
 KINDS = D.DIVERGENCES
 
@@ -27,8 +34,8 @@ KINDS = D.DIVERGENCES
 def masked_batch(model, t, T=16, seed=0):
     """(B,) times -> x0, xt, t (B, 1): row b of xt is masked with probability t_b."""
     t = torch.tensor(t)[:, None]
-    x0 = torch.randint(model.config.vocab_size, (len(t), T), generator=generator(seed))
-    return x0, M.add_noise(x0, t, model.mask_id, generator(seed, "noise")), t
+    x0 = torch.randint(model.config.vocab_size, (len(t), T), generator=seeded(seed))
+    return x0, M.add_noise(x0, t, model.mask_id, seeded(seed, "noise")), t
 
 
 def pick(logits, *_):
@@ -48,8 +55,8 @@ def test_targets_equal_the_dense_algorithm_1(k, dt, sampler, monkeypatch):
     xt[5, 4] = teacher.mask_id  # else a time of 1e-3 masks nothing
     monkeypatch.setattr(D, "draw", pick)
     masked = xt == teacher.mask_id
-    fast = teacher.head(D.sdtt_targets(teacher, xt, t, dt, k, generator(5), sampler)).log_softmax(-1)  # (N, V)
-    u = torch.rand(xt.shape, dtype=torch.float64, generator=generator(5))  # what reveal_order drew
+    fast = teacher.head(D.sdtt_targets(teacher, xt, t, dt, k, seeded(5), sampler)).log_softmax(-1)  # (N, V)
+    u = torch.rand(xt.shape, dtype=torch.float64, generator=seeded(5))  # what reveal_order drew
     kept = [torch.ones(len(t), 1, dtype=torch.float64)]
 
     def reveals(i, t_i, s_i):
@@ -70,7 +77,7 @@ def test_targets_follow_the_law_of_algorithm_1(t, dt, k):
     xt = torch.tensor([3, 1, 3])
     exact = reference.expected_sdtt_targets(teacher, xt, t, dt, k)
     n = 20000
-    h = D.sdtt_targets(teacher, xt.expand(n, 3), torch.full((n, 1), t), dt, k, generator(1))
+    h = D.sdtt_targets(teacher, xt.expand(n, 3), torch.full((n, 1), t), dt, k, seeded(1))
     p = teacher.head(h).softmax(-1).view(n, 2, 3)
     assert (p.mean(0) - exact[[0, 2]]).abs().max() < 5 * p.std(0).max() / math.sqrt(n)
     assert p.std(0).max() > 0.01  # the targets do vary from path to path
@@ -86,7 +93,7 @@ def test_the_first_step_reveals_dt_over_t():
     for t, dt in ((1.0, 1 / 8), (0.5, 1 / 8), (0.125, 1 / 16)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(D, "draw", lambda logits, *a: drawn.append(len(logits)) or real(logits, *a))
-            D.sdtt_targets(teacher, xt, torch.full((500, 1), t), dt, 2, generator(t))
+            D.sdtt_targets(teacher, xt, torch.full((500, 1), t), dt, 2, seeded(t))
         assert sum(drawn) / xt.numel() == pytest.approx(dt / t, rel=0.1)
         drawn.clear()
 
@@ -98,34 +105,38 @@ def test_rows_that_did_not_change_are_not_forwarded_and_last_samples_not_drawn(m
     rows, drawn, real = [], [], teacher.hidden
     monkeypatch.setattr(teacher, "hidden", lambda z: rows.append(len(z)) or real(z))
     monkeypatch.setattr(D, "draw", lambda logits, *_: drawn.append(len(logits)) or logits.argmax(-1))
-    D.sdtt_targets(teacher, xt, t, 1 / 64, 2, generator(0))
+    D.sdtt_targets(teacher, xt, t, 1 / 64, 2, seeded(0))
     n_masked = (xt == teacher.mask_id).sum().item()
     assert rows[0] == 40 and 0 < rows[1] < 20  # 8 tokens, each revealed by the first step in 1 case of 32
     assert 0 < sum(drawn) < n_masked / 8
     rows.clear()
-    D.sdtt_targets(teacher, torch.zeros_like(xt), t, 1 / 64, 2, generator(0))
+    D.sdtt_targets(teacher, torch.zeros_like(xt), t, 1 / 64, 2, seeded(0))
     assert rows == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_divergences_equal_their_definition_and_are_zero_only_at_equality(kind):
-    log_p, log_q = (torch.randn(5, 7, generator=generator(i)).mul(3).log_softmax(-1) for i in range(2))
-    got = D.divergence(kind, log_p, log_q)
+    log_p, log_q = (torch.randn(5, 7, generator=seeded(i)).mul(3).log_softmax(-1) for i in range(2))
+    got = D.divergence_between(kind, log_p, log_q)
     want = [reference.divergence(kind, p, q) for p, q in zip(log_p.tolist(), log_q.tolist(), strict=True)]
     torch.testing.assert_close(got, torch.tensor(want), rtol=1e-4, atol=1e-5)
-    assert (got > 0).all() and D.divergence(kind, log_p, log_p).abs().max() < 1e-6
+    assert (got > 0).all() and D.divergence_between(kind, log_p, log_p).abs().max() < 1e-6
 
 
 def test_divergences_by_hand():
     log_p, log_q = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
-    assert D.divergence("tvd", log_p, log_q).item() == pytest.approx(0.25)
-    assert D.divergence("kl_bwd", log_p, log_q).item() == pytest.approx(0.5 * math.log(4 / 3))
-    assert D.divergence("kl_fwd", log_p, log_q).item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
-    assert D.divergence("mse", log_p, log_q).item() == pytest.approx(math.log(2) ** 2 + math.log(1.5) ** 2)
-    assert D.divergence("jsd", log_p, log_q).item() == pytest.approx(D.divergence("jsd", log_q, log_p).item())
+    assert D.divergence_between("tvd", log_p, log_q).item() == pytest.approx(0.25)
+    assert D.divergence_between("kl_bwd", log_p, log_q).item() == pytest.approx(0.5 * math.log(4 / 3))
+    assert D.divergence_between("kl_fwd", log_p, log_q).item() == pytest.approx(
+        0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    )
+    assert D.divergence_between("mse", log_p, log_q).item() == pytest.approx(math.log(2) ** 2 + math.log(1.5) ** 2)
+    assert D.divergence_between("jsd", log_p, log_q).item() == pytest.approx(
+        D.divergence_between("jsd", log_q, log_p).item()
+    )
     far = torch.tensor([[0.0, -200.0]]), torch.tensor([[-200.0, 0.0]])
-    assert D.divergence("jsd", *far).item() == pytest.approx(math.log(2))
-    assert D.divergence("tvd", *far).item() == pytest.approx(
+    assert D.divergence_between("jsd", *far).item() == pytest.approx(math.log(2))
+    assert D.divergence_between("tvd", *far).item() == pytest.approx(
         1.0
     )  # on probabilities; on their logarithms it would be 200
 
@@ -133,7 +144,7 @@ def test_divergences_by_hand():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tie, bias", [(True, False), (False, True)])
 def test_loss_and_gradient_equal_the_dense_ones(kind, tie, bias, monkeypatch):
-    monkeypatch.setitem(M.ROWS_AT_ONCE, "cpu", (5, 1))  # several chunks, the last one shorter
+    monkeypatch.setitem(head.ROWS_AT_ONCE, "cpu", (5, 1))  # several chunks, the last one shorter
     teacher, student = (tiny_model(seed=i, tie_weights=tie, head_bias=bias) for i in range(2))
     if bias:
         teacher.head_bias.data.normal_()
@@ -147,13 +158,13 @@ def test_loss_and_gradient_equal_the_dense_ones(kind, tie, bias, monkeypatch):
     D_targets = D.sdtt_targets
     monkeypatch.setattr(D, "sdtt_targets", spy)
     before = copy.deepcopy(teacher.state_dict())
-    fast = D.sdtt_loss(student, x0, generator(2), teacher, 1 / 8, 2, kind)
+    fast = D.sdtt_loss(student, x0, seeded(2), teacher, 1 / 8, 2, kind)
     fast.backward()
     grads = [p.grad.clone() for p in student.parameters()]
     student.zero_grad()
     log_p, log_q = student(seen["xt"]).log_softmax(-1), teacher.head(seen["h"]).log_softmax(-1).detach()
     masked = seen["xt"] == student.mask_id
-    slow = D.divergence(kind, log_p[masked], log_q).mean()
+    slow = D.divergence_between(kind, log_p[masked], log_q).mean()
     slow.backward()
     torch.testing.assert_close(fast, slow)
     for p, grad in zip(student.parameters(), grads, strict=True):
@@ -165,7 +176,7 @@ def test_loss_and_gradient_equal_the_dense_ones(kind, tie, bias, monkeypatch):
 def test_loss_of_nothing_masked_is_zero_and_has_a_gradient(monkeypatch):
     monkeypatch.setattr(D, "add_noise", lambda x0, *_: x0)
     model = tiny_model()
-    loss = D.sdtt_loss(model, torch.randint(7, (2, 16)), generator(0), tiny_model(seed=1), 1 / 8)
+    loss = D.sdtt_loss(model, torch.randint(7, (2, 16)), seeded(0), tiny_model(seed=1), 1 / 8)
     loss.backward()
     assert loss == 0 and all(p.grad is None or p.grad.abs().sum() == 0 for p in model.parameters())
 
@@ -173,15 +184,15 @@ def test_loss_of_nothing_masked_is_zero_and_has_a_gradient(monkeypatch):
 def test_a_finished_student_has_nothing_left_to_learn_from_one_step():
     """k = 1 step of the teacher from t is the student itself: no divergence."""
     model = tiny_model()
-    assert D.sdtt_loss(model, torch.randint(7, (4, 16)), generator(0), model, 1 / 8, k=1).item() < 1e-6
-    assert D.sdtt_loss(model, torch.randint(7, (4, 16)), generator(0), model, 1 / 8, k=2).item() > 1e-3
+    assert D.sdtt_loss(model, torch.randint(7, (4, 16)), seeded(0), model, 1 / 8, k=1).item() < 1e-6
+    assert D.sdtt_loss(model, torch.randint(7, (4, 16)), seeded(0), model, 1 / 8, k=2).item() > 1e-3
 
 
 def test_the_loss_may_be_computed_in_other_precisions():
     teacher, student = tiny_model(seed=0), tiny_model(seed=1)
     x0 = torch.randint(7, (8, 16))
     a, b, c = (
-        D.sdtt_loss(student, x0, generator(0), teacher, 1 / 8, dtype=d).item()
+        D.sdtt_loss(student, x0, seeded(0), teacher, 1 / 8, dtype=d).item()
         for d in (torch.float64, torch.float32, torch.bfloat16)
     )
     assert a == pytest.approx(b, rel=1e-5) and a != c and a == pytest.approx(c, rel=0.05)
@@ -263,7 +274,7 @@ def test_a_round_starts_where_the_last_one_ended(ema_teacher, reset, teacher, tm
             torch.equal(a, b)
             for a, b in zip(student.state_dict().values(), loss.keywords["teacher"].state_dict().values(), strict=True)
         )
-        return train.fit(student, loss, get_batch, validate, cfg, resume, *args)
+        return loop.fit(student, loss, get_batch, validate, cfg, resume, *args)
 
     monkeypatch.setattr(D, "fit", fit)
     D.main(settings(teacher, tmp_path, ema_teacher=ema_teacher, reset_optimizer=reset))
@@ -334,7 +345,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_knobs(teacher, tmp_
     said = refused(D.main, settings(teacher, tmp_path, **resume, divergence="tvd"))
     assert "--divergence=kl_bwd, not 'tvd'" in said
     other = load_checkpoint(teacher)
-    M.save_checkpoint(tmp_path.parent / "other.pt", other | {"step": 3})
+    checkpoints.save_checkpoint(tmp_path.parent / "other.pt", other | {"step": 3})
     monkeypatch.setattr(D, "load_model", lambda path, **kw: load_model(tmp_path.parent / "other.pt", **kw))
     assert "--teacher_step=800, not 3" in refused(D.main, settings(teacher, tmp_path, **resume))
     assert before == {f: (tmp_path / f).read_bytes() for f in os.listdir(tmp_path)}
@@ -367,8 +378,8 @@ def test_distillation_makes_better_text_at_the_same_steps(teacher, markov, tmp_p
 
     def judged(path, steps):
         model, _ = load_model(path)
-        x = M.sample(model, torch.full((512, 16), model.mask_id), steps, generator=generator(0))
-        return math.exp(evaluation.markov_nats(x, corpus.meta)), evaluation.sample_entropy(x)
+        x = unmask(model, torch.full((512, 16), model.mask_id), steps, generator=seeded(0))
+        return math.exp(metrics.markov_nats(x, corpus.meta)), metrics.sample_entropy(x)
 
     for steps in (2, 4, 16):  # measured: 8.3 to 7.4, 3.7 to 3.3, 2.2 to 1.9; 2.1 to 2.0 on another machine
         (before, _), (after, entropy) = (judged(path, steps) for path in (teacher, tmp_path / "round_3.pt"))
@@ -376,8 +387,8 @@ def test_distillation_makes_better_text_at_the_same_steps(teacher, markov, tmp_p
 
 
 def test_a_round_prints_samples_in_the_steps_it_aims_at(teacher, tmp_path, capsys, monkeypatch):
-    steps, real = [], train.sample
-    monkeypatch.setattr(train, "sample", lambda model, xt, n, **kw: steps.append(n) or real(model, xt, n, **kw))
+    steps, real = [], loop.unmask
+    monkeypatch.setattr(loop, "unmask", lambda model, xt, n, **kw: steps.append(n) or real(model, xt, n, **kw))
     D.main(settings(teacher, tmp_path, sample_interval=4))
     said = capsys.readouterr().out
     assert "--- step 4\n" in said and "--- step 8\n" in said and steps == [4, 2]
@@ -389,7 +400,7 @@ def test_a_round_prints_samples_in_the_steps_it_aims_at(teacher, tmp_path, capsy
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kd_loss_and_gradient_equal_the_dense_ones(kind, monkeypatch):
-    monkeypatch.setitem(M.ROWS_AT_ONCE, "cpu", (5, 1))
+    monkeypatch.setitem(head.ROWS_AT_ONCE, "cpu", (5, 1))
     target, drafter = tiny_model(causal=True, seed=0), tiny_model(causal=True, arch="lstm", seed=1)
     batch = torch.randint(7, (3, 17))
     fast = D.kd_loss(drafter, batch, None, target, kind, temp=2.0, kd_weight=0.7, ce_weight=0.3)
@@ -398,7 +409,7 @@ def test_kd_loss_and_gradient_equal_the_dense_ones(kind, monkeypatch):
     drafter.zero_grad()
     logits, z = drafter(batch[:, :-1]), target(batch[:, :-1]).detach()
     pair = (logits / 2, z / 2) if kind == "mse" else ((logits / 2).log_softmax(-1), (z / 2).log_softmax(-1))
-    kd = D.divergence(kind, *pair).mean() / (7 if kind == "mse" else 1)
+    kd = D.divergence_between(kind, *pair).mean() / (7 if kind == "mse" else 1)
     slow = 0.7 * 4 * kd + 0.3 * torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
     slow.backward()
     torch.testing.assert_close(fast, slow)
@@ -408,9 +419,9 @@ def test_kd_loss_and_gradient_equal_the_dense_ones(kind, monkeypatch):
 
 
 def test_nla_is_the_log_of_the_acceptance():
-    log_p, log_q = (torch.randn(9, 7, generator=generator(i)).log_softmax(-1) for i in range(2))
-    acceptance = 1 - D.divergence("tvd", log_p, log_q)
-    torch.testing.assert_close(D.divergence("nla", log_p, log_q), -acceptance.log())
+    log_p, log_q = (torch.randn(9, 7, generator=seeded(i)).log_softmax(-1) for i in range(2))
+    acceptance = 1 - D.divergence_between("tvd", log_p, log_q)
+    torch.testing.assert_close(D.divergence_between("nla", log_p, log_q), -acceptance.log())
 
 
 @pytest.fixture(scope="module")
@@ -472,7 +483,7 @@ def test_pseudo_data_goes_on_where_it_was_cut_off(target, markov, tmp_path):
 
 def test_an_ngram_counts_the_text_of_the_target_and_a_baseline_can_be_distilled_further(target, markov, tmp_path):
     D.main(kd_settings(target, tmp_path / "ngram", drafter="ngram", ngram_n=2, pseudo_tokens=30000))
-    model, meta = M.NGram.load(tmp_path / "ngram" / "ngram.txt")
+    model, meta = drafters.NGram.load(tmp_path / "ngram" / "ngram.txt")
     assert meta["vocab_size"] == 8 and model.counts[0].sum() >= 30000
     own = load_model(target)[0]
     x = data.blocks(data.load(markov).val, 16, 100)
@@ -490,8 +501,8 @@ def test_an_ngram_counts_the_text_of_the_target_and_a_baseline_can_be_distilled_
 
 def labels(n=9, V=7, K=3, seed=0, scale=1.0):
     """-> logits (n, V) float64, and the top K of another distribution."""
-    logits = torch.randn(n, V, generator=generator(seed), dtype=torch.float64) * scale
-    logp, ids = torch.randn(n, V, generator=generator(seed, 1), dtype=torch.float64).log_softmax(-1).topk(K)
+    logits = torch.randn(n, V, generator=seeded(seed), dtype=torch.float64) * scale
+    logp, ids = torch.randn(n, V, generator=seeded(seed, 1), dtype=torch.float64).log_softmax(-1).topk(K)
     return logits, ids, logp
 
 
@@ -545,14 +556,14 @@ def test_huge_logits_give_finite_losses_and_gradients(missing):
 def test_soft_loss_of_all_log_probs_is_the_distance_to_the_teacher(target, tmp_path):
     """K = V: kl_fwd plus the teacher's entropy, at every place but the first; nothing labelled: zero."""
     teacher, saved = load_model(target)
-    x = torch.randint(8, (6, 16), generator=generator(0))
+    x = torch.randint(8, (6, 16), generator=seeded(0))
     D.store_soft(teacher, x, str(tmp_path / "soft"), 8, saved["meta"], batch_size=4)
-    soft = data.load_soft(str(tmp_path / "soft"))
+    soft = load_soft(str(tmp_path / "soft"))
     student = tiny_model(V=8, causal=True, seed=3)
     rows = torch.tensor([4, 0, 1])
     got = D.soft_loss(student, torch.cat([x[rows], rows[:, None]], 1), None, soft)
     log_p, log_q = (m(x[rows, :-1]).log_softmax(-1).flatten(0, 1) for m in (student, teacher))
-    want = D.divergence("kl_fwd", log_p, log_q) - (log_q.exp() * log_q).sum(-1)
+    want = D.divergence_between("kl_fwd", log_p, log_q) - (log_q.exp() * log_q).sum(-1)
     torch.testing.assert_close(got, want.mean())
     soft.logp = np.full_like(soft.logp, -np.inf)
     nothing = D.soft_loss(student, torch.cat([x[rows], rows[:, None]], 1), None, soft)
@@ -566,7 +577,7 @@ def test_a_student_learns_from_soft_labels_and_resumes(missing, target, tmp_path
     D.main(kd_settings(target, tmp_path, **kw, iters_per_round=40, eval_interval=20))
     losses = [r["val_loss"] for r in map(json.loads, open(tmp_path / "log.jsonl")) if "val_loss" in r]
     assert losses[1] < losses[0] < math.log(8)
-    assert data.load_soft(str(tmp_path / "soft")).ids.shape[1:] == (16, 3)
+    assert load_soft(str(tmp_path / "soft")).ids.shape[1:] == (16, 3)
     saved = load_checkpoint(tmp_path / "ckpt.pt")
     kw |= dict(iters_per_round=40)
     with pytest.MonkeyPatch.context() as patch:
@@ -589,8 +600,8 @@ def test_texts_of_an_api_teacher(markov, tmp_path, refused):
     old = {"logprobs": {"tokens": [a, c], "top_logprobs": [None, {c: -0.1, b: -2.5}]}}
     path = tmp_path / "api.jsonl"
     path.write_text(json.dumps(chat) + "\n" + json.dumps(old) + "\n")
-    data.soft_from_jsonl(str(path), str(tmp_path / "soft"), meta, 4, 2)
-    soft = data.load_soft(str(tmp_path / "soft"))
+    soft_from_jsonl(str(path), str(tmp_path / "soft"), meta, 4, 2)
+    soft = load_soft(str(tmp_path / "soft"))
     assert soft.tokens.tolist() == [[0, 1, 2, 0], [1, 0, 0, 0], [0, 2, 0, 0]] and soft.meta["unknown_candidates"] == 1
     assert soft.ids[0, 1:].tolist() == [[2, 2], [0, 2], [1, 2]]
     inf = -math.inf
@@ -603,7 +614,7 @@ def test_texts_of_an_api_teacher(markov, tmp_path, refused):
     D.main(kd_settings("no teacher", tmp_path / "run", **kw))
     for text, words in (("{}", "'tokens'"), ("[", "line 1"), ('{"tokens": ["?"], "top_logprobs": [{}]}', "'?'")):
         path.write_text(text)
-        assert words in refused(data.soft_from_jsonl, str(path), str(tmp_path / "x"), meta, 4, 2)
+        assert words in refused(soft_from_jsonl, str(path), str(tmp_path / "x"), meta, 4, 2)
     kw["soft_data"] = str(tmp_path / "new.jsonl")
     for text in ("", json.dumps({"tokens": [a, b], "top_logprobs": [None, None]})):
         (tmp_path / "new.jsonl").write_text(text)
@@ -613,7 +624,7 @@ def test_texts_of_an_api_teacher(markov, tmp_path, refused):
     os.remove(tmp_path / "new" / "ckpt.pt")
     (tmp_path / "new.jsonl").write_text(json.dumps(chat))  # what was edited does not pass
     assert "soft_data holds" in refused(D.main, kd_settings("", tmp_path / "new", **kw))
-    assert "holds no soft labels" in refused(data.load_soft, str(tmp_path / "x"))
+    assert "holds no soft labels" in refused(load_soft, str(tmp_path / "x"))
     assert "needs --dataset" in refused(D.main, kd_settings("", tmp_path / "y", **(kw | {"dataset": ""})))
 
 

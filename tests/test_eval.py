@@ -14,11 +14,16 @@ import torch
 from conftest import knobs, run, tiny_model
 
 import data
+import drafters
 import eval as E
+import metrics
 import model as M
 import sample as S
+import speculative
 import train
-from model import load_checkpoint, save_checkpoint
+from plumbing import checkpoints
+from plumbing.checkpoints import load_checkpoint, save_checkpoint
+from plumbing.randomness import seeded
 
 
 def settings(**kw):
@@ -38,7 +43,7 @@ def trained(markov, tmp_path_factory):
 
 def test_entropy_of_known_samples():
     x = torch.tensor([[0, 0, 0, 0], [1, 2, 3, 4], [5, 5, 6, 6]])
-    assert E.sample_entropy(x) == pytest.approx((0 + math.log(4) + math.log(2)) / 3)
+    assert metrics.sample_entropy(x) == pytest.approx((0 + math.log(4) + math.log(2)) / 3)
 
 
 @torch.no_grad()
@@ -51,7 +56,7 @@ def test_judge_scores_every_token_once_but_the_first():
         logits = judge(window[:, :-1])
         log_p += logits.log_softmax(-1).gather(-1, window[:, 1:, None]).sum().item()
     counted = torch.arange(40).expand(5, 40) >= 1
-    assert E.judge_nats(judge, x, counted, batch_size=2) == pytest.approx(-log_p / (5 * 39), rel=1e-5)
+    assert metrics.judge_nats(judge, x, counted, batch_size=2) == pytest.approx(-log_p / (5 * 39), rel=1e-5)
 
 
 @torch.no_grad()
@@ -71,7 +76,7 @@ def test_retokenized_text_is_judged_as_the_judge_would_write_it():
     mine = {"tokenizer": "char", "vocab_size": 3, "itos": ["a", "b", "ab"]}
     its = {"tokenizer": "char", "vocab_size": 4, "itos": ["b", "a", "bb", "aa"]}
     x = torch.tensor([[0, 0, 2, 1], [2, 2, 0, 0]])  # aa|abb, abab|aa
-    y, counted = E.retokenized(x, 2, E.data.encoder(mine)[1], E.data.encoder(its)[0])
+    y, counted = metrics.retokenized(x, 2, E.data.encoder(mine)[1], E.data.encoder(its)[0])
     assert y[0, :3].tolist() == [3, 1, 2] and y[1].tolist() == [1, 0, 1, 0, 3]
     assert counted.tolist() == [[False, True, True, False, False], [False] * 4 + [True]]
     judge = tiny_model(V=4, causal=True)
@@ -82,12 +87,12 @@ def test_retokenized_text_is_judged_as_the_judge_would_write_it():
 
 
 def test_self_bleu_is_the_literal_one():
-    assert E.self_bleu([[1, 2, 3, 4, 5]] * 3) == pytest.approx(1)
-    assert E.self_bleu([[1, 2, 3, 4], [5, 6, 7, 8]]) == 0
+    assert metrics.self_bleu([[1, 2, 3, 4, 5]] * 3) == pytest.approx(1)
+    assert metrics.self_bleu([[1, 2, 3, 4], [5, 6, 7, 8]]) == 0
     for seed in range(5):
-        x = torch.randint(3, (6, 12), generator=M.generator(seed)).tolist()
-        assert E.self_bleu(x) == pytest.approx(reference.self_bleu(x), abs=1e-9)
-    assert 0 < E.self_bleu(x) < 1
+        x = torch.randint(3, (6, 12), generator=seeded(seed)).tolist()
+        assert metrics.self_bleu(x) == pytest.approx(reference.self_bleu(x), abs=1e-9)
+    assert 0 < metrics.self_bleu(x) < 1
 
 
 @torch.no_grad()
@@ -95,7 +100,7 @@ def test_self_bleu_is_the_literal_one():
 def test_the_last_word_of_a_passage(causal):
     model, V = tiny_model(V=4, causal=causal), 4
     passages = [([1, 2, 3], [0, 2]), ([2], [1]), (list(range(4)) * 4, [3, 1, 0])]  # the last one is cut to 16 tokens
-    got = E.lambada(model, passages, settings(draws=3000))
+    got = metrics.lambada(model, passages, settings(draws=3000))
     hits, nats = [], []
     for context, word in passages:
         hit, value = reference.last_word(model, (context + word)[-16:], len(word), V)
@@ -111,8 +116,8 @@ def test_the_last_word_of_a_passage(causal):
 @torch.no_grad()
 def test_the_exact_bound_of_a_word_is_the_bound_of_nelbo():
     model, x0 = tiny_model(V=4), torch.tensor([[3, 0, 1]])
-    exact = math.log(E.lambada(model, [([], [3, 0, 1])], settings())["ppl"]) / 3
-    drawn = np.mean([M.nelbo(model, x0.expand(99, 3), M.generator(i)).item() for i in range(60)])
+    exact = math.log(metrics.lambada(model, [([], [3, 0, 1])], settings())["ppl"]) / 3
+    drawn = np.mean([M.nelbo(model, x0.expand(99, 3), seeded(i)).item() for i in range(60)])
     assert drawn == pytest.approx(exact, rel=0.02)
 
 
@@ -129,9 +134,9 @@ def test_lambada_from_files(trained, tmp_path, refused, capsys):
     (tmp_path / "meta.json").write_text(json.dumps({**meta, "itos": letters[::-1]}))
     kw = dict(ckpt=trained["ar"], what="lambada")
     model = tiny_model(V=4, causal=False)
-    row = E.lambada(model, [([0], [1]), ([0], [1] * 9), ([0], [1] * 16)], settings())
+    row = metrics.lambada(model, [([0], [1]), ([0], [1] * 9), ([0], [1] * 16)], settings())
     assert (row["passages"], row["words_in_ppl"]) == (2, 1)  # the third leaves no room
-    assert "No passage ends" in refused(E.lambada, model, [([0], [1] * 9)], settings())
+    assert "No passage ends" in refused(metrics.lambada, model, [([0], [1] * 9)], settings())
     assert "another vocabulary" in refused(E.evaluate, settings(**kw, passages=str(tmp_path)))
     (tmp_path / "passages.jsonl").unlink()
     assert "passages.jsonl is missing" in refused(E.evaluate, settings(**kw, passages=str(tmp_path)))
@@ -174,9 +179,9 @@ def test_self_bleu_is_of_as_many_samples_as_there_are_real_texts(trained, tmp_pa
     said = settings(samples=str(tmp_path / "a.jsonl"), judge=trained["ar"], what="selfbleu")
     row, real = E.evaluate(said)["rows"]
     assert (row["texts"], real["texts"]) == (6, 3)
-    assert row["self_bleu"] == E.self_bleu(x[[0, 2, 5]].tolist()) != E.self_bleu(x.tolist())
+    assert row["self_bleu"] == metrics.self_bleu(x[[0, 2, 5]].tolist()) != metrics.self_bleu(x.tolist())
     row = E.quality(x, None, None, ({}, None), ["selfbleu"], said, continuations=3, n=2)
-    assert row["self_bleu"] == E.self_bleu(x[[0, 3]].tolist())
+    assert row["self_bleu"] == metrics.self_bleu(x[[0, 3]].tolist())
 
 
 def test_evaluation_on_two_processes_says_the_same(trained, tmp_path):
@@ -205,7 +210,7 @@ def test_continuations_begin_with_validation_text_and_compare_with_it(trained, m
         assert len({tuple(row) for row in x[:3].tolist()}) > 1 and about["prefix"] == 5
     both = f"{tmp_path}/diffusion.jsonl,{tmp_path}/ar.jsonl"
     report = E.evaluate(settings(samples=both, judge=trained["ar"], what="genppl"))
-    judge, nats = M.load_model(trained["ar"])[0], []
+    judge, nats = drafters.load_model(trained["ar"])[0], []
     with torch.no_grad():
         log_p = judge(texts[:, :-1]).log_softmax(-1).gather(-1, texts[:, 1:, None])[:, 4:]
     nats = -log_p.mean().item()
@@ -217,7 +222,7 @@ def test_continuations_begin_with_validation_text_and_compare_with_it(trained, m
 
 def test_mauve_tells_text_from_noise(trained, markov, monkeypatch, tmp_path, refused):
     pytest.importorskip("mauve")
-    corpus, judge = data.load(markov), M.load_model(trained["ar"])[0]
+    corpus, judge = data.load(markov), drafters.load_model(trained["ar"])[0]
     real, same = (data.blocks(part, 16, 200) for part in (corpus.val, corpus.train))
     noise = torch.zeros(200, 16, dtype=torch.int64)
     args = dict(real=real, judge=judge, metas=(corpus.meta, corpus.meta), wanted=["mauve"], cfg=settings())
@@ -263,22 +268,22 @@ def test_mistakes_with_samples(trained, tmp_path, refused, monkeypatch):
 def test_markov_probability_of_a_known_text():
     meta = {"transition": [[0.9, 0.1], [0.3, 0.7]]}
     x = torch.tensor([[0, 0, 1, 1]])
-    assert E.markov_nats(x, meta) == pytest.approx(-math.log(0.9 * 0.1 * 0.7) / 3)
+    assert metrics.markov_nats(x, meta) == pytest.approx(-math.log(0.9 * 0.1 * 0.7) / 3)
 
 
 def test_true_text_has_the_true_perplexity(markov):
     corpus = data.load(markov)
     x = torch.from_numpy(np.array(corpus.val[:16000].reshape(-1, 160), dtype=np.int64))
-    assert abs(E.markov_nats(x, corpus.meta) - corpus.meta["entropy_rate"]) < 0.03
+    assert abs(metrics.markov_nats(x, corpus.meta) - corpus.meta["entropy_rate"]) < 0.03
 
 
 def test_likelihood_of_a_gpt_is_exact_and_of_diffusion_repeats():
     gpt, diffusion = tiny_model(causal=True), tiny_model()
     x = torch.randint(7, (10, 17))
-    nats, error = E.likelihood(gpt, x, settings(batch_size=4))
+    nats, error = metrics.likelihood(gpt, x, settings(batch_size=4))
     log_p = gpt(x[:, :-1]).log_softmax(-1).gather(-1, x[:, 1:, None]).mean().item()
     assert nats == pytest.approx(-log_p, rel=1e-5) and error > 0
-    a, b = (E.likelihood(diffusion, x[:, :16], settings(batch_size=4)) for _ in range(2))
+    a, b = (metrics.likelihood(diffusion, x[:, :16], settings(batch_size=4)) for _ in range(2))
     assert a == b
 
 
@@ -316,8 +321,8 @@ def test_several_checkpoints_by_pattern_nucleus_rows_and_latency(trained, tmp_pa
         save_checkpoint(tmp_path / f"round_{r}.pt", model)
     pattern = f"{tmp_path}/round_*.pt"
     rounds = [f"{tmp_path}/round_{r}.pt" for r in (1, 2, 10)]
-    assert E.paths_of(f"a.pt,{pattern},b.pt") == ["a.pt", *rounds, "b.pt"]
-    assert "No file matches" in refused(E.paths_of, f"{tmp_path}/none_*.pt")
+    assert checkpoints.paths_of(f"a.pt,{pattern},b.pt") == ["a.pt", *rounds, "b.pt"]
+    assert "No file matches" in refused(checkpoints.paths_of, f"{tmp_path}/none_*.pt")
     kw = dict(steps=[1, 2], ar_top_p=[1.0, 0.5], latency_batch=[1, 3], num_samples=2, out=str(tmp_path / "out"))
     E.main(settings(ckpt=f"{pattern},{trained['ar']}", judge=trained["ar"], what="genppl,latency", **kw))
     report = json.loads((tmp_path / "out" / "eval.json").read_text())
@@ -346,9 +351,9 @@ def test_models_of_different_shapes_are_timed_separately(trained, markov, tmp_pa
 
 def test_latency_is_the_median_per_sample(monkeypatch):
     clock, calls = iter([0, 99, 100, 106, 200, 203, 300, 309]), []  # the first lap warms up
-    monkeypatch.setattr(E.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(E, "draw_samples", lambda model, template, *_: calls.append(template.shape) or template)
-    assert E.seconds_per_sample(tiny_model(), {}, settings(), 4, 16, batch=3) == 2.0
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(metrics, "draw_samples", lambda model, template, *_: calls.append(template.shape) or template)
+    assert metrics.seconds_per_sample(tiny_model(), {}, settings(), 4, 16, batch=3) == 2.0
     assert calls == [(3, 16)] * 4
 
 
@@ -383,7 +388,7 @@ def test_mistakes_are_refused_before_any_work(trained, pydoc, tmp_path, refused)
 
 
 @pytest.fixture(scope="module")
-def drafters(markov, trained, tmp_path_factory):
+def guessers(markov, trained, tmp_path_factory):
     """Paths of an n-gram and an LSTM for the GPT of `trained`."""
     folder = tmp_path_factory.mktemp("drafters")
     train.main(knobs(folder / "ngram", dataset=markov, arch="ngram", ngram_n=3))
@@ -397,10 +402,10 @@ def test_overlap_is_the_mean_of_the_smaller_probability():
     text = torch.randint(7, (3, 16))
     p, q = target(text).softmax(-1), drafter(text).softmax(-1)
     want = torch.minimum(p, q).sum(-1)[:, 3:15].mean(1)  # of tokens 4 ... 15
-    torch.testing.assert_close(E.overlap(target, drafter, text, 4, settings()), want)
-    assert E.overlap(target, target, text, 4, settings()).tolist() == pytest.approx([1, 1, 1])
-    diffusion = M.Diffusion(tiny_model(seed=2))
-    got = E.overlap(target, diffusion, text, 4, settings(gamma=1))
+    torch.testing.assert_close(metrics.overlap(target, drafter, text, 4, settings()), want)
+    assert metrics.overlap(target, target, text, 4, settings()).tolist() == pytest.approx([1, 1, 1])
+    diffusion = drafters.Diffusion(tiny_model(seed=2))
+    got = metrics.overlap(target, diffusion, text, 4, settings(gamma=1))
     want = []
     for n in range(4, 16):
         x = torch.cat([text[:, :n], torch.full((3, 1), 7)], 1)
@@ -408,8 +413,8 @@ def test_overlap_is_the_mean_of_the_smaller_probability():
     torch.testing.assert_close(got, torch.stack(want).mean(0))
 
 
-def test_the_table_of_drafters(trained, drafters, tmp_path, capsys):
-    paths = [*drafters, trained["ar"], trained["diffusion"], "lookup"]
+def test_the_table_of_drafters(trained, guessers, tmp_path, capsys):
+    paths = [*guessers, trained["ar"], trained["diffusion"], "lookup"]
     kw = dict(what="acceptance", ckpt=trained["ar"], draft=",".join(paths), num_samples=40, gamma=2)
     E.main(settings(**kw, out=str(tmp_path / "out"), dtype="float32"))
     rows = json.loads((tmp_path / "out" / "eval.json").read_text())["drafters"]
@@ -420,14 +425,16 @@ def test_the_table_of_drafters(trained, drafters, tmp_path, capsys):
         places = itertools.accumulate(r["counted_at"], lambda x, y: x * y)
         assert r["tokens_per_call"] == pytest.approx(1 + sum(places))
         if r["drafter"] != trained["diffusion"]:
-            assert r["predicted"] == pytest.approx(M.predicted_speedup(r["alpha"], r["c"], r["gamma"], r["call"]))
+            assert r["predicted"] == pytest.approx(
+                speculative.predicted_speedup(r["alpha"], r["c"], r["gamma"], r["call"])
+            )
     own = rows[2]
     assert own["alpha"] == pytest.approx(1) and own["counted"] == 1 and own["tokens_per_call"] == 3
     assert (tmp_path / "out" / "drafters.png").read_bytes()[:4] == b"\x89PNG"
     assert "tokens/call" in capsys.readouterr().out
 
 
-def test_mistakes_with_drafters(trained, drafters, pydoc, tmp_path, refused):
+def test_mistakes_with_drafters(trained, guessers, pydoc, tmp_path, refused):
     def refuse(draft, ckpt=trained["ar"], **kw):
         return refused(E.evaluate, settings(ckpt=ckpt, draft=draft, what="acceptance", **kw))
 

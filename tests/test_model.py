@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from conftest import tiny_model
 
 import model as M
-from model import GPT, GPTConfig, KVCache, attend, draw, generator, probabilities
+from model import GPT, GPTConfig, attend, draw, probabilities
+from plumbing import head
+from plumbing.randomness import seeded
+from speculative import KVCache, generate
 
 pytestmark = pytest.mark.numerics
 
@@ -65,7 +68,7 @@ def test_chunked_nll_and_its_gradient_equal_cross_entropy(tie, bias, monkeypatch
     if bias:
         torch.nn.init.normal_(model.head_bias)
     x, y, w = torch.randint(50, (3, 16)), torch.randint(50, (48,)), torch.rand(48)
-    monkeypatch.setitem(M.ROWS_AT_ONCE, "cpu", (7, 1))  # chunks of 7 rows; the last one is smaller
+    monkeypatch.setitem(head.ROWS_AT_ONCE, "cpu", (7, 1))  # chunks of 7 rows; the last one is smaller
     grads = []
     for loss in (
         model.nll(model.hidden(x).flatten(0, 1), y, w),
@@ -98,11 +101,11 @@ def test_cached_generation_equals_uncached_also_past_the_context(pos):
     idx = torch.randint(7, (2, 3))
     for n_new in (1, 13, 40):
         a, b = (
-            model.generate(idx, n_new, temperature=0.8, top_k=5, top_p=0.9, generator=generator(1), use_cache=c)
+            generate(model, idx, n_new, temperature=0.8, top_k=5, top_p=0.9, generator=seeded(1), use_cache=c)
             for c in (True, False)
         )
         assert torch.equal(a, b) and a.shape == (2, 3 + n_new) and torch.equal(a[:, :3], idx)
-    greedy = model.generate(idx[:1], 13, temperature=0)
+    greedy = generate(model, idx[:1], 13, temperature=0)
     assert torch.equal(greedy, reference.generate_greedy(model, idx[:1], 13))
 
 
@@ -125,7 +128,7 @@ ARCHS = [("gpt", "rope"), ("gpt", "learned"), ("lstm", "none"), ("cnn", "none")]
 def test_every_architecture_continues_from_its_cache_also_where_rows_differ(arch, pos, monkeypatch):
     """In pieces of any size, after a rollback, with every row at a place of its own, whatever memory held before."""
     model = tiny_model(causal=True, arch=arch, pos="rope" if pos == "none" else pos, n_layer=3)
-    x = torch.randint(7, (3, 16), generator=generator(0))
+    x = torch.randint(7, (3, 16), generator=seeded(0))
     whole = model(x)
     monkeypatch.setattr(torch, "empty", lambda size, **kw: torch.full(size, float("nan"), **kw))
     cache = KVCache(model.config, 3, "cpu")
@@ -178,16 +181,16 @@ def test_top_k_and_top_p_keep_the_best_tokens():
 def test_draw_follows_the_distribution_to_its_tail():
     logits = torch.tensor([0.0, -math.inf, -1.0, -12.0])  # the last has probability 4.5e-6
     n = 4_000_000
-    counts = torch.bincount(draw(logits.expand(n, 4), generator(0)), minlength=4)
+    counts = torch.bincount(draw(logits.expand(n, 4), seeded(0)), minlength=4)
     expected = logits.double().softmax(0) * n
     assert counts[1] == 0
     chi2 = ((counts - expected)[[0, 2, 3]] ** 2 / expected[[0, 2, 3]]).sum()
     assert chi2 < 14  # 2 degrees of freedom: one seed in a thousand is worse
-    assert draw(torch.zeros(2, 3, 5), generator(0)).shape == (2, 3)
+    assert draw(torch.zeros(2, 3, 5), seeded(0)).shape == (2, 3)
 
 
 def test_generators_of_different_keys_differ_and_repeat():
-    a, b, c = (torch.rand(4, generator=generator(*key)) for key in ((1, 2), (1, 2), (12,)))
+    a, b, c = (torch.rand(4, generator=seeded(*key)) for key in ((1, 2), (1, 2), (12,)))
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
@@ -221,7 +224,7 @@ def test_impossible_shapes_are_refused(refused):
 
 def test_bf16_sampling_model_runs_with_a_cache_of_its_own_type():
     model = tiny_model(causal=True).bfloat16()
-    assert model.generate(torch.zeros(1, 1, dtype=torch.long), 20, generator=generator(0)).shape == (1, 21)
+    assert generate(model, torch.zeros(1, 1, dtype=torch.long), 20, generator=seeded(0)).shape == (1, 21)
 
 
 def test_gpt_is_initialised_so_that_the_first_loss_is_log_V():
@@ -234,7 +237,7 @@ def test_gpt_is_initialised_so_that_the_first_loss_is_log_V():
 def test_evaluation_computes_logits_in_float32_even_under_autocast():
     """GPT-2's logits are about -100, where neighbours in bfloat16 are 0.5 apart."""
     model = tiny_model(V=50, causal=True, n_embd=64)
-    model.wte.weight.copy_(-100 / 64 + 0.02 * torch.randn(model.wte.weight.shape, generator=generator(0)))
+    model.wte.weight.copy_(-100 / 64 + 0.02 * torch.randn(model.wte.weight.shape, generator=seeded(0)))
     h, y = torch.ones(30, 64), torch.arange(30)
     exact = F.cross_entropy(h.double() @ model.wte.weight[:50].double().T, y)
     with torch.autocast("cpu", torch.bfloat16):

@@ -11,8 +11,9 @@ import torch
 from conftest import ROOT, TINY, knobs, run
 
 import distill as D
+import loop
 import train
-from model import load_checkpoint
+from plumbing.checkpoints import load_checkpoint
 
 KNOBS = dict(ema=0.9, eval_interval=2, gradient_accumulation_steps=4, eval_iters=1, log_interval=1, dtype="float32")
 
@@ -124,8 +125,8 @@ def test_a_process_that_fails_ends_the_run_and_says_why(markov, tmp_path):
 
 def test_what_does_not_go_with_shards_is_refused(tmp_path, monkeypatch, refused):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert "start them with torchrun" in refused(train.check_loop, knobs(tmp_path, fsdp=True))
+    assert "start them with torchrun" in refused(loop.check_loop, knobs(tmp_path, fsdp=True))
     monkeypatch.setenv("WORLD_SIZE", "2")
     for kw in (dict(vocab_parallel=True), dict(kd_data="student")):
-        said = refused(D.check, type(D.cfg)(**{**vars(D.cfg), **kw, "fsdp": True}))
+        said = refused(D.refuse_bad_knobs, type(D.cfg)(**{**vars(D.cfg), **kw, "fsdp": True}))
         assert "--vocab_parallel=True nor --kd_data=student" in said

@@ -2,7 +2,9 @@
 python -m pytest tests/test_published.py          GPT-2, MDLM and SDTT files in their published layouts, and our own
 """
 
+import glob
 import json
+import os
 
 import numpy as np
 import pytest
@@ -12,8 +14,12 @@ import torch
 from conftest import ROOT, run
 
 import data
-import model as M
-from model import GPT, generator, hub_address, load_checkpoint, load_model, save_published
+from drafters import load_model
+from model import GPT
+from plumbing import checkpoints
+from plumbing.checkpoints import load_checkpoint
+from plumbing.published import hub_address, save_published
+from plumbing.randomness import seeded
 
 V, C, L, E = 50257, 16, 2, 8
 MDLM = {"n_heads": 2, "hidden_dim": C, "model_length": 32, "time_conditioning": False}
@@ -30,12 +36,12 @@ def folder_of(path, config, w):
 
 @pytest.fixture(scope="module")
 def mdlm():
-    return reference.random_mdlm(V, C, L, E, generator(0))
+    return reference.random_mdlm(V, C, L, E, seeded(0))
 
 
 @pytest.fixture(scope="module")
 def gpt2():
-    return reference.random_gpt2(V, C, L, 32, generator(1))
+    return reference.random_gpt2(V, C, L, 32, seeded(1))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,7 @@ def gpt2_folder(gpt2, tmp_path_factory):
 
 def test_the_folded_model_is_the_adaptive_one(mdlm, mdlm_folder):
     model = GPT.from_pretrained(mdlm_folder)
-    xt = torch.randint(0, V + 1, (3, 32), generator=generator(2))
+    xt = torch.randint(0, V + 1, (3, 32), generator=seeded(2))
     xt[:, ::3] = V  # [MASK]
     literal = reference.mdlm_forward(mdlm, 2, xt)[..., :V]
     assert literal.std() > 0.5 and not model.config.causal and model.mask_id == V
@@ -61,14 +67,14 @@ def test_the_folded_model_is_the_adaptive_one(mdlm, mdlm_folder):
 
 def test_the_fold_is_for_noise_level_zero_only(mdlm, mdlm_folder):
     """The twin is no tautology: with another level it says something else."""
-    xt = torch.randint(0, V + 1, (1, 32), generator=generator(2))
+    xt = torch.randint(0, V + 1, (1, 32), generator=seeded(2))
     other = reference.mdlm_forward(mdlm, 2, xt, sigma=1.0)[..., :V]
     assert (GPT.from_pretrained(mdlm_folder)(xt) - other).abs().max() > 0.1
 
 
 def test_gpt2_is_the_published_one(gpt2, gpt2_folder):
     model = GPT.from_pretrained(gpt2_folder)
-    x = torch.randint(0, V, (3, 32), generator=generator(3))
+    x = torch.randint(0, V, (3, 32), generator=seeded(3))
     literal = reference.gpt2_forward(gpt2, 2, x)
     assert literal.std() > 0.5 and model.config.causal and model.lm_head is None
     assert (model(x) - literal).abs().max() < 1e-4
@@ -250,19 +256,22 @@ def test_gpt2_becomes_a_diffusion_model_with_a_shorter_context(gpt2_folder, tmp_
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, refused):
     path = str(tmp_path / "ckpt.pt")
-    M.save_checkpoint(path, {"model_config": {}, "step": 1})
+    checkpoints.save_checkpoint(path, {"model_config": {}, "step": 1})
 
     def full(checkpoint, f):
         f.write(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    said = refused(M.save_checkpoint, path, {"model_config": {}, "step": 2})
+    said = refused(checkpoints.save_checkpoint, path, {"model_config": {}, "step": 2})
     assert "No space left" in said and "still there" in said
     assert load_checkpoint(path)["step"] == 1 and not (tmp_path / "ckpt.pt.tmp").exists()
-    assert "Nothing was saved" in refused(M.save_checkpoint, str(tmp_path / "other.pt"), {})
+    assert "Nothing was saved" in refused(checkpoints.save_checkpoint, str(tmp_path / "other.pt"), {})
 
 
 def test_published_models_are_data_only():
-    source = open(f"{ROOT}/model.py", encoding="utf-8").read()
-    assert "trust_remote_code" not in source and "weights_only=True" in source and "pickle" not in source
+    files = [*glob.glob(f"{ROOT}/*.py"), *glob.glob(f"{ROOT}/plumbing/*.py")]
+    source = {os.path.basename(path): open(path, encoding="utf-8").read() for path in files}
+    assert all("trust_remote_code" not in s and "import pickle" not in s for s in source.values())
+    loads = [line for s in source.values() for line in s.splitlines() if "torch.load(" in line]
+    assert len(loads) == 1 and "weights_only=True" in loads[0]

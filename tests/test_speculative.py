@@ -11,8 +11,12 @@ import reference
 import torch
 from conftest import tiny_model
 
-import model as M
-from model import Diffusion, Lookup, NGram, generator, probabilities, speculate
+import drafters
+import speculative
+from drafters import Diffusion, Lookup, NGram
+from model import probabilities
+from plumbing.randomness import seeded
+from speculative import generate, speculate
 
 pytestmark = pytest.mark.numerics
 V = 3
@@ -25,7 +29,7 @@ def target_model(V=V):
 def drafter(name, V=V, block_size=16):
     """A drafter that differs from the target, for V tokens."""
     if name == "ngram":
-        return NGram(3, V).fit(torch.randint(V, (200,), generator=generator(4)).numpy())
+        return NGram(3, V).fit(torch.randint(V, (200,), generator=seeded(4)).numpy())
     if name == "lookup":
         return Lookup(V)
     if name.startswith("diffusion"):
@@ -38,11 +42,12 @@ DRAFTERS = ["ngram", "lookup", "diffusion", "diffusion, 2 groups", "diffusion, s
 
 
 class Paths:
-    """Runs f once for every sequence of random choices it can make, in place of model.draw_from and model.flip."""
+    """Runs f once for every sequence of random choices it can make, in place of draw_from and bernoulli."""
 
     def __init__(self, monkeypatch):
-        monkeypatch.setattr(M, "draw_from", self.draw_from)
-        monkeypatch.setattr(M, "flip", self.flip)
+        monkeypatch.setattr(drafters, "draw_from", self.draw_from)
+        monkeypatch.setattr(speculative, "draw_from", self.draw_from)
+        monkeypatch.setattr(speculative, "bernoulli", self.bernoulli)
 
     def choose(self, weights):
         """Depth first: the choices of `plan`, then always the first possible one."""
@@ -57,7 +62,7 @@ class Paths:
         flat = p.reshape(-1, p.size(-1)).double()
         return torch.tensor([self.choose((row / row.sum()).tolist()) for row in flat]).view(p.shape[:-1])
 
-    def flip(self, chance, generator):
+    def bernoulli(self, chance, generator):
         out = []
         for a in chance.double().flatten().tolist():
             # after a refusal nothing looks at the rest: one path instead of two
@@ -147,7 +152,7 @@ def fresh_resample(p, q):
     return p
 
 
-def off_by_one_target(model, cache, x, n, k, real=M.read):
+def off_by_one_target(model, cache, x, n, k, real=speculative.logits_after):
     """Judges every token by the distribution of the one before it."""
     logits = real(model, cache, x, n, k)
     return logits.roll(1, 1) if k > 1 else logits
@@ -161,18 +166,22 @@ def counts_after_the_first_refusal(monkeypatch):
 @pytest.mark.parametrize("name", ["gpt", "lookup"])
 def test_known_mistakes_are_seen(name, monkeypatch):
     exact = target_law(target_model(), PROMPT, 3)
-    for attribute, wrong in (("residual", scalar_residual), ("residual", fresh_resample), ("read", off_by_one_target)):
+    for attribute, wrong in (
+        ("residual", scalar_residual),
+        ("residual", fresh_resample),
+        ("logits_after", off_by_one_target),
+    ):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(M, attribute, wrong)
+            patch.setattr(speculative, attribute, wrong)
             assert distance(speculative_law(patch, name, 2), exact) > 0.01, wrong
     assert distance(speculative_law(monkeypatch, name, 2), exact) < 1e-5  # and without them, nothing
 
 
 def test_counting_after_the_first_refusal_is_seen(monkeypatch):
-    """flip must answer for every token here, as it does in a real run."""
+    """bernoulli must answer for every token here, as it does in a real run."""
     exact = target_law(target_model(), PROMPT, 3)
     monkeypatch.setattr(
-        Paths, "flip", lambda self, a, g: torch.tensor([[self.choose([1 - p, p]) == 1 for p in a[0].tolist()]])
+        Paths, "bernoulli", lambda self, a, g: torch.tensor([[self.choose([1 - p, p]) == 1 for p in a[0].tolist()]])
     )
     with pytest.MonkeyPatch.context() as patch:
         assert distance(speculative_law(patch, "gpt", 2), exact) < 1e-5
@@ -188,7 +197,7 @@ def test_an_lstm_that_sees_the_future_is_seen(monkeypatch):
         def __init__(self, C, H, batch_first):
             super().__init__(C, H // 2, batch_first=batch_first, bidirectional=True)
 
-    monkeypatch.setattr(M.nn, "LSTM", Both)
+    monkeypatch.setattr(drafters.nn, "LSTM", Both)
     with pytest.raises(AssertionError):
         test_model.test_small_architectures_see_the_past_only_and_train_in_every_weight("lstm", None)
 
@@ -207,10 +216,10 @@ def test_greedy_text_is_the_targets_own_in_a_batch_and_at_every_length(name, gam
     """Rows accept differently, so that the caches' rows differ; the last tokens fill the whole context."""
     target = tiny_model(V=V, causal=True, seed=1, block_size=32)
     guess = drafter(name, block_size=32)
-    idx = torch.randint(V, (5, 3), generator=generator(0))
+    idx = torch.randint(V, (5, 3), generator=seeded(0))
     for n_new in (0, 1, 2, 7, 29):
         got, counts = speculate(target, guess, idx, n_new, gamma, temperature=0)
-        assert torch.equal(got, target.generate(idx, n_new, temperature=0))
+        assert torch.equal(got, generate(target, idx, n_new, temperature=0))
         made = sum(counts.accepted) + counts.calls
         assert made == 5 * n_new and counts.drafted.sum() == sum(counts.accepted)
 
@@ -221,7 +230,7 @@ def test_batched_sampling_has_the_targets_frequencies_for_every_prompt(name):
     """Rows of different prompts accept differently; eos ends some of them. Chi-square against the exact law."""
     target, n = tiny_model(V=2, causal=True, seed=1), 2000
     prompts = torch.tensor([[0, 1, 1], [1, 0, 0]])
-    got, _ = speculate(target, drafter(name, 2), prompts.repeat(n, 1), 4, 2, generator=generator(1), eos=1)
+    got, _ = speculate(target, drafter(name, 2), prompts.repeat(n, 1), 4, 2, generator=seeded(1), eos=1)
     for prompt in prompts.tolist():
         exact = target_law(target, prompt, 4, eos=1)
         rows = [tuple(x) for x in got.tolist() if x[:3] == prompt]
@@ -235,7 +244,7 @@ def test_batched_sampling_has_the_targets_frequencies_for_every_prompt(name):
 def test_a_drafter_never_reads_what_was_refused(name, monkeypatch):
     """Its distributions are those of a forward pass without a cache in every round, also where other rows end first."""
     target, guess = tiny_model(V=V, causal=True, seed=1, block_size=32), drafter(name, block_size=32)
-    real, checked = M.propose, []
+    real, checked = speculative.propose, []
 
     def propose(model, cache, x, n, gamma, *args):
         drafts, q = real(model, cache, x, n, gamma, *args)
@@ -246,8 +255,8 @@ def test_a_drafter_never_reads_what_was_refused(name, monkeypatch):
                 checked.append(1)
         return drafts, q
 
-    monkeypatch.setattr(M, "propose", propose)
-    speculate(target, guess, torch.randint(V, (6, 3), generator=generator(0)), 25, 3, generator=generator(1))
+    monkeypatch.setattr(speculative, "propose", propose)
+    speculate(target, guess, torch.randint(V, (6, 3), generator=seeded(0)), 25, 3, generator=seeded(1))
     assert len(checked) > 100
 
 
@@ -256,26 +265,26 @@ def test_acceptance_by_counting_is_the_overlap():
     """alpha = E sum_x min(p, q); for a draft equal to the target it is 1, and calls fall by gamma + 1."""
     target = tiny_model(V=V, causal=True, seed=1, block_size=64)
     idx = torch.zeros(50, 1, dtype=torch.long)
-    _, counts = speculate(target, target, idx, 60, 4, generator=generator(0))
+    _, counts = speculate(target, target, idx, 60, 4, generator=seeded(0))
     assert counts.accepted == counts.tested and counts.calls == 50 * 12
     guess = tiny_model(V=V, causal=True, seed=2, block_size=64)
-    x, counts = speculate(target, guess, idx, 60, 1, generator=generator(0))
+    x, counts = speculate(target, guess, idx, 60, 1, generator=seeded(0))
     p, q = target(x).softmax(-1), guess(x).softmax(-1)
     overlap = torch.minimum(p, q).sum(-1)[:, :-2].mean().item()
     assert counts.accepted[0] / counts.tested[0] == pytest.approx(overlap, abs=0.03)
 
 
 def test_predicted_speedup_by_hand():
-    assert M.predicted_speedup(0.5, 0.1, 1) == pytest.approx(1.5 / 1.1)
-    assert M.predicted_speedup(1.0, 0.0, 3) == 4
-    assert M.predicted_speedup(1.0, 0.0, 3, call=1.6) == pytest.approx(4 / 1.6)
+    assert speculative.predicted_speedup(0.5, 0.1, 1) == pytest.approx(1.5 / 1.1)
+    assert speculative.predicted_speedup(1.0, 0.0, 3) == 4
+    assert speculative.predicted_speedup(1.0, 0.0, 3, call=1.6) == pytest.approx(4 / 1.6)
     counts = types.SimpleNamespace(draft_s=2.0, drafts=40, target_s=15.0, rounds=10)
-    assert M.costs(counts, step_s=0.5) == (0.1, 3.0)
+    assert speculative.costs(counts, step_s=0.5) == (0.1, 3.0)
     measured = {1: (0.1, 1.0), 2: (0.1, 1.1), 4: (0.1, 2.0)}
-    assert M.best_gamma(None, None, 0.8, measured) == (2, pytest.approx((1 + 0.8 + 0.64) / 1.3))
+    assert speculative.best_gamma(None, None, 0.8, measured) == (2, pytest.approx((1 + 0.8 + 0.64) / 1.3))
     by_place = types.SimpleNamespace(accepted=[80, 8], tested=[100, 80])  # 0.8, 0.1: not 0.8 and 0.64
-    assert M.best_gamma(Diffusion(None), by_place, 0.8, measured) == (1, pytest.approx(1.8 / 1.1))
-    assert M.predicted_speedup(0.0, 0.5, 2) == pytest.approx(0.5)
+    assert speculative.best_gamma(Diffusion(None), by_place, 0.8, measured) == (1, pytest.approx(1.8 / 1.1))
+    assert speculative.predicted_speedup(0.0, 0.5, 2) == pytest.approx(0.5)
 
 
 def test_texts_longer_than_a_context_are_refused(refused):

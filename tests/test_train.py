@@ -16,8 +16,11 @@ import torch
 from conftest import ROOT, knobs, run
 
 import data
+import loop
+import model as M
 import train
-from model import how_to_make, load_checkpoint, load_model, save_checkpoint
+from drafters import load_model
+from plumbing.checkpoints import how_to_train, load_checkpoint, save_checkpoint
 
 
 def same(a, b):
@@ -68,7 +71,7 @@ def test_accumulated_steps_are_one_big_batch_in_pieces(pydoc, tmp_path):
 
     def loss(model, batch, noise):
         seen.append(batch)
-        return train.ar_loss(model, batch)
+        return M.ar_loss(model, batch)
 
     cfg = knobs(tmp_path, dataset=pydoc, objective="ar", gradient_accumulation_steps=2, max_iters=1, grad_clip=0.0)
     model, _ = train.make_model(cfg, data.load(pydoc).meta["vocab_size"], "cpu")
@@ -76,12 +79,12 @@ def test_accumulated_steps_are_one_big_batch_in_pieces(pydoc, tmp_path):
     corpus = data.load(pydoc).train
     tmp_path.mkdir(exist_ok=True)
     cfg.dtype = "float32"
-    train.fit(model, loss, lambda g: data.batch(corpus, 4, 17, g), lambda m: 0.0, cfg)
+    loop.fit(model, loss, lambda g: data.batch(corpus, 4, 17, g), lambda m: 0.0, cfg)
     assert len(seen) == 2 and not torch.equal(*seen)
-    opt = train.make_optimizer(twin, cfg)
+    opt = loop.make_optimizer(twin, cfg)
     for group in opt.param_groups:
-        group["lr"] = train.learning_rate_at(0, cfg)
-    train.ar_loss(twin, torch.cat(seen)).backward()
+        group["lr"] = loop.learning_rate_at(0, cfg)
+    M.ar_loss(twin, torch.cat(seen)).backward()
     opt.step()
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
@@ -109,15 +112,15 @@ def test_the_average_starts_fast_and_is_what_gets_loaded(pydoc, tmp_path):
 
 def test_learning_rate_warms_up_and_decays():
     cfg = knobs("x", learning_rate=1.0, warmup_iters=4, max_iters=14, min_lr=0.1)
-    lrs = [train.learning_rate_at(i, cfg) for i in range(15)]
+    lrs = [loop.learning_rate_at(i, cfg) for i in range(15)]
     assert lrs[:5] == [0.25, 0.5, 0.75, 1.0, 1.0] and lrs[9] == pytest.approx(0.55) and lrs[14] == pytest.approx(0.1)
     assert sorted(lrs[4:], reverse=True) == lrs[4:]
     cfg.lr_schedule = "constant"
-    assert train.learning_rate_at(13, cfg) == 1.0
+    assert loop.learning_rate_at(13, cfg) == 1.0
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_rate_and_checkpoint(pydoc, tmp_path, monkeypatch, refused):
-    real, calls = train.diffusion_loss, []
+    real, calls = M.diffusion_loss, []
 
     def loss(*args, **kw):
         calls.append(1)
@@ -155,8 +158,8 @@ def test_checkpoints_that_are_missing_damaged_or_foreign_are_refused(pydoc, tmp_
     assert "no checkpoint" in refused(load_checkpoint, str(tmp_path / "none.pt"))
     with monkeypatch.context() as m:
         m.chdir(tmp_path)
-        assert "python train.py config/train_pydoc_ar.py" in how_to_make("out/pydoc_ar")
-        assert "python distill.py config/sdtt_pydoc.py" in how_to_make("out/sdtt_pydoc")
+        assert "python train.py config/train_pydoc_ar.py" in how_to_train("out/pydoc_ar")
+        assert "python distill.py config/sdtt_pydoc.py" in how_to_train("out/sdtt_pydoc")
     assert "nothing to resume" in refused(train.main, knobs(tmp_path / "no", dataset=pydoc, init_from="resume"))
     saved = trained(knobs(tmp_path, dataset=pydoc))
     whole = (tmp_path / "ckpt.pt").read_bytes()
@@ -232,7 +235,7 @@ TOY = [
 
 def test_two_runs_never_share_a_folder(pydoc, tmp_path, refused):
     """Not even before the first checkpoint. The lock of a run that was killed is gone with it."""
-    hold = f"import train; train.claim('{tmp_path}'); print('held', flush=True); input()"
+    hold = f"from plumbing.runs import claim; claim('{tmp_path}'); print('held', flush=True); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", hold], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

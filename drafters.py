@@ -1,0 +1,330 @@
+"""
+What guesses the next tokens of a GPT: an LSTM, a CNN, a small GPT, n-grams, the prompt itself, a diffusion model.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import data
+from configurator import UserError, check_range, choose, print_once, save_config
+from model import GPT, Block, config_of, draw_from, probabilities
+from plumbing.checkpoints import load_checkpoint
+from plumbing.hardware import pick_device
+from plumbing.runs import refuse_used
+
+# ----------------------------------------------------------------------------------------------------------------------
+# small causal networks: GPT with other blocks
+
+
+class LSTMBlock(nn.Module):
+    """x + LSTM(norm(x)). The cache keeps the state after every token, so that a rollback is an index."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln = nn.LayerNorm(config.n_embd, bias=config.ln_bias)
+        self.lstm = nn.LSTM(config.n_embd, config.n_embd, batch_first=True)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, rope, cache=None):
+        y = self.ln(x)  # (B, T, C)
+        if cache is None:
+            with torch.autocast(x.device.type, enabled=False):  # on CUDA it would choose float16
+                return x + self.dropout(self.lstm(y.float())[0])
+        past = cache.before(1)  # (2, B, 1, C): h and c after the last token
+        h, c = past[0].transpose(0, 1).contiguous(), past[1].transpose(0, 1).contiguous()  # (1, B, C)
+        states = []
+        for y_i in y.split(1, 1):
+            _, (h, c) = self.lstm(y_i, (h, c))
+            states.append(torch.stack([h, c])[:, 0])  # (2, B, C)
+        states = torch.stack(states, 2)  # (2, B, T, C)
+        cache(*states[:, :, None])
+        return x + states[0].to(x.dtype)
+
+
+class ConvBlock(nn.Module):
+    """x + GELU(conv(norm(x))), padded on the left only: position i sees i - kernel_size + 1 ... i."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln = nn.LayerNorm(config.n_embd, bias=config.ln_bias)
+        self.conv = nn.Conv1d(config.n_embd, config.n_embd, config.kernel_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, rope, cache=None):
+        y, before = self.ln(x), self.conv.kernel_size[0] - 1  # (B, T, C)
+        if cache is None:
+            y = F.pad(y, (0, 0, before, 0))  # (B, before + T, C)
+        else:
+            past = cache.before(before)[0]  # (B, before, C)
+            cache(y[:, None], y[:, None])
+            y = torch.cat([past, y], 1)
+        return x + self.dropout(F.gelu(self.conv(y.transpose(1, 2))).transpose(1, 2))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# drafters without a network, and one with
+
+
+class NGram:
+    """Counts of all sequences of up to n tokens in sorted integer keys: fitted and queried without a loop over tokens.
+
+    An m-gram's key is (number of its first m - 1 tokens in the table of (m - 1)-grams) * V + its last token: all
+    continuations of a context are neighbours. smoothing: 'kneser_ney' (interpolated, absolute discount) or 'laplace'
+    (adds alpha to every count after the longest context that was seen).
+    """
+
+    def __init__(self, n, vocab_size, smoothing="kneser_ney", discount=0.75, alpha=0.1):
+        choose("smoothing", smoothing, ("kneser_ney", "laplace"))
+        if not 1 <= n <= 8:
+            raise UserError(f"ngram_n is {n}; it must be from 1 to 8.")
+        self.n, self.V, self.smoothing, self.discount, self.alpha = n, vocab_size, smoothing, discount, alpha
+
+    def fit(self, tokens):
+        """(N,) token ids, or (R, N) of R texts -> self."""
+        tokens = np.atleast_2d(np.asarray(tokens, dtype=np.int64))  # no m-gram spans two texts
+        if tokens.shape[1] < self.n:
+            raise UserError(f"The corpus has {tokens.shape[1]} tokens, fewer than one {self.n}-gram.")
+        self.keys, self.counts = [np.arange(self.V)], [np.bincount(tokens.ravel(), minlength=self.V)]
+        number = tokens  # of the m-gram that ends at each position
+        for m in range(2, self.n + 1):
+            key = number[:, :-1] * self.V + tokens[:, m - 1 :]
+            keys, number, counts = np.unique(key, return_inverse=True, return_counts=True)
+            number = number.reshape(key.shape)
+            self.keys.append(keys)
+            self.counts.append(counts)
+        return self.prepare()
+
+    def prepare(self):
+        """For each m: where a context's m-grams start, the share of each, what is left to shorter contexts."""
+        used = self.counts
+        if self.smoothing == "kneser_ney":  # below the top, an m-gram counts once for each token that came before it
+            longer = range(2, self.n + 1)
+            used = [np.bincount(self.find(self.grams(m)[:, 1:])[0], minlength=len(self.keys[m - 2])) for m in longer]
+            used.append(self.counts[-1])
+            free = self.discount * (used[0] > 0).sum() / self.V  # for tokens never seen
+            self.unigram = (np.maximum(used[0] - self.discount, 0) + free) / used[0].sum()
+        else:
+            self.unigram = (used[0] + self.alpha) / (used[0].sum() + self.alpha * self.V)
+        self.unigram = self.unigram.astype(np.float32)
+        self.start, self.share, self.left = [None], [None], [None]
+        for keys, shorter, count in zip(self.keys[1:], self.keys, used[1:], strict=False):
+            context, size = keys // self.V, len(shorter)
+            total = np.bincount(context, count, size)
+            if self.smoothing == "kneser_ney":
+                left = self.discount * np.bincount(context, count > 0, size) / np.maximum(total, 1)
+                left[total == 0] = 1
+                share = np.maximum(count - self.discount, 0) / np.maximum(total, 1)[context]
+            else:
+                left = self.alpha / (total + self.alpha * self.V)
+                share = count / (total + self.alpha * self.V)[context]
+            self.start.append(np.concatenate([[0], np.bincount(context, minlength=size).cumsum()]))
+            self.share.append(share.astype(np.float32))
+            self.left.append(left.astype(np.float32))
+        return self
+
+    def grams(self, m):
+        """-> (M, m): all m-grams in the order of their table."""
+        columns, number = [], np.arange(len(self.keys[m - 1]))
+        for keys in self.keys[m - 1 : 0 : -1]:
+            number, last = np.divmod(keys[number], self.V)
+            columns.append(last)
+        return np.stack([number, *columns[::-1]], 1)
+
+    def find(self, grams):
+        """(B, m) -> (B,) their numbers in the table of m-grams, (B,) bool: whether they are in it."""
+        number, found = np.maximum(grams[:, 0], 0), grams[:, 0] >= 0
+        for keys, token in zip(self.keys[1:], grams.T[1:], strict=False):
+            key = number * self.V + token
+            number = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+            found &= keys[number] == key
+        return number, found
+
+    def log_probs(self, context):
+        """(B, n - 1) int64, -1 where the text has not begun -> (B, V) float32 log-probabilities of the next token."""
+        p = np.tile(self.unigram, (len(context), 1))
+        for m in range(2, self.n + 1):
+            number, found = self.find(context[:, self.n - m :])
+            low, high = self.start[m - 1][number], self.start[m - 1][number + 1]
+            rows = (found & (low < high)).nonzero()[0]
+            number, low, many = number[rows], low[rows], (high - low)[rows]
+            left = self.left[m - 1][number][:, None]
+            p[rows] = left if self.smoothing == "laplace" else p[rows] * left
+            row = np.repeat(np.arange(len(rows)), many)  # of each known continuation
+            entry = np.arange(len(row)) + (low - many.cumsum() + many)[row]
+            p[rows[row], self.keys[m - 1][entry] % self.V] += self.share[m - 1][entry]
+        return torch.from_numpy(p).log_()
+
+    def __call__(self, idx):
+        """(B, T) int64 -> (B, T, V): position i has the log-probabilities of token i + 1."""
+        B, T = idx.shape
+        padded = F.pad(idx.cpu(), (self.n - 2, 0), value=-1) if self.n > 1 else idx[:, :0].cpu()
+        contexts = padded.unfold(1, self.n - 1, 1).reshape(B * T, -1) if self.n > 1 else idx.new_zeros(B * T, 0).cpu()
+        return self.log_probs(contexts.numpy()).view(B, T, -1).to(idx.device)
+
+    def next_logits(self, x, n):
+        where = n[:, None] - self.n + 1 + torch.arange(self.n - 1, device=x.device)
+        context = x.gather(1, where.clamp(min=0)).masked_fill(where < 0, -1)
+        return self.log_probs(context.cpu().numpy()).to(x.device)
+
+    def save(self, path, meta):
+        """A line of JSON, then a line for each m-gram, m = 1 ... n: how often, and its tokens."""
+        sizes = [len(keys) for keys in self.keys]
+        names = ("n", "vocab_size", "smoothing", "discount", "alpha", "sizes", "meta")
+        values = (self.n, self.V, self.smoothing, self.discount, self.alpha, sizes, meta)
+        with open(f"{path}.tmp", "w", encoding="utf-8") as f:
+            f.write(json.dumps(dict(zip(names, values, strict=True))) + "\n")
+            for m in range(1, self.n + 1):
+                np.savetxt(f, np.column_stack([self.counts[m - 1], self.grams(m)]), "%d")
+        os.replace(f"{path}.tmp", path)
+
+    @classmethod
+    def load(cls, path):
+        """-> the model that save wrote, and its meta. Raises UserError if the file is damaged."""
+        try:
+            with open(path, encoding="utf-8") as f:
+                header = json.loads(f.readline())
+                sizes, meta = header.pop("sizes"), header.pop("meta")
+                numbers = np.array(f.read().split(), dtype=np.int64)
+            self = cls(**header)
+            ends = np.cumsum([0] + [size * (m + 1) for m, size in enumerate(sizes, 1)])
+            parts = [numbers[a:b].reshape(-1, m + 2) for m, (a, b) in enumerate(itertools.pairwise(ends))]
+            if len(numbers) != ends[-1]:
+                raise ValueError("its end is missing")
+            self.keys, self.counts = [np.arange(self.V)], [part[:, 0] for part in parts]
+            for part in parts[1:]:
+                self.keys.append(self.find(part[:, 1:-1])[0] * self.V + part[:, -1])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged or not an n-gram file ({str(error)[:80]}).") from None
+        return self.prepare(), meta
+
+
+class Lookup:
+    """Prompt lookup: the longest of the last 1 to 3 tokens that the text had before is continued as it was then."""
+
+    def __init__(self, vocab_size, longest=3):
+        self.V, self.longest = vocab_size, longest
+
+    def next_logits(self, x, n):
+        """(B, L), (B,) -> (B, V): all probability on one token. Nothing alike: on the last token, as good as any."""
+        guesses = []
+        for row, length in zip(x, n.tolist(), strict=True):
+            guess = row[length - 1]
+            for m in range(min(self.longest, length - 1), 0, -1):
+                windows = row[: length - 1].unfold(0, m, 1)  # all places but the end itself
+                same = (windows == row[length - m : length]).all(1).nonzero()
+                if len(same):
+                    guess = row[same[-1, 0] + m]
+                    break
+            guesses.append(guess)
+        return F.one_hot(torch.stack(guesses), self.V).float().log()
+
+
+class Diffusion:
+    """A masked diffusion model that drafts: masks after the last token, revealed in `steps` groups from left to right.
+
+    Speculation needs q(x_j | what stands before j). Within a group the tokens are drawn independently of each other,
+    and a group sees only what stands to its left: so q is known. In any other order a token would depend on later ones,
+    and q would be a sum over all of these: refused. window: tokens seen before the masks; 0: all that fit.
+    """
+
+    def __init__(self, model, steps=1, order="left", window=0):
+        choose("order", order, ("left", "any"))
+        if order == "any" and steps > 1:
+            raise UserError(
+                f"A draft revealed in any order in {steps} steps has no q(x_j | x before j): verification would not be "
+                "lossless. Use one step, or order 'left'."
+            )
+        self.model, self.steps, self.window = model, steps, window
+
+    def propose(self, x, n, gamma, settings, generator):
+        """(B, L), (B,) -> (B, gamma) tokens, (B, gamma, V) the distributions that they were drawn from."""
+        size = self.model.config.block_size
+        known = min(int(n.min()), self.window or size, size - gamma)
+        where = n[:, None] - known + torch.arange(known + gamma, device=x.device)  # (B, known + gamma)
+        z = x.gather(1, where)
+        z[:, known:] = self.model.mask_id
+        qs = []
+        for group in torch.arange(gamma).tensor_split(min(self.steps, gamma)):
+            at = known + group.to(x.device)
+            q = probabilities(self.model.head(self.model.hidden(z)[:, at]), *settings)  # (B, group, V)
+            z[:, at] = draw_from(q, generator)
+            qs.append(q)
+        return z[:, known:], torch.cat(qs, 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# loading
+
+
+def new_model(config):
+    """GPTConfig -> a GPT of the blocks that its arch names."""
+    return GPT(config, {"gpt": Block, "lstm": LSTMBlock, "cnn": ConvBlock}[config.arch])
+
+
+def load_model(path, device="cpu", attention="sdpa"):
+    """-> GPT in eval mode with the averaged weights where there are any, and the checkpoint's dict without weights."""
+    checkpoint = load_checkpoint(path)
+    model = new_model(config_of(checkpoint, path, attention=attention))  # not the one it was trained with
+    weights, averaged = checkpoint.pop("model"), checkpoint.pop("ema")
+    checkpoint = {k: v for k, v in checkpoint.items() if not k.startswith("optimizer")}
+    model.load_weights(averaged or weights)
+    return model.to(device).eval(), checkpoint
+
+
+def load_to_sample(path, cfg):
+    """-> model, its checkpoint, the context to sample it in, and a note on device and number format.
+
+    Whole sequences go through in bfloat16. A cached autoregressive step on a CPU multiplies one row: float32 is faster.
+    """
+    device, autocast, note = pick_device(cfg.device, cfg.dtype)
+    model, checkpoint = load_model(path, device, cfg.attention)
+    if model.config.causal and device.type == "cpu":
+        autocast, note = contextlib.nullcontext(), note.replace("bfloat16", "float32")
+    return model, checkpoint, autocast, note
+
+
+def load_drafter(path, target, meta, cfg):
+    """-> a drafter for the target: 'lookup', an n-gram file (.txt) or a checkpoint, of the same vocabulary."""
+    if not target.config.causal:
+        raise UserError("--draft makes an autoregressive model faster; this checkpoint is a diffusion model.")
+    check_range(cfg, ("gamma",), 0, 64)
+    check_range(cfg, ("draft_steps",), 1)
+    if path == "lookup":
+        return Lookup(target.config.vocab_size)
+    if path.endswith(".txt"):
+        if not os.path.isfile(path):
+            raise UserError(f"There is no n-gram file {path}. Make one with: python train.py --arch=ngram")
+        drafter, its_meta = NGram.load(path)
+    else:
+        drafter, checkpoint = load_model(path, target.wte.weight.device, cfg.attention)
+        its_meta = checkpoint["meta"]
+        if drafter.config.block_size < (cfg.length or target.config.block_size):
+            raise UserError(
+                f"The drafter {path} has a context of {drafter.config.block_size}, too short for the text. "
+                f"Use --length={drafter.config.block_size}."
+            )
+        if not drafter.config.causal:
+            drafter = Diffusion(drafter, cfg.draft_steps)
+    if not data.same_vocabulary(meta, its_meta):
+        raise UserError(f"The drafter {path} has another vocabulary than the target.")
+    return drafter
+
+
+def fit_ngram(cfg, tokens, corpus):
+    """Counts the tokens and writes out_dir/ngram.txt."""
+    refuse_used(cfg.out_dir)
+    path = os.path.join(cfg.out_dir, "ngram.txt")
+    model = NGram(cfg.ngram_n, corpus.meta["vocab_size"], cfg.smoothing).fit(tokens)
+    x = data.blocks(corpus.val, 129, 200)
+    nats = -torch.cat([model(b[:, :-1]).gather(2, b[:, 1:, None]) for b in x.split(8)]).mean()
+    os.makedirs(cfg.out_dir, exist_ok=True)
+    save_config(cfg, cfg.out_dir)
+    model.save(path, corpus.meta)
+    print_once(f"validation {nats:.4f} nats per token, {sum(map(len, model.keys)):,} n-grams saved to {path}")

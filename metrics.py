@@ -1,0 +1,282 @@
+"""
+How good a text is, and how fast it was written: the numbers of eval.py, one function each.
+"""
+
+import collections
+import itertools
+import math
+import time
+
+import torch
+from tqdm import tqdm
+
+import data
+from configurator import UserError
+from drafters import Diffusion, Lookup
+from model import ar_loss, nelbo, probabilities
+from plumbing.parallel import share_out
+from plumbing.randomness import seeded
+from speculative import (
+    acceptance,
+    best_gamma,
+    draw_samples,
+    empty_pages,
+    generate,
+    propose,
+    speculate,
+    time_gammas,
+    tokens_per_call,
+)
+
+
+@torch.no_grad()
+def likelihood(model, x, cfg):
+    """(n, T + 1 if causal else T) int64 -> nats per token and its standard error over batches (None if there is one).
+
+    A causal model sees each block from its own beginning; the first of the T + 1 tokens is context only.
+    """
+    ar, device = model.config.causal, model.wte.weight.device
+
+    def nats_of(i):
+        b, noise = batches[i].to(device), seeded(cfg.seed, "nelbo", i, device=device)
+        return (ar_loss(model, b) if ar else nelbo(model, b, noise)).item()
+
+    batches = [b for _ in range(1 if ar else cfg.draws) for b in x.split(cfg.batch_size)]
+    values = torch.tensor(share_out(nats_of, range(len(batches)), "likelihood"))
+    weights = torch.tensor([float(len(b)) for b in x.split(cfg.batch_size)])
+    values = values.view(-1, len(weights)).mean(0)  # over the draws: only other text is independent
+    mean = (values * weights).sum() / weights.sum()
+    if len(weights) == 1:
+        return mean.item(), None
+    error = ((values - mean).square() * weights).sum() / weights.sum() / (len(weights) - 1)
+    return mean.item(), error.sqrt().item()
+
+
+@torch.no_grad()
+def judge_nats(judge, x, counted, batch_size):
+    """(n, L) int64, (n, L) bool -> nats per counted token under the judge, in windows of the judge's context.
+
+    The first token has nothing before it and must not be counted.
+    """
+    size, device = judge.config.block_size, judge.wte.weight.device
+
+    def nats_of(i):
+        rows, total = slice(i, i + batch_size), 0.0
+        for start in range(0, x.size(1) - 1, size):
+            window, weights = (a[rows, start : start + size + 1].to(device) for a in (x, counted))
+            h = judge.hidden(window[:, :-1]).flatten(0, 1)
+            total += judge.nll(h, window[:, 1:].flatten(), weights[:, 1:].flatten().float()).item()
+        return total
+
+    return sum(share_out(nats_of, range(0, len(x), batch_size), "judging")) / counted.sum().item()
+
+
+@torch.no_grad()
+def judge_features(judge, x, batch_size):
+    """(n, L) int64 -> (n, C) on the CPU: the judge's last hidden state, as MAUVE takes it from GPT-2."""
+    x = x[:, -judge.config.block_size :]
+    rows = range(0, len(x), batch_size)
+    parts = share_out(
+        lambda i: judge.hidden(x[i : i + batch_size].to(judge.wte.weight.device))[:, -1].cpu(), rows, "mauve"
+    )
+    return torch.cat(parts).float().numpy()
+
+
+def retokenized(x, prefix, decode, encode):
+    """(n, L) int64 -> (n, M) int64, padded at the end, (n, M) bool: which tokens count. End-of-text stays one token."""
+    texts = [[encode(decode(part)) for part in (row[:prefix], row[prefix:])] for row in x.tolist()]
+    longest = max(len(known) + len(new) for known, new in texts)
+    y, counted = torch.zeros(len(x), longest, dtype=torch.int64), torch.zeros(len(x), longest, dtype=torch.bool)
+    for i, (known, new) in enumerate(texts):
+        y[i, : len(known) + len(new)] = torch.tensor(known + new)
+        counted[i, max(len(known), 1) : len(known) + len(new)] = True
+    return y, counted
+
+
+def self_bleu(rows, longest=4):
+    """Lists of tokens, all of one length -> the mean BLEU of each of them against all others, without smoothing.
+
+    An n-gram's count is clipped at its count in that other row which has most of it: one of the two highest counts.
+    """
+    log_precision = [0.0] * len(rows)
+    for n in range(1, longest + 1):
+        counts = [collections.Counter(zip(*(row[i:] for i in range(n)), strict=False)) for row in rows]
+        best = {}  # n-gram -> its highest count in a row, how many rows have that, the next count
+        for c in counts:
+            for gram, k in c.items():
+                top, rows_with_it, second = best.get(gram, (0, 0, 0))
+                if k > top:
+                    best[gram] = k, 1, top
+                elif k == top:
+                    best[gram] = top, rows_with_it + 1, second
+                else:
+                    best[gram] = top, rows_with_it, max(second, k)
+        for i, c in enumerate(counts):
+            hits = 0
+            for gram, k in c.items():
+                top, rows_with_it, second = best[gram]
+                hits += min(k, second if k == top and rows_with_it == 1 else top)
+            log_precision[i] += math.log(hits / c.total()) / longest if hits else -math.inf
+    return sum(map(math.exp, log_precision)) / len(rows)
+
+
+@torch.no_grad()
+def lambada(model, passages, cfg, largest=8):
+    """[(context ids, word ids), ...] -> accuracy, and perplexity of the last words (per word, not per token).
+
+    A word is right if each of its tokens is the most probable one; a diffusion model is shown all of them masked, in
+    one forward. Its perplexity is the bound of nelbo on the m tokens of the word, sum over l = 1 ... m of 1/l times the
+    mean over subsets S of l tokens of -log p(S | the others). exact: over all 2^m - 1 subsets, so longer words than
+    `largest` tokens are left out of all perplexities; monte_carlo: `draws` random subsets instead. A passage whose
+    word leaves no room for context is skipped.
+    """
+    causal, size, device = model.config.causal, model.config.block_size, model.wte.weight.device
+
+    def log_p(x, masked):
+        """(n + m), (S, m) bool -> (S, m, V) log-probabilities of the last m tokens with those masked."""
+        xt = x.repeat(len(masked), 1)
+        xt[:, -masked.size(1) :].masked_fill_(masked, model.mask_id)
+        return predict(xt, masked.size(1))
+
+    def predict(xt, m):
+        """(S, n) -> (S, m, V) log-probabilities of the last m places; logits in float32, as large ones need."""
+        h = model.hidden(xt)[:, -m:]
+        with torch.autocast(device.type, enabled=False):
+            return model.head(h.float()).log_softmax(-1)
+
+    def nats(x, masked):
+        """-> (S): 1/l sum over a subset's l tokens of -log p."""
+        picked = log_p(x, masked).gather(2, x[-masked.size(1) :].expand(len(masked), -1)[..., None]).squeeze(2)
+        return -(picked * masked).sum(1) / masked.sum(1)
+
+    def one(i):
+        context, word = passages[i]
+        m, x = len(word), torch.tensor((context + word)[-size:], device=device)
+        if causal:
+            p = predict(x[None, :-1], m)[0]  # (m, V)
+            nats_of_word = -p.gather(1, x[-m:, None]).sum().item() if m <= largest else None
+            return (p.argmax(1) == x[-m:]).all().item(), nats_of_word, None
+        everything = torch.ones(1, m, dtype=torch.bool, device=device)
+        hit = (log_p(x, everything)[0].argmax(1) == x[-m:]).all().item()
+        if m > largest:
+            return hit, None, None
+        subsets = torch.tensor(list(itertools.product((False, True), repeat=m))[1:], device=device)  # (2^m - 1, m)
+        sizes = subsets.sum(1)
+        weights = 1 / torch.tensor([math.comb(m, k) for k in range(1, m + 1)], device=device)[sizes - 1]  # mean over S
+        noise = seeded(cfg.seed, "lambada", i)
+        n_masks = torch.randint(1, m + 1, (cfg.draws, 1), generator=noise)
+        drawn = (torch.rand(cfg.draws, m, generator=noise).argsort(1).argsort(1) < n_masks).to(device)
+        return hit, (weights * nats(x, subsets)).sum().item(), m * nats(x, drawn).mean().item()
+
+    passages = [(context, word) for context, word in passages if len(word) < size]
+    if not any(len(word) <= largest for _, word in passages):
+        raise UserError(f"No passage ends with a word of at most {largest} tokens that leaves room for its context.")
+    rows = share_out(one, range(len(passages)), "lambada")
+    exact = [r[1] for r in rows if r[1] is not None]
+    row = {"accuracy": sum(r[0] for r in rows) / len(rows), "passages": len(rows), "words_in_ppl": len(exact)}
+    row["ppl"] = math.exp(sum(exact) / len(exact))
+    if not causal:
+        row["ppl_monte_carlo"] = math.exp(sum(r[2] for r in rows if r[2] is not None) / len(exact))
+    return row
+
+
+def sample_entropy(x):
+    """(n, L) int64 -> mean over samples of the entropy, in nats, of the token frequencies within a sample."""
+    entropies = []
+    for row in x:
+        p = row.unique(return_counts=True)[1] / row.numel()
+        entropies.append(-(p * p.log()).sum())
+    return torch.stack(entropies).mean().item()
+
+
+def markov_nats(x, meta):
+    """(n, L) int64 -> exact nats per token, given the first, under the true language of data/markov."""
+    P = torch.tensor(meta["transition"], dtype=torch.float64)
+    return -P[x[:, :-1], x[:, 1:]].log().mean().item()
+
+
+def seconds_per_sample(model, meta, cfg, n_steps, size, batch, repeats=3):
+    """-> the median over repeats of the seconds that `batch` samples of `size` tokens take at once, over batch."""
+    template, times = empty_pages(model, meta, batch, size).to(model.wte.weight.device), []
+    for i in range(repeats + 1):  # the first one warms up
+        began = time.perf_counter()
+        draw_samples(model, template, cfg, n_steps, seeded(cfg.seed, i, device=template.device)).cpu()
+        times.append((time.perf_counter() - began) / batch)
+    return sorted(times[1:])[repeats // 2]
+
+
+@torch.no_grad()
+def overlap(target, drafter, text, prompt, cfg):
+    """(n, L) int64 written by the target after `prompt` tokens -> (n) mean over its tokens of sum_x min(p, q).
+
+    The chance that a draft is accepted, without the noise of drawing it. For diffusion and lookup: at 16 places.
+    """
+    if len(text) > cfg.batch_size:
+        return torch.cat([overlap(target, drafter, part, prompt, cfg) for part in text.split(cfg.batch_size)])
+    settings, size = (cfg.temperature, cfg.top_k, cfg.top_p), text.size(1)
+    p = probabilities(target(text[:, :-1]), *settings)  # (n, L - 1, V), of token i + 1
+    if isinstance(drafter, (Diffusion, Lookup)):
+        noise, q = seeded(cfg.seed, "overlap", device=text.device), []
+        places = torch.linspace(prompt, size - cfg.gamma, 16).long().unique()
+        for n in places.to(text.device)[:, None].expand(-1, len(text)):
+            q.append(propose(drafter, None, text.clone(), n, cfg.gamma, settings, noise)[1][:, 0])
+        p, q = p[:, places - 1], torch.stack(q, 1)
+    else:
+        p, q = p[:, prompt - 1 :], probabilities(drafter(text[:, :-1]), *settings)[:, prompt - 1 :]
+    return torch.minimum(p, q).sum(-1).mean(1)
+
+
+def mean_and_error(values):
+    """(n) -> mean, half the width of its 95 % confidence interval by Student's t."""
+    t = 1.96 + 2.5 / (len(values) - 1)  # the quantile, to 2 % for n > 6
+    return values.mean().item(), t * (values.std() / len(values) ** 0.5).item()
+
+
+def rouge_2(target, drafters, prompts, size, references, meta, cfg):
+    """-> {who: (mean ROUGE-2 F1 against the references, its standard error)} of the target and of each speculation."""
+    from rouge_score import rouge_scorer
+
+    scorer, decode, P = rouge_scorer.RougeScorer(["rouge2"], use_stemmer=True), data.encoder(meta)[1], prompts.size(1)
+    settings, scores = (cfg.temperature, cfg.top_k, cfg.top_p), {}
+
+    def score(x):
+        texts = [decode(row).split("<|endoftext|>")[0] for row in x[:, P:].tolist()]
+        pairs = zip(references, texts, strict=True)
+        f1 = torch.tensor([scorer.score(reference, text)["rouge2"].fmeasure for reference, text in pairs])
+        return f1.mean().item(), (f1.std() / len(f1) ** 0.5).item()
+
+    noise = seeded(cfg.seed, "target", device=prompts.device)
+    scores["the target alone"] = score(generate(target, prompts, size - P, *settings, noise))
+    for path, drafter in drafters.items():
+        noise = seeded(cfg.seed, "speculate", device=prompts.device)
+        x, _ = speculate(target, drafter, prompts, size - P, cfg.gamma, *settings, noise)
+        scores[path] = score(x)
+    return scores
+
+
+def drafters_table(target, drafters, prompts, size, cfg):
+    """(n, P) int64 prompts -> a dict a drafter: acceptance on n texts of `size` tokens, speed one text at a time."""
+    settings, n_new = (cfg.temperature, cfg.top_k, cfg.top_p), size - prompts.size(1)
+    device, rows = prompts.device, []
+    text = generate(target, prompts, n_new, *settings, seeded(cfg.seed, "target", device=device))
+    for path, drafter in tqdm(drafters.items(), desc="drafters", leave=False):
+        row = {"drafter": path}
+        row["alpha"], row["alpha_error"] = mean_and_error(overlap(target, drafter, text, prompts.size(1), cfg))
+        noise = seeded(cfg.seed, "speculate", device=device)
+        _, counts = speculate(target, drafter, prompts, n_new, cfg.gamma, *settings, noise)
+        row["counted"] = acceptance(counts)
+        row["counted_at"] = [a / t if t else None for a, t in zip(counts.accepted, counts.tested, strict=True)]
+        row["tokens_per_call"] = tokens_per_call(counts)
+        measured = time_gammas(target, drafter, prompts[:1], n_new, (*settings, noise))
+        row["gamma"], row["predicted"] = best_gamma(drafter, counts, row["alpha"], measured)
+        row["c"], row["call"] = measured[row["gamma"]]
+        ratios = []
+        for i, one in enumerate(prompts[:24].split(1)):  # the same prompt with and without, one after the other
+            began = time.perf_counter()
+            generate(target, one, n_new, *settings, seeded(cfg.seed, i, device=device)).cpu()
+            plain = time.perf_counter()
+            speculate(target, drafter, one, n_new, row["gamma"], *settings, seeded(cfg.seed, i, device=device))
+            ratios.append((plain - began) / (time.perf_counter() - plain))
+        row["speedup"], row["speedup_error"] = mean_and_error(torch.tensor(ratios))
+        rows.append(row)
+    return rows

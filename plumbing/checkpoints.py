@@ -1,0 +1,84 @@
+"""
+Checkpoints: written whole or not at all, read without running anything from them.
+"""
+
+import contextlib
+import glob
+import os
+
+import torch
+
+from configurator import UserError, first_line
+from plumbing.published import hub_address, load_published
+
+
+def save_checkpoint(path, checkpoint):
+    """Writes beside path, then renames: a kill at any moment leaves the old file or the new one, never half of one.
+
+    Raises UserError if the disk is full.
+    """
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "wb") as f:
+            torch.save(checkpoint, f)
+            f.flush()
+            os.fsync(f.fileno())
+    except (OSError, RuntimeError) as error:  # torch's writer has its own kind for a write that fails
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        kept = "The last one is still there" if os.path.exists(path) else "Nothing was saved"
+        raise UserError(f"Could not write {path} ({first_line(error)}). {kept}. Make room.") from None
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path):
+    """-> the dict that train.fit saved, on the CPU; path may be a published name or folder too.
+
+    Runs no code from the file. Raises UserError if it is missing or damaged.
+    """
+    if os.path.isdir(path) or hub_address(path):
+        return load_published(path)
+    if not os.path.isfile(path):
+        raise UserError(f"There is no checkpoint {path}. {how_to_train(os.path.dirname(path))}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except (PermissionError, MemoryError) as error:
+        raise UserError(f"Cannot read {path} ({error}).") from None
+    except Exception as error:  # torch raises five different kinds for a damaged file
+        raise UserError(
+            f"{path} is damaged or not a checkpoint ({type(error).__name__}). Copy it again, or train it again."
+        ) from None
+    if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
+        raise UserError(f"{path} is not a nanoSDTT checkpoint: it holds no model_config.")
+    return checkpoint
+
+
+def how_to_train(folder):
+    """What a folder without the checkpoint asked for has, the command that makes it, or what else there is."""
+    if inside := checkpoints_in(folder):
+        return f"{folder or '.'} holds {', '.join(inside)}."
+    for config in sorted(glob.glob(os.path.join(os.path.dirname(__file__), "..", "config", "*.py"))):
+        with open(config, encoding="utf-8") as f:
+            if folder and f'out_dir = "{folder}"\n' in f.read():
+                script = "train.py" if os.path.basename(config).startswith("train") else "distill.py"
+                return f"Make it with: python {script} config/{os.path.basename(config)}"
+    return (
+        "Train one, for example with: make demo; or give a published name, such as gpt2, gpt2-xl, mdlm-owt, "
+        "sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:large or hub:OWNER/NAME."
+    )
+
+
+def checkpoints_in(folder):
+    """-> the names of its .pt files, round_10 after round_9."""
+    return sorted(glob.glob("*.pt", root_dir=folder or "."), key=lambda f: (len(f), f))
+
+
+def paths_of(ckpt):
+    """'a.pt,out/round_*.pt' -> the paths in that order, round_10 after round_9."""
+    paths = []
+    for pattern in map(str.strip, ckpt.split(",")):
+        found = sorted(glob.glob(pattern), key=lambda p: (len(p), p)) if "*" in pattern else [pattern]
+        if not found:
+            raise UserError(f"No file matches {pattern}.")
+        paths += found
+    return paths

@@ -1,0 +1,123 @@
+"""
+The last layer and its loss without a tensor of N x V numbers; and with the vocabulary spread over processes.
+"""
+
+import torch
+import torch.distributed as dist
+
+ROWS_AT_ONCE = {"cpu": (128, 2**19), "cuda": (1024, 2**26), "mps": (256, 2**22)}  # at least rows, else logits
+
+
+class HeadLoss(torch.autograd.Function):
+    """sum_n loss_of(h_n W^T + b, rows_n), in chunks of n.
+
+    The gradient of a chunk's losses by its logits is taken at once and carried on to h, W and b: no N x V tensor ever
+    exists, and nothing is computed twice (under checkpointing it would be).
+    """
+
+    @staticmethod
+    def forward(ctx, loss_of, n, h, weight, bias, V, need_grad, *rows):
+        dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype
+        if not need_grad:  # evaluation: GPT-2's logits are about -100, where bfloat16 counts in halves
+            dtype = torch.float32
+        W = weight[:V].to(dtype)  # (V, C)
+        n = max(1, min(h.size(0), n))
+        low, whole = (torch.empty(n, V, dtype=d, device=h.device) for d in (dtype, torch.float32))  # serve all chunks
+        loss = torch.zeros((), device=h.device)
+        ctx.n_rows = len(rows)
+        if need_grad:
+            dh, dW, dW_low = torch.zeros_like(h), torch.zeros_like(weight), torch.empty_like(W)
+            db = None if bias is None else torch.zeros_like(bias)
+            ctx.grads = dh, dW, db  # not save_for_backward: nobody else holds them, so backward may scale them in place
+        with torch.autocast(h.device.type, enabled=False):
+            for i in range(0, h.size(0), n):
+                hi = h[i : i + n].to(dtype)
+                z = whole[: len(hi)].copy_(torch.mm(hi, W.T, out=low[: len(hi)]))  # (n, V)
+                if bias is not None:
+                    z += bias
+                with torch.set_grad_enabled(need_grad):
+                    value = loss_of(z.requires_grad_(need_grad), *(r[i : i + n] for r in rows)).sum()
+                loss += value.detach()
+                if not need_grad:
+                    continue
+                (dz,) = torch.autograd.grad(value, z)
+                if bias is not None:
+                    db += dz.sum(0)
+                dz_low = low[: len(hi)].copy_(dz)
+                del value, dz  # and all that they hold, before the next chunk needs as much
+                dh[i : i + n] = dz_low @ W
+                dW[:V] += torch.mm(dz_low.T, hi, out=dW_low)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        dh, dW, db = ctx.grads
+        ctx.grads = None
+        return (
+            None,
+            None,
+            dh.mul_(grad),
+            dW.mul_(grad),
+            None if db is None else db.mul_(grad),
+            *[None] * (2 + ctx.n_rows),
+        )
+
+
+def slice_of_vocab(V, part, parts):
+    """-> first, end: the tokens of the part-th of so many parts."""
+    return V * part // parts, V * (part + 1) // parts
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the vocabulary in parts, one on each process
+
+
+class SumOverRanks(torch.autograd.Function):
+    """The sum of every process's x. All have the same loss after it, so its gradient is whole already."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class SameOnRanks(torch.autograd.Function):
+    """x, the same on every process, for a computation of which each does a part: the gradients add up."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+def vocab_parallel_soft_cross_entropy(z, ids, logp, first, missing="none"):
+    """soft_cross_entropy where this process has only z = logits[:, first : first + n_own].
+
+    DIFFERS from tensor parallelism of whole models: the weights are on every process, their work and logits are split.
+    """
+    top = z.detach().amax(-1)
+    dist.all_reduce(top, dist.ReduceOp.MAX)  # (n)
+    lse = top + SumOverRanks.apply((z - top[:, None]).exp().sum(-1)).log()
+    w, own = logp.exp(), ids - first  # (n, K)
+    mine = (own >= 0) & (own < z.size(1))
+    own = own.clamp(0, z.size(1) - 1)
+    picked = SumOverRanks.apply(z.gather(1, own).masked_fill(~mine, 0))  # (n, K)
+    if missing == "renorm":
+        w = w / w.sum(-1, keepdim=True)
+    loss = (w * (lse[:, None] - picked)).sum(-1)
+    if missing == "tail":
+        named = torch.zeros_like(z).scatter_add(1, own, mine.to(z.dtype)) > 0
+        others = SumOverRanks.apply((z - top[:, None]).exp().masked_fill(named, 0).sum(-1))
+        gone = 1 - w.sum(-1)
+        loss = loss + torch.where(gone > 1e-6, gone, 0) * (lse - top - others.clamp(min=1e-38).log())
+    return loss

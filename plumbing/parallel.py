@@ -1,0 +1,96 @@
+"""
+Many processes: joining them, sharing work, gradients (DDP) and weights (FSDP2).
+"""
+
+import datetime
+import functools
+import os
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
+from tqdm import tqdm
+
+from plumbing.hardware import pick_device
+
+
+def join_processes(cfg):
+    """-> this process's device, and a note on it. Under torchrun, joins the other processes first."""
+    device, _, note = pick_device(cfg.device, cfg.dtype)
+    if "WORLD_SIZE" in os.environ:
+        patience = datetime.timedelta(days=1)  # the first process may write data for hours while the others wait
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+        if device.type == "cuda":
+            cfg.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            device = torch.device(cfg.device)
+            torch.cuda.set_device(device)
+    return device, note
+
+
+def share_out(f, items, desc):
+    """-> [f(item) for item in items]; each process of a torchrun works on its share, all get the whole list."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    own = [f(item) for item in tqdm(items[rank::world], desc=desc, leave=False, disable=rank > 0)]
+    parts = [own]
+    if world > 1:
+        parts = [None] * world
+        dist.all_gather_object(parts, own)
+    return [parts[i % world][i // world] for i in range(len(items))]
+
+
+def on_first_process(f):
+    """f() on the first process; the others wait."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        f()
+    if dist.is_initialized():
+        dist.barrier()
+
+
+class LossModule(nn.Module):
+    """The loss as a module: DDP and FSDP take care of the weights that its forward uses and of their gradients."""
+
+    def __init__(self, model, loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch, generator):
+        return self.loss(self.model, batch, generator)
+
+
+def parallel(model, loss, device, world, fsdp):
+    """-> f(batch, generator): the loss, for gradients that are the mean over the processes. fsdp: shards the model.
+
+    FSDP gathers weights for a forward: a block gathers its own, and LossModule all others (embeddings, ln_f, head),
+    because hidden and head_loss are no forward. Every backward scatters its gradient: to keep it whole until the last
+    of a step would save a third of the traffic and cost the memory that FSDP is there to save.
+    """
+    if fsdp:
+        mesh = dist.init_device_mesh(device.type, (world,))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        return fully_shard(LossModule(model, loss), mesh=mesh)
+    if world > 1:
+        return nn.parallel.DistributedDataParallel(LossModule(model, loss), [device] if device.type == "cuda" else None)
+    return functools.partial(loss, model)
+
+
+def shard_like(weight, x):
+    """-> this process's part of x, a whole tensor, if the weight is in shards; a number stays whole."""
+    if isinstance(weight, DTensor) and x.dim():
+        return distribute_tensor(x, weight.device_mesh, weight.placements, src_data_rank=None)  # all have read the file
+    return x.to(weight.device)
+
+
+def whole(saved):
+    """Dicts and lists of tensors, the sharded ones gathered into the first process's memory. All have to call it."""
+
+    def gather(x):
+        if isinstance(x, DTensor):
+            x = x.full_tensor()  # on every GPU, one at a time
+            x = x.cpu() if dist.get_rank() == 0 else None
+        return x
+
+    return tree_map(gather, saved)

@@ -1,0 +1,183 @@
+"""
+Published models: GPT-2, MDLM, SDTT, and folders of our own. Data only: nothing from a hub is ever executed.
+"""
+
+import dataclasses
+import functools
+import glob
+import json
+import os
+import re
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+
+import data
+from configurator import UserError, first_line
+
+PUBLISHED = {  # our name -> repository, revision
+    r"gpt2(?:-medium|-large|-xl)?": (r"openai-community/\g<0>", "main"),
+    r"mdlm-owt": ("kuleshov-group/mdlm-owt", "main"),
+    r"sdtt:(kld|mse|tvd):([1-7])": ("jdeschena/sdtt", r"baselines_\1_step_\g<2>0000"),
+    r"sdtt:scaling:(sm|md|large):([1-7])": ("jdeschena/sdtt", r"scaling_400k_\1_step_\g<2>0000"),
+    r"sdtt:teacher:(sm|md|large)": ("jdeschena/sdtt", r"teacher_400k_\1_step_400000"),
+    r"sdtt:teacher:1M": ("jdeschena/sdtt", "teacher_1M_sm"),
+    r"hub:([^@]+)": (r"\1", "main"),
+    r"hub:([^@]+)@(.+)": (r"\1", r"\2"),
+}
+
+
+def hub_address(name):
+    """A published name -> repository and revision, or None. hub:OWNER/NAME[@REVISION] is any other one."""
+    for pattern, address in PUBLISHED.items():
+        match = re.fullmatch(pattern, str(name))
+        if match:
+            return [match.expand(part) for part in address]
+
+
+def load_published(name):
+    """A published name or a folder with model.safetensors and config.json -> a dict like load_checkpoint's.
+
+    Raises UserError without a network, and for files that are damaged or of a layout that is not known.
+    """
+    folder = name
+    if not os.path.isdir(name):
+        import huggingface_hub
+
+        repository, revision = hub_address(name)
+        files = ["config.json", "model.safetensors"]
+        try:
+            folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=files)
+        except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+            raise UserError(
+                f"Could not download {repository}, revision {revision} ({first_line(error)}). Put its "
+                "model.safetensors and config.json into a folder and give that instead."
+            ) from None
+    try:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
+            config = json.load(f)
+        w = safetensors.torch.load_file(os.path.join(folder, "model.safetensors"))
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        inside = sorted(glob.glob("*.pt", root_dir=folder), key=lambda f: (len(f), f))
+        hint = f" Did you mean its {inside[-1]}?" if inside else ""
+        raise UserError(
+            f"{folder} holds no model.safetensors and config.json that can be read ({str(error)[:100]}).{hint}"
+        ) from None
+    w = {re.sub(r"^(backbone\.|transformer\.)+", "", k): v.float() for k, v in w.items()}
+    meta, dataset = data.GPT2_META, "openwebtext"
+    try:
+        if "model_config" in config:
+            model_config, meta, dataset = config["model_config"], config["meta"], config["dataset"]
+        elif "vocab_embed.embedding" in w:
+            model_config, w = from_mdlm(w, config)
+        elif "wpe.weight" in w:
+            model_config, w = from_gpt2(w, config)
+        else:
+            raise UserError(f"its first key is {min(w, default='missing')}, of no layout that is known")
+        if model_config["vocab_size"] != meta["vocab_size"]:
+            raise UserError(f"vocabulary of {model_config['vocab_size']}, not of {meta['vocab_size']}")
+    except (UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{name} is no model that can be read here: {first_line(error)}.") from None
+    about = {"model_config": model_config, "meta": meta, "config": {"dataset": dataset}, "step": 0, "val_loss": None}
+    return about | {"model": w, "ema": None}
+
+
+def save_published(folder, model, checkpoint):
+    """Writes model.safetensors and config.json, which load_model(folder) reads. Raises UserError if they exist."""
+    path, about = os.path.join(folder, "model.safetensors"), os.path.join(folder, "config.json")
+    if os.path.exists(path) or os.path.exists(about):
+        raise UserError(f"{folder} holds a model or a config.json already. Export to another folder.")
+    os.makedirs(folder, exist_ok=True)
+    config = {"model_type": "nanosdtt", "model_config": dataclasses.asdict(model.config)}
+    config |= {"meta": checkpoint["meta"], "dataset": checkpoint["config"]["dataset"]}
+    data.atomic_write(about, json.dumps(config, indent=1).encode())
+    data.atomic_write(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}))
+
+
+def settings_of(config, *keys):
+    """Nested dicts -> the values that the keys have anywhere in them."""
+    own = [value for key, value in config.items() if key in keys]
+    return own + [v for part in config.values() if isinstance(part, dict) for v in settings_of(part, *keys)]
+
+
+def refuse_unless(config, **values):
+    """Published settings that our block cannot follow."""
+    for key, value in values.items():
+        if config.get(key, value) != value:
+            raise UserError(f"{key} is {config[key]}, not {value}")
+
+
+def from_gpt2(w, config):
+    """-> model_config, weights. Its Conv1D holds (in, out) matrices, ours are (out, in)."""
+    refuse_unless(config, activation_function="gelu_new", layer_norm_epsilon=1e-5)
+    refuse_unless(config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+    new = {"h.": "blocks.", "c_attn": "qkv", "mlp.c_proj": "mlp.down", "c_proj": "proj", "c_fc": "up"}
+    weights = {}
+    for key, value in w.items():
+        if re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)", key):
+            continue  # a causal mask
+        if key == "lm_head.weight" and torch.equal(value, w["wte.weight"]):
+            continue
+        matrix = key.startswith("h.") and value.dim() == 2
+        weights[functools.reduce(lambda k, pair: k.replace(*pair), new.items(), key)] = value.T if matrix else value
+    V, C = w["wte.weight"].shape
+    shape = dict(vocab_size=V, n_embd=C, block_size=len(w["wpe.weight"]), pos="learned", causal=True)
+    biases = dict(attn_bias=True, mlp_bias=True, ln_bias=True, gelu_tanh=True)
+    return {**shape, **biases, "n_layer": config["n_layer"], "n_head": config["n_head"]}, weights
+
+
+def from_mdlm(w, config):
+    """-> model_config, weights. The adaptive layer norms of MDLM and SDTT are folded into a plain pre-LN block.
+
+    Without time conditioning the noise level that enters is always 0, and what the adaLN layers make of it constant:
+    norm(x) w (1 + scale) + shift is a LayerNorm with a bias, and a gate scales the rows of the matrix before it.
+    """
+    if any(settings_of(config, "time_conditioning")):
+        raise UserError("time_conditioning is True, and a plain block does not know the time")
+    (V, C), E = w["vocab_embed.embedding"].shape, w["sigma_map.mlp.0.weight"].size(0)
+    V, L = V - 1, 1 + max(int(k.split(".")[1]) for k in w if k.startswith("blocks."))  # the last row is [MASK]
+    freq = w.pop("rotary_emb.inv_freq", None)
+    heads = {C // (2 * len(freq))} if freq is not None else set(settings_of(config, "n_heads"))
+    if len(heads) != 1:
+        raise UserError(f"n_heads is {sorted(heads) or 'missing'}, and no rotary_emb.inv_freq tells the size of a head")
+    D = C // heads.pop()
+    if freq is not None and not torch.allclose(freq, 10000.0 ** (-torch.arange(0, D, 2) / D), rtol=1e-2):  # bfloat16?
+        raise UserError("rotary_emb.inv_freq is not of base 10000")
+    ada = lambda n: {"adaLN_modulation.weight": (n * C, E), "adaLN_modulation.bias": (n * C,)}  # noqa: E731
+    block = {"norm1.weight": (C,), "norm2.weight": (C,), "attn_qkv.weight": (3 * C, C), "attn_out.weight": (C, C)}
+    block |= {"mlp.0.weight": (4 * C, C), "mlp.0.bias": (4 * C,), "mlp.2.weight": (C, 4 * C), "mlp.2.bias": (C,)}
+    output = {"norm_final.weight": (C,), "linear.weight": (V + 1, C), "linear.bias": (V + 1,)}
+    shapes = {"vocab_embed.embedding": (V + 1, C), "sigma_map.mlp.0.weight": (E, 256), "sigma_map.mlp.0.bias": (E,)}
+    shapes |= {"sigma_map.mlp.2.weight": (E, E), "sigma_map.mlp.2.bias": (E,)}
+    shapes |= {f"blocks.{i}.{k}": s for i in range(L) for k, s in (block | ada(6)).items()}
+    shapes |= {f"output_layer.{k}": s for k, s in (output | ada(2)).items()}
+    for key in sorted(shapes.keys() | w.keys()):
+        here, wanted = tuple(w[key].shape) if key in w else "missing", shapes.get(key, "unknown")
+        if here != wanted:
+            raise UserError(f"{key} is {here}; {wanted} was expected")
+
+    def linear(x, name):
+        return F.linear(x, w[f"{name}.weight"].double(), w[f"{name}.bias"].double())
+
+    sigma = torch.cat([torch.ones(128), torch.zeros(128)]).to(w["vocab_embed.embedding"]).double()  # cos 0, sin 0
+    c = F.silu(linear(F.silu(linear(sigma, "sigma_map.mlp.0")), "sigma_map.mlp.2"))  # (E)
+    weights = {"wte.weight": w["vocab_embed.embedding"]}
+    for i in range(L):
+        at = f"blocks.{i}."
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = linear(c, at + "adaLN_modulation").view(6, C)
+        weights[at + "ln_1.weight"], weights[at + "ln_1.bias"] = w[at + "norm1.weight"] * (1 + scale_1), shift_1
+        weights[at + "ln_2.weight"], weights[at + "ln_2.bias"] = w[at + "norm2.weight"] * (1 + scale_2), shift_2
+        weights[at + "attn.qkv.weight"] = w[at + "attn_qkv.weight"]  # rows [q | k | v], head after head, as here
+        weights[at + "attn.proj.weight"] = w[at + "attn_out.weight"] * gate_1[:, None]
+        weights[at + "mlp.up.weight"], weights[at + "mlp.up.bias"] = w[at + "mlp.0.weight"], w[at + "mlp.0.bias"]
+        weights[at + "mlp.down.weight"] = w[at + "mlp.2.weight"] * gate_2[:, None]
+        weights[at + "mlp.down.bias"] = w[at + "mlp.2.bias"] * gate_2
+    shift, scale = linear(c, "output_layer.adaLN_modulation").view(2, C)
+    weights["ln_f.weight"], weights["ln_f.bias"] = w["output_layer.norm_final.weight"] * (1 + scale), shift
+    weights["lm_head.weight"] = w["output_layer.linear.weight"][:V]  # the row for [MASK] is never used
+    weights["head_bias"] = w["output_layer.linear.bias"][:V]
+    shape = dict(vocab_size=V, n_embd=C, n_layer=L, n_head=C // D)
+    shape["block_size"] = max(settings_of(config, "model_length", "length"), default=1024)  # rope needs the longest
+    switches = dict(tie_weights=False, mlp_bias=True, ln_bias=True, head_bias=True, gelu_tanh=True)
+    return shape | switches, {k: v.float().contiguous() for k, v in weights.items()}

@@ -1,0 +1,86 @@
+"""
+The folder of a run: who may write there, what it holds, its log.
+"""
+
+import glob
+import json
+import os
+
+from configurator import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+def open_log(cfg, start):
+    """-> f(dict): appends a line to out_dir/log.jsonl (and to wandb). Lines after step `start` are redone: cut."""
+    path = os.path.join(cfg.out_dir, "log.jsonl")
+    lines = []
+    if start and os.path.exists(path):
+        with open(path, encoding="utf-8") as f:
+            lines = [line for line in f if line.endswith("\n") and json.loads(line)["step"] <= start]
+    with open(f"{path}.tmp", "w", encoding="utf-8") as f:
+        f.writelines(lines)
+    os.replace(f"{path}.tmp", path)  # a kill in between loses no line
+    file = open(path, "a", encoding="utf-8")
+    run = None
+    if cfg.wandb:
+        import wandb
+
+        run = wandb.init(project=cfg.wandb, name=cfg.out_dir, config=vars(cfg), resume="allow")
+
+    def log(record):
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        if run:
+            run.log(record, step=record["step"])
+
+    return log
+
+
+def files_of_run(out_dir, names=("ckpt.pt", "round_*.pt", "ngram.txt")):
+    """-> the paths of what a run of any kind, or of the kind that writes such names, has left in out_dir."""
+    return [path for name in names for path in glob.glob(os.path.join(glob.escape(out_dir), name))]
+
+
+def to_resume(out_dir, name):
+    """-> the checkpoints of that name in out_dir, at least one."""
+    if not (found := files_of_run(out_dir, [name])):
+        mend = "It is the folder of another kind of run" if files_of_run(out_dir) else "Leave --init_from=resume out"
+        raise UserError(f"There is nothing to resume in {out_dir}: it holds no {name}. {mend}.")
+    return found
+
+
+def refuse_used(out_dir):
+    """A new run never writes into the folder of another."""
+    if files_of_run(out_dir):
+        raise UserError(
+            f"{out_dir} already holds a run. Take another --out_dir, delete it, or (unless it is an n-gram, which is "
+            "counted at once) continue it with --init_from=resume."
+        )
+
+
+CLAIMED = {}  # folder -> its open lock file
+
+
+def claim(out_dir):
+    """Makes the folder and refuses it if another process is writing there: a lock that dies with its process."""
+    os.makedirs(out_dir, exist_ok=True)
+    if fcntl is None or out_dir in CLAIMED:
+        return
+    file = open(os.path.join(out_dir, "lock"), "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"Another run is writing to {out_dir}. Wait for it, or take another --out_dir.") from None
+    except OSError:  # some network disks lock nothing
+        return
+    CLAIMED[out_dir] = file
+
+
+def release(out_dir):
+    """Undoes claim. (So does the end of the process.)"""
+    if out_dir in CLAIMED:
+        CLAIMED.pop(out_dir).close()

@@ -1,0 +1,341 @@
+"""
+An autoregressive model writes: token by token with a KV cache, or faster, with drafts, and the same law.
+
+Leviathan et al. 2023, arXiv 2211.17192, Algorithm 1.
+"""
+
+import itertools
+import time
+import types
+
+import torch
+
+import data
+from configurator import UserError, check_range, choose
+from drafters import Diffusion
+from model import GPT, SAMPLERS, draw, draw_from, probabilities, unmask
+from plumbing.parallel import share_out
+from plumbing.randomness import seeded, uniform
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the cache, and text token by token
+
+
+class KVCache:
+    """What the layers remember of each token so far: keys and values (an LSTM's states, a CNN's inputs).
+
+    Setting `length` back forgets the tokens after it. It is an int, or (B,) int64 if the rows differ.
+    """
+
+    def __init__(self, config, batch_size, device, dtype=torch.float32):
+        heads = config.n_head if config.arch == "gpt" else 1
+        shape = (2, batch_size, heads, config.block_size, config.n_embd // heads)
+        # zeros: a short row meets the places that only longer rows have filled with weight 0, and 0 * NaN is NaN
+        self.kv = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.length = 0
+
+    def positions(self, T):
+        """-> where the next T tokens stand, an index: a slice, or (B, T) int64 if the rows differ."""
+        if torch.is_tensor(self.length):
+            return self.length[:, None] + torch.arange(T, device=self.length.device)
+        return slice(self.length, self.length + T)
+
+    def layer(self, i):
+        return LayerCache(self, self.kv[i])
+
+    def keep(self, rows):
+        """(B,) bool: drops the other rows."""
+        self.kv = [kv[:, rows] for kv in self.kv]
+        self.length = self.length[rows] if torch.is_tensor(self.length) else self.length
+
+
+class LayerCache:
+    """One layer's share of a KVCache."""
+
+    def __init__(self, cache, kv):
+        self.cache, self.kv = cache, kv  # kv (2, B, H, block_size, D)
+
+    def __call__(self, k, v):
+        """Stores (B, H, T, D) keys and values of new tokens.
+
+        -> all of them so far, (B, H, end, D) x 2 with end the longest row's, and None, or if the rows differ (B, 1, T,
+        end) bool, True where a token may look: at what its own row has so far.
+        """
+        where = self.cache.positions(k.size(2))
+        if isinstance(where, slice):
+            self.kv[0, :, :, where], self.kv[1, :, :, where] = k, v
+            return self.kv[0, :, :, : where.stop], self.kv[1, :, :, : where.stop], None
+        rows, end = torch.arange(len(where), device=where.device)[:, None], int(where.max()) + 1
+        self.kv[0, rows, :, where] = k.transpose(1, 2).to(self.kv.dtype)
+        self.kv[1, rows, :, where] = v.transpose(1, 2).to(self.kv.dtype)
+        mask = torch.arange(end, device=where.device) <= where[:, None, :, None]
+        return self.kv[0, :, :, :end], self.kv[1, :, :, :end], mask
+
+    def before(self, n):
+        """-> (2, B, n, C): what a cache of one head remembers of the last n tokens, zeros where there are none."""
+        length = self.cache.length
+        length = length[:, None] if torch.is_tensor(length) else torch.full((self.kv.size(1), 1), length)
+        where = length.to(self.kv.device) - n + torch.arange(n, device=self.kv.device)  # (B, n)
+        rows = torch.arange(len(where), device=where.device)[:, None]
+        past = self.kv[:, rows, 0, where.clamp(min=0)]  # (2, B, n, C)
+        return past.masked_fill((where < 0)[..., None], 0)
+
+
+@torch.no_grad()
+def generate(model, idx, n_new, temperature=1.0, top_k=0, top_p=1.0, generator=None, use_cache=True):
+    """(B, T) int64 -> (B, T + n_new): autoregressive sampling, T >= 1.
+
+    Past block_size the window drops its older half at once, so the cache is refilled once in block_size / 2 tokens;
+    use_cache=False computes the same windows without one (DIFFERS from nanoGPT, which slides by one token).
+    """
+    size, T = model.config.block_size, idx.size(1)
+    cache = KVCache(model.config, idx.size(0), idx.device, model.wte.weight.dtype) if use_cache else None
+    out = torch.cat([idx, idx.new_zeros(idx.size(0), n_new)], 1)
+    start = 0
+    for end in range(T, T + n_new):
+        if end - start > size:
+            start = end - max(size // 2, 1)
+            if cache:
+                cache.length = 0
+        new = out[:, start + (cache.length if cache else 0) : end]
+        h = model.hidden(new, cache)[:, -1]  # (B, C)
+        out[:, end] = draw(model.head(h), generator, temperature, top_k, top_p)
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# draft and verify
+
+
+def logits_after(model, cache, x, n, k):
+    """(B, L) int64, (B,) -> (B, k, V): logits of what follows each of the last k of the first n tokens.
+
+    The cache may hold some of the last k already.
+    """
+    start = torch.minimum(torch.as_tensor(cache.length, device=n.device), n - k)
+    m = int((n - start).max())  # every row reads as many as the one that has most to read: again costs nothing but time
+    start = n - m
+    cache.length = start if (start != start[0]).any() else int(start[0])
+    new = x.gather(1, start[:, None] + torch.arange(m, device=x.device))
+    return model.head(model.hidden(new, cache)[:, -k:])
+
+
+def propose(drafter, cache, x, n, gamma, settings, generator):
+    """-> (B, gamma) tokens to follow the first n of x (B, L), (B, gamma, V) the distributions they were drawn from.
+
+    Token by token; x is scratch from n on.
+    """
+    if isinstance(drafter, Diffusion) and gamma:
+        return drafter.propose(x, n, gamma, settings, generator)
+    qs = []
+    for j in range(gamma):
+        logits = logits_after(drafter, cache, x, n + j, 1)[:, 0] if cache else drafter.next_logits(x, n + j)
+        qs.append(probabilities(logits, *settings))
+        x.scatter_(1, (n + j)[:, None], draw_from(qs[-1], generator)[:, None])
+    where = n[:, None] + torch.arange(gamma, device=x.device)
+    return x.gather(1, where), torch.stack(qs, 1) if qs else None
+
+
+def residual(p, q):
+    """(B, V), (B, V) -> (B, V): norm(max(p - q, 0)), the target's distribution where the draft's token was refused."""
+    rest = (p - q).clamp(min=0)
+    total = rest.sum(-1, keepdim=True)
+    return torch.where(total > 0, rest / total, p)  # p = q: nothing was refused but by rounding
+
+
+def bernoulli(chance, generator):
+    """Probabilities -> bool: True with that probability."""
+    return uniform(chance.shape, generator, chance.device) < chance
+
+
+@torch.no_grad()
+def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, top_p=1.0, generator=None, eos=None):
+    """(B, T) int64 -> (B, T + n_new) with exactly the law of target.generate, and a SimpleNamespace of counts.
+
+    The drafter guesses gamma tokens; one call of the target judges them all; the first refused one is drawn anew, and
+    if none is, the target's next token comes for free. q is what the draft was sampled from, after the same
+    temperature, top_k and top_p. After an eos a row is filled with eos. Raises UserError past a model's context.
+    """
+    (B, T), end, settings = idx.shape, idx.size(1) + n_new, (temperature, top_k, top_p)
+    x = torch.cat([idx, idx.new_zeros(B, n_new)], 1)
+    models = [m for m in (target, drafter) if isinstance(m, GPT)]
+    for m in models:
+        if end > m.config.block_size:
+            raise UserError(
+                f"{end} tokens are more than the context of {m.config.block_size}, past which nothing is drafted. "
+                "Use a smaller --length."
+            )
+    caches = [KVCache(m.config, B, idx.device, m.wte.weight.dtype) for m in models]
+    draft_cache = caches[1] if len(caches) > 1 else None
+    out, n, rows = x.clone(), torch.full((B,), T, device=idx.device), torch.arange(B, device=idx.device)
+    drafted = torch.zeros_like(out, dtype=torch.bool)  # tokens that the drafter wrote
+    counts = types.SimpleNamespace(calls=0, tested=[0] * gamma, accepted=[0] * gamma, drafted=drafted)
+    counts.rounds, counts.drafts, counts.draft_s, counts.target_s = 0, 0, 0.0, 0.0  # without the first, which reads idx
+    while len(rows) and n_new:
+        began = time.perf_counter()
+        g = min(gamma, end - int(n.max()) - 1)  # a row's last token is the target's own
+        drafts, q = propose(drafter, draft_cache, x, n, g, settings, generator)  # (B, g), (B, g, V)
+        where = n[:, None] + torch.arange(g + 1, device=x.device)
+        x.scatter_(1, where[:, :g], drafts)
+        drafts.cpu()  # waits for the device
+        drafting = time.perf_counter()
+        p = probabilities(logits_after(target, caches[0], x, n + g, g + 1), *settings)  # (B, g + 1, V)
+        k = torch.zeros_like(n)  # how many are accepted
+        last = p[:, g]
+        if g:
+            p_x, q_x = (d[:, :g].gather(2, drafts[..., None]).squeeze(2) for d in (p, q))  # (B, g)
+            k = bernoulli((p_x / q_x).clamp(max=1), generator).long().cumprod(1).sum(1)
+            i, at = torch.arange(len(n), device=x.device), k.clamp(max=g - 1)
+            last = torch.where((k < g)[:, None], residual(p[i, at], q[i, at]), p[:, g])
+        x.scatter_(1, (n + k)[:, None], draw_from(last, generator)[:, None])
+        drafted[rows[:, None], where] = torch.arange(g + 1, device=x.device) < k[:, None]
+        accepted = k.tolist()
+        judged = time.perf_counter()
+        if counts.calls:
+            counts.rounds, counts.drafts = counts.rounds + 1, counts.drafts + g
+            counts.draft_s, counts.target_s = counts.draft_s + drafting - began, counts.target_s + judged - drafting
+        counts.calls += len(rows)
+        for j in range(g):
+            counts.tested[j] += sum(i >= j for i in accepted)
+            counts.accepted[j] += sum(i > j for i in accepted)
+        n = n + k + 1
+        for cache in caches:  # the last token is new, and what was refused before it is gone
+            cache.length = torch.minimum(torch.as_tensor(cache.length, device=n.device), n - 1)
+        done = n >= end
+        if eos is not None:
+            place = torch.arange(end, device=x.device)
+            ended = (x == eos) & (place >= T) & (place < n[:, None])
+            done |= ended.any(1)
+            x = torch.where(ended.cumsum(1) > 0, eos, x)
+        if done.any():
+            out[rows[done]] = x[done]
+            rows, x, n = rows[~done], x[~done], n[~done]
+            for cache in caches:
+                cache.keep(~done)
+    return out, counts
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# how fast it is, and how fast it could be
+
+
+def acceptance(counts):
+    """What speculate counted -> alpha, accepted / (accepted + first refusals).
+
+    A token after the first refusal was never judged: counting it would make alpha too small.
+    """
+    return sum(counts.accepted) / max(sum(counts.tested), 1)
+
+
+def costs(counts, step_s):
+    """What speculate counted, seconds of a plain step of the target -> c, call: a drafted token and a target call in
+    plain steps. In theory a call is one step whatever it judges; on a CPU it grows with the tokens.
+    """
+    return counts.draft_s / max(counts.drafts, 1) / step_s, counts.target_s / max(counts.rounds, 1) / step_s
+
+
+def tokens_per_call(counts):
+    """What speculate counted -> the mean for full drafts: 1 + a_1 + a_1 a_2 + ..., with the rate a_j at place j."""
+    rates = [a / t if t else 0.0 for a, t in zip(counts.accepted, counts.tested, strict=True)]
+    return 1 + sum(itertools.accumulate(rates, lambda x, y: x * y))
+
+
+def predicted_speedup(alpha, c, gamma, call=1.0):
+    """Tokens per target call over its cost in plain steps (Leviathan et al., theorem 3.8)."""
+    tokens = gamma + 1 if alpha == 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
+    return tokens / (gamma * c + call)
+
+
+def best_gamma(drafter, counts, alpha, measured):
+    """measured: {gamma: costs} -> the gamma with the highest predicted speed, that speed.
+
+    A diffusion drafter guesses later places worse: its rates by place decide, up to the last that `counts` has.
+    """
+    speeds = {gamma: predicted_speedup(alpha, c, gamma, call) for gamma, (c, call) in measured.items()}
+    if isinstance(drafter, Diffusion):
+        speeds = {}
+        for g, (c, call) in measured.items():
+            first = types.SimpleNamespace(accepted=counts.accepted[:g], tested=counts.tested[:g])
+            if g <= len(counts.tested):
+                speeds[g] = tokens_per_call(first) / (g * c + call)
+    best = max(speeds, key=speeds.get)
+    return best, speeds[best]
+
+
+GAMMAS = (1, 2, 3, 4, 6, 8)  # that are tried
+
+
+def choose_gamma(target, drafter, known, n_new, cfg, noise):
+    """-> cfg.gamma, or if that is 0 the fastest by what short trials tell."""
+    if cfg.gamma:
+        return cfg.gamma
+    n_trial, settings = min(24, n_new), (cfg.temperature, cfg.top_k, cfg.top_p, noise)
+    measured = time_gammas(target, drafter, known, n_trial, settings)
+    _, counts = speculate(target, drafter, known, min(64, n_new), max(GAMMAS), *settings)
+    return best_gamma(drafter, counts, acceptance(counts), measured)[0]
+
+
+def time_gammas(target, drafter, known, n_new, settings):
+    """-> {gamma: its costs}, from n_new tokens each, the faster of two trials; the first one warms up."""
+    trials = []
+    for _ in range(2):
+        times = [time.perf_counter()]
+        for n in (1, n_new):  # the first token reads `known` as well
+            generate(target, known, n, *settings).cpu()
+            times.append(time.perf_counter())
+        step_s = max(times[2] - 2 * times[1] + times[0], 1e-9) / max(n_new - 1, 1)
+        counts = {g: speculate(target, drafter, known, n_new, g, *settings)[1] for g in GAMMAS}
+        trials.append((step_s, counts))
+    step_s = min(step_s for step_s, _ in trials)
+    both = {g: [costs(counts[g], step_s) for _, counts in trials] for g in GAMMAS}
+    return {g: tuple(map(min, zip(*pair, strict=True))) for g, pair in both.items()}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# text of any model
+
+
+def check_sampling(cfg):
+    """Refuses values of the knobs that draw_samples reads."""
+    choose("sampler", cfg.sampler, SAMPLERS)
+    check_range(cfg, ("temperature", "top_k", "length"), 0)
+    check_range(cfg, ("top_p",), 1e-6, 1)
+
+
+def known_text(template):
+    """(B, L) int64 with -1 at the blanks -> (B, n) int64: the tokens before the blanks; there must be none after."""
+    n = int((template[0] >= 0).sum())
+    if n == 0 or (template[:, :n] < 0).any():
+        raise UserError("An autoregressive model cannot fill in blanks before known text. Use a diffusion checkpoint.")
+    return template[:, :n]
+
+
+def draw_samples(model, template, cfg, steps, noise, watch=None):
+    """template (B, L) int64: the known tokens, -1 at the blanks -> (B, L) int64.
+
+    Diffusion fills any blanks. An autoregressive model needs all known tokens, at least one, to stand at the beginning.
+    """
+    if not model.config.causal:
+        xt = template.masked_fill(template < 0, model.mask_id)
+        return unmask(model, xt, steps, cfg.sampler, cfg.temperature, cfg.top_p, noise, watch)
+    known = known_text(template)
+    return generate(model, known, template.size(1) - known.size(1), cfg.temperature, cfg.top_k, cfg.top_p, noise)
+
+
+def draw_many(model, templates, cfg, steps):
+    """(N, L) int64, -1 at the blanks -> (N, L) int64 on the CPU, batch_size at a time; see draw_samples."""
+    device = model.wte.weight.device
+
+    def draw_batch(i):
+        noise = seeded(cfg.seed, "genppl", i, device=device)
+        return draw_samples(model, templates[i : i + cfg.batch_size].to(device), cfg, steps, noise).cpu()
+
+    return torch.cat(share_out(draw_batch, range(0, len(templates), cfg.batch_size), f"{steps} steps"))
+
+
+def empty_pages(model, meta, n, size):
+    """-> (n, size) int64 of -1, blanks; an autoregressive model gets its start token."""
+    templates = torch.full((n, size), -1)
+    if model.config.causal:
+        templates[:, 0] = data.start_token(meta)
+    return templates
