@@ -22,11 +22,10 @@ demo: .venv/ready data/pydoc/meta.json
 	test out/demo/eval.txt -nt $(STUDENT) -a out/demo/eval.txt -nt $(DIFFUSION) || $(PY) eval.py config/eval_pydoc.py
 	@cat out/demo/eval.txt
 
-# A worker per core, and one file of tests on one worker: the models that a file trains for its tests are trained once.
 test: .venv/ready-to-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	$(PY) -m pytest tests -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -n auto --dist worksteal
 
 data/pydoc/meta.json: .venv/ready
 	$(PY) data/pydoc/prepare.py

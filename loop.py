@@ -19,7 +19,7 @@ from configurator import UserError, check_range, choose
 from model import unmask
 from plumbing.checkpoints import save_checkpoint
 from plumbing.hardware import pick_device, say_forecast
-from plumbing.parallel import parallel, shard_like, whole
+from plumbing.parallel import gradients_stay_here, parallel, rank_and_world, shard_like, whole, whole_weights
 from plumbing.randomness import seeded
 from plumbing.runs import files_of_run, open_log
 from speculative import generate
@@ -53,149 +53,117 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
     the seeds and the log count on from.
     """
     device, autocast, _ = pick_device(cfg.device, cfg.dtype)
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    n_forwards = cfg.gradient_accumulation_steps
-    if n_forwards % world:
-        raise UserError(
-            f"gradient_accumulation_steps {n_forwards} does not divide into {world} processes. "
-            f"Use --gradient_accumulation_steps={world * max(1, n_forwards // world)}."
-        )
+    rank, world = rank_and_world()
+    n_forwards = forwards_of_a_step(cfg, world)
     path = os.path.join(cfg.out_dir, name)
-    loss_of = parallel(model, loss, device, world, cfg.fsdp)  # first: FSDP replaces the weights by their shards
+    loss_of = parallel(model, loss, device, world, cfg.fsdp)  # before the optimizer: FSDP cuts the weights into shards
     optimizer = make_optimizer(model, cfg)
-    weights = list(model.parameters())
-    averaged = [p.detach().clone() for p in weights] if cfg.ema else None
-    start = 0
-    if resume:
-        start = resume["step"]
-        was = resume["config"]
-        if was.get("optimizer") == "muon":
-            raise UserError(f"{path} was trained with Muon, which is gone. Train it anew, with AdamW.")
-        if bool(resume["ema"]) != bool(cfg.ema):
-            raise UserError(f"{path} was trained with --ema={was['ema']}; resume it with the same.")
-        saved = resume["optimizer"] if "optimizer" in resume else resume["optimizers"][0]  # a list, in older runs
-        ordered = [p for group in optimizer.param_groups for p in group["params"]]
-        state = {i: {k: shard_like(ordered[i], x) for k, x in state.items()} for i, state in saved["state"].items()}
-        optimizer.load_state_dict({**saved, "state": state})
-        if averaged:
-            averaged = [shard_like(p, resume["ema"][n]) for n, p in model.named_parameters()]
-    log = open_log(cfg, first + start) if rank == 0 else None
-    compiled = (
-        torch.compile(model.hidden) if cfg.compile == "on" or (cfg.compile, device.type) == ("auto", "cuda") else None
-    )
-    if compiled:
-        model.hidden = compiled
-
-    def checkpoint(step, val_loss):
-        names = [n for n, _ in model.named_parameters()]
-        return {
-            "model_config": dataclasses.asdict(model.config),
-            "model": model.state_dict(),
-            "ema": dict(zip(names, averaged, strict=True)) if averaged else None,
-            "optimizer": optimizer.state_dict(),
-            "step": step,
-            "val_loss": val_loss,
-            "config": vars(cfg),
-            "meta": meta,
-        }
-
-    def evaluate(step):
-        """Validates, samples and saves with the averaged weights in place."""
-        vars(model).pop("hidden", None)  # not compiled: its shapes vary
-        with averaged_weights(weights, averaged):
-            if cfg.fsdp:
-                loss_of.unshard()  # what its forward would gather
-            model.eval()
-            with torch.no_grad(), autocast:
-                val_loss = validate(model)
-                if show and cfg.sample_interval and step % cfg.sample_interval == 0:
-                    text = show(model, seeded(cfg.seed, "show", device=device))  # all do: blocks are gathered by all
-                    if rank == 0:
-                        tqdm.write(f"--- step {first + step}\n{text}\n---")
-            model.train()
-            if cfg.fsdp:
-                loss_of.reshard()
-        if compiled:
-            model.hidden = compiled
-        refuse_nan([val_loss], first + step - 1, lr, path, bar)
-        saved = whole(checkpoint(step, val_loss)) if cfg.fsdp else checkpoint(step, val_loss)
-        if rank == 0:
-            save_checkpoint(path, saved)
-            log({"step": first + step, "val_loss": round(val_loss, 4)})
-            tqdm.write(f"step {first + step}: validation loss {val_loss:.4f}, saved to {path}")
-
+    averaged = {n: p.detach().clone() for n, p in model.named_parameters()} if cfg.ema else {}
+    start = restore(resume, optimizer, averaged, model, cfg, path) if resume else 0
+    if cfg.compile == "on" or (cfg.compile, device.type) == ("auto", "cuda"):
+        model.hidden = torch.compile(model.hidden)
+    progress = Progress(cfg, start, first, path, device)
     model.train()
-    bar = tqdm(total=cfg.max_iters, initial=start, unit="step", disable=rank != 0, dynamic_ncols=True)
-    losses, began, tokens = [], time.perf_counter(), 0
     for step in range(start, cfg.max_iters):
-        lr = learning_rate_at(step, cfg)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        step_loss = 0.0
-        for i in range(rank, n_forwards, world):
+        lr = set_learning_rate(optimizer, step, cfg)
+        step_loss, tokens = 0.0, 0
+        for i in range(rank, n_forwards, world):  # the forwards of this process: their gradients add up
             batch = get_batch(seeded(cfg.seed, first + step, i)).to(device, non_blocking=True)
             noise = seeded(cfg.seed, first + step, i, "noise", device=device)
             if model.config.dropout:
                 torch.manual_seed(noise.initial_seed())  # nn.Dropout knows only the global generator
-            more = world > 1 and not cfg.fsdp and i + world < n_forwards
-            with loss_of.no_sync() if more else contextlib.nullcontext():
+            with gradients_stay_here(loss_of, cfg, world) if i + world < n_forwards else contextlib.nullcontext():
                 with autocast:
                     value = loss_of(batch, noise) * (world / n_forwards)
                 value.backward()
-            step_loss += value.detach()
-            tokens += batch.numel() * world
+            step_loss, tokens = step_loss + value.detach(), tokens + batch.numel() * world
         if cfg.grad_clip:
-            nn.utils.clip_grad_norm_(weights, cfg.grad_clip)
+            nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
-        if averaged:  # the average of a young run forgets faster, or it would remember the random start
-            torch._foreach_lerp_(averaged, [p.data for p in weights], 1 - min(cfg.ema, (step + 1) / (step + 10)))
-
-        losses.append(step_loss)
-        bar.update()
+        update(averaged, model, step, cfg)
         evaluating = (step + 1) % cfg.eval_interval == 0 or step + 1 == cfg.max_iters
-        if (step + 1) % cfg.log_interval == 0 or evaluating:
-            losses = torch.stack(losses)
-            if world > 1:
-                dist.all_reduce(losses)
-                losses /= world
-            refuse_nan(losses.tolist(), first + step, lr, path, bar)
-            seconds = time.perf_counter() - began
-            speed = tokens / seconds
-            if step + 1 == start + 2 * cfg.log_interval and rank == 0:  # the first steps of a run are slow
-                say_forecast(cfg.max_iters - step - 1, cfg.max_iters, seconds / len(losses), cfg.laptop_minutes, device)
-            bar.set_postfix_str(f"loss {losses.mean():.3f}, {speed:,.0f} tokens/s")
-            if rank == 0:
-                log(
-                    {
-                        "step": first + step + 1,
-                        "loss": round(losses.mean().item(), 4),
-                        "lr": lr,
-                        "tokens_per_s": round(speed),
-                    }
-                )
-            losses, began, tokens = [], time.perf_counter(), 0
+        progress.add(step, step_loss, lr, tokens, evaluating)
         if evaluating:
-            evaluate(step + 1)
-            began = time.perf_counter()
-    bar.close()
-    vars(model).pop("hidden", None)
-    if averaged:
-        for p, average in zip(weights, averaged, strict=True):
-            p.data.copy_(average)
+            with averaged_weights(model, averaged), whole_weights(loss_of, cfg.fsdp):
+                val_loss = evaluate(model, validate, show, step + 1, first, autocast, cfg)
+            progress.refuse_nan([val_loss], step, lr)
+            saved = checkpoint(model, optimizer, averaged, step + 1, val_loss, cfg, meta)
+            progress.save(saved)
+    progress.bar.close()
+    for n, p in model.named_parameters() if averaged else ():
+        p.data.copy_(averaged[n])
     return model.eval()
 
 
+def forwards_of_a_step(cfg, world):
+    """-> how many forwards all processes make together before a step. Raises UserError if their shares differ."""
+    n = cfg.gradient_accumulation_steps
+    if n % world:
+        raise UserError(
+            f"gradient_accumulation_steps {n} does not divide into {world} processes. "
+            f"Use --gradient_accumulation_steps={world * max(1, n // world)}."
+        )
+    return n
+
+
+def set_learning_rate(optimizer, step, cfg):
+    """-> the learning rate of this step, now also the optimizer's."""
+    lr = learning_rate_at(step, cfg)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+def restore(resume, optimizer, averaged, model, cfg, path):
+    """Optimizer and averages get what the checkpoint `resume` holds -> its step. The model has its weights already."""
+    was = resume["config"]
+    if was.get("optimizer") == "muon":
+        raise UserError(f"{path} was trained with Muon, which is gone. Train it anew, with AdamW.")
+    if bool(resume["ema"]) != bool(cfg.ema):
+        raise UserError(f"{path} was trained with --ema={was['ema']}; resume it with the same.")
+    saved = resume["optimizer"] if "optimizer" in resume else resume["optimizers"][0]  # a list, in older runs
+    ordered = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {i: {k: shard_like(ordered[i], x) for k, x in state.items()} for i, state in saved["state"].items()}
+    optimizer.load_state_dict({**saved, "state": state})
+    for n, p in model.named_parameters() if averaged else ():
+        averaged[n] = shard_like(p, resume["ema"][n])
+    return resume["step"]
+
+
+def checkpoint(model, optimizer, averaged, step, val_loss, cfg, meta):
+    """-> the dict that is saved. Sharded tensors are gathered, so that any number of processes can go on from it."""
+    saved = {
+        "model_config": dataclasses.asdict(model.config),
+        "model": model.state_dict(),
+        "ema": averaged or None,
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "val_loss": val_loss,
+        "config": vars(cfg),
+        "meta": meta,
+    }
+    return whole(saved) if cfg.fsdp else saved
+
+
+def update(averaged, model, step, cfg):
+    """The averages move towards the weights: by 1 - ema, and further while the run is young, or they would remember
+    its random start.
+    """
+    if averaged:
+        weights = [p.data for p in model.parameters()]
+        torch._foreach_lerp_(list(averaged.values()), weights, 1 - min(cfg.ema, (step + 1) / (step + 10)))
+
+
 @contextlib.contextmanager
-def averaged_weights(weights, averaged):
+def averaged_weights(model, averaged):
     """Inside, the weights are their averages (if there are any); outside, what they were."""
-    pairs = list(zip(weights, averaged, strict=True)) if averaged else []
 
     def swap():  # the numbers, not the tensors: FSDP gathers from the memory that it knows
-        for p, average in pairs:
+        for n, p in model.named_parameters() if averaged else ():
             kept = p.detach().clone()
-            p.data.copy_(average)
-            average.copy_(kept)
+            p.data.copy_(averaged[n])
+            averaged[n].copy_(kept)
 
     swap()
     try:
@@ -204,20 +172,76 @@ def averaged_weights(weights, averaged):
         swap()
 
 
-def refuse_nan(losses, step, lr, path, bar):
-    """losses: those since the last log, the last one of them step's."""
-    for i, value in enumerate(losses):
-        if not math.isfinite(value):
-            bar.close()
-            mend = f"The last good checkpoint is {path}: continue from it with --init_from=resume and a lower"
-            if not os.path.exists(path):
-                mend = "No checkpoint was saved yet: start again with a lower"
-                if files_of_run(os.path.dirname(path)):
-                    mend = "Continue after the last round with --init_from=resume and a lower"
-            at = step + 1 - len(losses) + i + 1
-            raise UserError(
-                f"The loss became {value} at step {at} with learning rate {lr:.2e}. {mend} --learning_rate."
-            )
+def evaluate(model, validate, show, step, first, autocast, cfg):
+    """-> the validation loss; prints a sample where one is due. Not compiled: the shapes vary."""
+    model.eval()
+    with torch.no_grad(), autocast, torch.compiler.set_stance("force_eager"):
+        val_loss = validate(model)
+        if show and cfg.sample_interval and step % cfg.sample_interval == 0:
+            text = show(model, seeded(cfg.seed, "show", device=model.wte.weight.device))  # by all: FSDP gathers blocks
+            if rank_and_world()[0] == 0:
+                tqdm.write(f"--- step {first + step}\n{text}\n---")
+    model.train()
+    return val_loss
+
+
+class Progress:
+    """What a run tells of itself: the bar, log.jsonl, how long it will take, and that a loss is no longer finite."""
+
+    def __init__(self, cfg, start, first, path, device):
+        self.cfg, self.start, self.first, self.path, self.device = cfg, start, first, path, device
+        self.rank, self.world = rank_and_world()
+        self.log = open_log(cfg, first + start) if self.rank == 0 else lambda record: None
+        self.bar = tqdm(total=cfg.max_iters, initial=start, unit="step", disable=self.rank != 0, dynamic_ncols=True)
+        self.begin()
+
+    def begin(self):
+        self.losses, self.tokens, self.began = [], 0, time.perf_counter()
+
+    def add(self, step, loss, lr, tokens, evaluating):
+        """Counts a step; every log_interval of them, and before a validation, says how it goes."""
+        self.losses.append(loss)
+        self.tokens += tokens
+        self.bar.update()
+        if (step + 1) % self.cfg.log_interval and not evaluating:
+            return
+        losses = torch.stack(self.losses)
+        if self.world > 1:
+            dist.all_reduce(losses)
+            losses /= self.world
+        self.refuse_nan(losses.tolist(), step, lr)
+        seconds, mean = time.perf_counter() - self.began, losses.mean().item()
+        speed = self.tokens / seconds
+        self.bar.set_postfix_str(f"loss {mean:.3f}, {speed:,.0f} tokens/s")
+        self.log({"step": self.first + step + 1, "loss": round(mean, 4), "lr": lr, "tokens_per_s": round(speed)})
+        n = self.cfg.max_iters
+        if step + 1 == self.start + 2 * self.cfg.log_interval and self.rank == 0:  # the first steps of a run are slow
+            say_forecast(n - step - 1, n, seconds / len(losses), self.cfg.laptop_minutes, self.device)
+        self.begin()
+
+    def save(self, saved):
+        """Writes a checkpoint and says so. The time that validation took is not training's."""
+        if self.rank == 0:
+            save_checkpoint(self.path, saved)
+            step, val_loss = self.first + saved["step"], saved["val_loss"]
+            self.log({"step": step, "val_loss": round(val_loss, 4)})
+            tqdm.write(f"step {step}: validation loss {val_loss:.4f}, saved to {self.path}")
+        self.began = time.perf_counter()
+
+    def refuse_nan(self, losses, step, lr):
+        """losses: those since the last log, the last one of them step's."""
+        for i, value in enumerate(losses):
+            if not math.isfinite(value):
+                self.bar.close()
+                mend = f"The last good checkpoint is {self.path}: continue from it with --init_from=resume and a lower"
+                if not os.path.exists(self.path):
+                    mend = "No checkpoint was saved yet: start again with a lower"
+                    if files_of_run(self.cfg.out_dir):
+                        mend = "Continue after the last round with --init_from=resume and a lower"
+                at = self.first + step + 1 - len(losses) + i + 1
+                raise UserError(
+                    f"The loss became {value} at step {at} with learning rate {lr:.2e}. {mend} --learning_rate."
+                )
 
 
 def check_loop(cfg):

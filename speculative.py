@@ -148,9 +148,27 @@ def bernoulli(chance, generator):
     return uniform(chance.shape, generator, chance.device) < chance
 
 
+def verify(drafts, p, q, generator):
+    """(B, g) int64, target's (B, g + 1, V), drafter's (B, g, V) -> (B,) how many drafts are accepted, (B,) the token
+    that follows them. Leviathan et al., Algorithm 1; the one place that makes the text's law the target's.
+    """
+    n_accepted, g = torch.zeros_like(drafts[:, :1]).sum(1), drafts.size(1)
+    if not g:
+        return n_accepted, draw_from(p[:, 0], generator)
+    # Token x, which came with chance q(x), stays with chance min(1, p(x) / q(x)): so it stays min(p, q) of the time ...
+    p_x, q_x = (d[:, :g].gather(2, drafts[..., None]).squeeze(2) for d in (p, q))  # (B, g)
+    accepted = bernoulli((p_x / q_x).clamp(max=1), generator)
+    n_accepted = accepted.long().cumprod(1).sum(1)  # those before the first refusal: later ones were never judged
+    # ... and where it does not, the rest of p, norm(max(p - q, 0)), makes up for it exactly.
+    row, refused = torch.arange(len(drafts), device=drafts.device), n_accepted.clamp(max=g - 1)
+    rest = residual(p[row, refused], q[row, refused])  # (B, V)
+    last = torch.where((n_accepted < g)[:, None], rest, p[:, g])  # all accepted: the target's next token for free
+    return n_accepted, draw_from(last, generator)
+
+
 @torch.no_grad()
 def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, top_p=1.0, generator=None, eos=None):
-    """(B, T) int64 -> (B, T + n_new) with exactly the law of target.generate, and a SimpleNamespace of counts.
+    """(B, T) int64 -> (B, T + n_new) with exactly the law of generate(target, ...), and Counts.
 
     The drafter guesses gamma tokens; one call of the target judges them all; the first refused one is drawn anew, and
     if none is, the target's next token comes for free. q is what the draft was sampled from, after the same
@@ -158,61 +176,74 @@ def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, to
     """
     (B, T), end, settings = idx.shape, idx.size(1) + n_new, (temperature, top_k, top_p)
     x = torch.cat([idx, idx.new_zeros(B, n_new)], 1)
-    models = [m for m in (target, drafter) if isinstance(m, GPT)]
-    for m in models:
-        if end > m.config.block_size:
-            raise UserError(
-                f"{end} tokens are more than the context of {m.config.block_size}, past which nothing is drafted. "
-                "Use a smaller --length."
-            )
-    caches = [KVCache(m.config, B, idx.device, m.wte.weight.dtype) for m in models]
-    draft_cache = caches[1] if len(caches) > 1 else None
+    target_cache, draft_cache = (new_cache(m, B, end, idx.device) for m in (target, drafter))
+    caches = [cache for cache in (target_cache, draft_cache) if cache]
+    # x, n (how many tokens each has) and the caches are of the rows that are not done; `rows` says which these are
     out, n, rows = x.clone(), torch.full((B,), T, device=idx.device), torch.arange(B, device=idx.device)
-    drafted = torch.zeros_like(out, dtype=torch.bool)  # tokens that the drafter wrote
-    counts = types.SimpleNamespace(calls=0, tested=[0] * gamma, accepted=[0] * gamma, drafted=drafted)
-    counts.rounds, counts.drafts, counts.draft_s, counts.target_s = 0, 0, 0.0, 0.0  # without the first, which reads idx
+    counts = Counts(gamma, out)
     while len(rows) and n_new:
         began = time.perf_counter()
         g = min(gamma, end - int(n.max()) - 1)  # a row's last token is the target's own
         drafts, q = propose(drafter, draft_cache, x, n, g, settings, generator)  # (B, g), (B, g, V)
-        where = n[:, None] + torch.arange(g + 1, device=x.device)
-        x.scatter_(1, where[:, :g], drafts)
+        x.scatter_(1, n[:, None] + torch.arange(g, device=x.device), drafts)
         drafts.cpu()  # waits for the device
-        drafting = time.perf_counter()
-        p = probabilities(logits_after(target, caches[0], x, n + g, g + 1), *settings)  # (B, g + 1, V)
-        k = torch.zeros_like(n)  # how many are accepted
-        last = p[:, g]
-        if g:
-            p_x, q_x = (d[:, :g].gather(2, drafts[..., None]).squeeze(2) for d in (p, q))  # (B, g)
-            k = bernoulli((p_x / q_x).clamp(max=1), generator).long().cumprod(1).sum(1)
-            i, at = torch.arange(len(n), device=x.device), k.clamp(max=g - 1)
-            last = torch.where((k < g)[:, None], residual(p[i, at], q[i, at]), p[:, g])
-        x.scatter_(1, (n + k)[:, None], draw_from(last, generator)[:, None])
-        drafted[rows[:, None], where] = torch.arange(g + 1, device=x.device) < k[:, None]
-        accepted = k.tolist()
-        judged = time.perf_counter()
-        if counts.calls:
-            counts.rounds, counts.drafts = counts.rounds + 1, counts.drafts + g
-            counts.draft_s, counts.target_s = counts.draft_s + drafting - began, counts.target_s + judged - drafting
-        counts.calls += len(rows)
-        for j in range(g):
-            counts.tested[j] += sum(i >= j for i in accepted)
-            counts.accepted[j] += sum(i > j for i in accepted)
-        n = n + k + 1
+        drafted = time.perf_counter()
+        p = probabilities(logits_after(target, target_cache, x, n + g, g + 1), *settings)  # (B, g + 1, V)
+        n_accepted, token = verify(drafts, p, q, generator)  # (B), (B)
+        x.scatter_(1, (n + n_accepted)[:, None], token[:, None])
+        counts.add(rows, n, n_accepted.tolist(), g, drafted - began, time.perf_counter() - drafted)
+        n = n + n_accepted + 1
         for cache in caches:  # the last token is new, and what was refused before it is gone
             cache.length = torch.minimum(torch.as_tensor(cache.length, device=n.device), n - 1)
-        done = n >= end
-        if eos is not None:
-            place = torch.arange(end, device=x.device)
-            ended = (x == eos) & (place >= T) & (place < n[:, None])
-            done |= ended.any(1)
-            x = torch.where(ended.cumsum(1) > 0, eos, x)
+        x, done = fill_after_eos(x, T, n, eos) if eos is not None else (x, n >= end)
+        done |= n >= end
         if done.any():
             out[rows[done]] = x[done]
             rows, x, n = rows[~done], x[~done], n[~done]
             for cache in caches:
                 cache.keep(~done)
     return out, counts
+
+
+def new_cache(model, batch_size, length, device):
+    """-> an empty KVCache, or None for a drafter that has no layers. Raises UserError if the text will not fit."""
+    if not isinstance(model, GPT):
+        return None
+    if length > model.config.block_size:
+        raise UserError(
+            f"{length} tokens are more than the context of {model.config.block_size}, past which nothing is drafted. "
+            "Use a smaller --length."
+        )
+    return KVCache(model.config, batch_size, device, model.wte.weight.dtype)
+
+
+def fill_after_eos(x, T, n, eos):
+    """(B, L) of which row b has n_b tokens, T of them the prompt -> x with eos from the first new eos on, (B,) bool."""
+    place = torch.arange(x.size(1), device=x.device)
+    ended = (x == eos) & (place >= T) & (place < n[:, None])  # (B, L)
+    return torch.where(ended.cumsum(1) > 0, eos, x), ended.any(1)
+
+
+class Counts:
+    """What a speculation tells of itself: per place of a draft how often it was tested and accepted; time and calls."""
+
+    def __init__(self, gamma, out):
+        self.calls, self.tested, self.accepted = 0, [0] * gamma, [0] * gamma
+        self.drafted = torch.zeros_like(out, dtype=torch.bool)  # tokens that the drafter wrote
+        # of all rounds but the first, which reads the prompt as well
+        self.rounds, self.drafts, self.draft_s, self.target_s = 0, 0, 0.0, 0.0
+
+    def add(self, rows, n, n_accepted, g, draft_s, target_s):
+        """A round: rows that stood at n accepted so many of g drafts, in so many seconds."""
+        if self.calls:
+            self.rounds, self.drafts = self.rounds + 1, self.drafts + g
+            self.draft_s, self.target_s = self.draft_s + draft_s, self.target_s + target_s
+        self.calls += len(rows)
+        for row, start, k in zip(rows.tolist(), n.tolist(), n_accepted, strict=True):
+            self.drafted[row, start : start + k] = True
+        for j in range(g):
+            self.tested[j] += sum(k >= j for k in n_accepted)  # what follows a refusal was never tested
+            self.accepted[j] += sum(k > j for k in n_accepted)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

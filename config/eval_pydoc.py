@@ -1,13 +1,13 @@
 """
-The last part of `make demo`: diffusion model, every round of its distillation, GPT and real text, judged by the GPT.
+The last part of `make demo`: diffusion model, its student, GPT and real text, judged by the GPT.
 
 $ python eval.py config/eval_pydoc.py
 """
 
-ckpt = "out/pydoc/ckpt.pt,out/sdtt_pydoc/round_*.pt,out/pydoc_ar/ckpt.pt"
+ckpt = "out/pydoc/ckpt.pt,out/sdtt_pydoc/round_3.pt,out/pydoc_ar/ckpt.pt"
 judge = "out/pydoc_ar/ckpt.pt"
 what = "nelbo,genppl,latency"
 steps = [4, 8, 16, 32, 64, 128]
 ar_top_p = [1.0, 0.9]
-draws = 16  # the noise of a draw is as large as that of this little text
+draws = 8
 out = "out/demo"

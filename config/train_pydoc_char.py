@@ -11,3 +11,5 @@ out_dir = "out/pydoc_char"
 init_from = "out/pydoc_char_ar/ckpt.pt"
 max_iters = 2200
 eval_interval = 550
+sample_interval = 550
+laptop_minutes = 15.0

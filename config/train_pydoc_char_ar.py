@@ -10,5 +10,7 @@ dataset = "pydoc_char"
 out_dir = "out/pydoc_char_ar"
 dropout = 0.0
 max_iters = 600
+laptop_minutes = 4.0
 ema = 0.99
 eval_interval = 200
+sample_interval = 200

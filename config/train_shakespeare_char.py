@@ -10,6 +10,7 @@ objective = "diffusion"
 out_dir = "out/shakespeare_char"
 init_from = "out/shakespeare_char_ar/ckpt.pt"
 t_weight = 0.5
+learning_rate = 1e-3
 max_iters = 2600
 ema = 0.998
 eval_interval = 650

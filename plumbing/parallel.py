@@ -2,6 +2,7 @@
 Many processes: joining them, sharing work, gradients (DDP) and weights (FSDP2).
 """
 
+import contextlib
 import datetime
 import functools
 import os
@@ -30,9 +31,14 @@ def join_processes(cfg):
     return device, note
 
 
+def rank_and_world():
+    """-> the number of this process, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def share_out(f, items, desc):
     """-> [f(item) for item in items]; each process of a torchrun works on its share, all get the whole list."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = rank_and_world()
     own = [f(item) for item in tqdm(items[rank::world], desc=desc, leave=False, disable=rank > 0)]
     parts = [own]
     if world > 1:
@@ -75,6 +81,21 @@ def parallel(model, loss, device, world, fsdp):
     if world > 1:
         return nn.parallel.DistributedDataParallel(LossModule(model, loss), [device] if device.type == "cuda" else None)
     return functools.partial(loss, model)
+
+
+def gradients_stay_here(loss_of, cfg, world):
+    """-> a context: the gradients of this backward are not yet averaged over the processes; a later one's are."""
+    return loss_of.no_sync() if world > 1 and not cfg.fsdp else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def whole_weights(loss_of, fsdp):
+    """Inside, the weights that belong to no block are whole on every process, as in the loss's own forward."""
+    if fsdp:
+        loss_of.unshard()
+    yield
+    if fsdp:
+        loss_of.reshard()
 
 
 def shard_like(weight, x):
