@@ -18,7 +18,7 @@ demo: .venv/ready data/pydoc/meta.json
 	@echo "Part 4 of 5: samples, side by side (a few seconds)."
 	$(PY) sample.py --ckpt=$(AR),$(DIFFUSION) --num_samples=1 --steps=128
 	$(PY) sample.py --ckpt=$(DIFFUSION),$(STUDENT) --num_samples=2 --steps=8
-	@echo "Part 5 of 5: all models are measured, at 4 to 128 sampling steps."
+	@echo "Part 5 of 5: all models are measured, at 4 to 64 sampling steps (two minutes on a laptop)."
 	test out/demo/eval.txt -nt $(STUDENT) -a out/demo/eval.txt -nt $(DIFFUSION) || $(PY) eval.py config/eval_pydoc.py
 	@cat out/demo/eval.txt
 

@@ -10,6 +10,7 @@ import ast
 import difflib
 import json
 import os
+import re
 import runpy
 import sys
 import types
@@ -106,10 +107,19 @@ def is_helper(value):
 
 
 def knob_block(path):
-    """The source of a script from its first knob to the configurator call: names, defaults and their comments."""
+    """The source of a script's knobs, those first that it shares: names, defaults and their comments.
+
+    A script's own stand between its first rule and the configurator call, the shared ones in config/NAME.py, of which
+    it imports all. Where it gives a shared one another value, the last one counts.
+    """
     with open(path, encoding="utf-8") as f:
         source = f.read()
-    return source[source.index("# ---") : source.index("cfg = configure(")].rstrip()
+    blocks = []
+    for name in re.findall(r"^from config\.(\w+) import \*", source, re.M):
+        with open(os.path.join(os.path.dirname(os.path.abspath(path)), "config", f"{name}.py"), encoding="utf-8") as f:
+            blocks.append(f.read().split('"""', 2)[2].strip())
+    own = source[source.index("# ---") : source.index("cfg = configure(")].strip()
+    return "\n\n".join([*blocks, own])
 
 
 def save_config(cfg, out_dir, **more):

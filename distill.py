@@ -3,7 +3,7 @@ Distillation. Self-Distillation Through Time: halve the sampling steps of a mask
 $ python distill.py config/sdtt_pydoc.py                   (3 rounds, 3 minutes on 2 CPU cores; --help prints the knobs)
 $ torchrun --standalone --nproc_per_node=8 distill.py config/sdtt_openwebtext.py
 
-Deschenaux & Gulcehre 2024, arXiv 2410.21035. Algorithm 1 is sdtt_targets; Algorithm 2 is sdtt: train.fit once a round.
+Deschenaux & Gulcehre 2024, arXiv 2410.21035. Algorithm 1 is sdtt_targets; Algorithm 2 is sdtt: loop.fit once a round.
 
 Knowledge distillation of drafters for a GPT (DistillSpec, Zhou et al. 2023, arXiv 2310.08461): kd_loss.
 $ python distill.py config/kd_shakespeare_char.py --drafter=lstm --out_dir=out/drafters/lstm_kd
@@ -14,8 +14,6 @@ $ python distill.py config/kd_shakespeare_char.py --method=soft --topk=8 --out_d
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 import os
 
@@ -26,6 +24,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
+from config.common import *
+from config.loop import *
 from configurator import UserError, check_range, choose, configure, print_once, save_config
 from drafters import fit_ngram, load_model, new_model
 from loop import check_loop, fit, mean_over, show_sample, validation_batches
@@ -35,7 +35,7 @@ from plumbing.head import SameOnRanks, slice_of_vocab, vocab_parallel_soft_cross
 from plumbing.parallel import join_processes, on_first_process
 from plumbing.published import hub_address, save_published
 from plumbing.randomness import seeded
-from plumbing.runs import claim, refuse_used, release, to_resume
+from plumbing.runs import claim, refuse_other_knobs, refuse_other_origin, refuse_used, release, to_resume
 from plumbing.soft_labels import SoftWriter, load_soft, soft_from_jsonl
 from speculative import generate
 
@@ -43,9 +43,7 @@ from speculative import generate
 method = "sdtt"  # 'sdtt' | 'kd' (a drafter for an autoregressive teacher) | 'soft' (from its top-k log-probabilities)
 teacher = "out/pydoc/ckpt.pt"  # sdtt: a masked diffusion checkpoint, also another run's round or a published model
 # such as mdlm-owt or sdtt:kld:6; kd, soft: a GPT, also gpt2
-dataset = ""  # a name under data/, or a folder; '': what the teacher was trained on
 out_dir = "out/sdtt"  # gets round_1.pt, round_2.pt, ...; from kd ckpt.pt or ngram.txt
-export = ""  # a folder: also save the last student there as model.safetensors and config.json, to publish it
 init_from = "teacher"  # 'teacher' | 'resume' (out_dir, also in the middle of a round, also to add rounds)
 divergence = "kl_bwd"  # of student and teacher: 'kl_bwd' | 'kl_fwd' | 'tvd' | 'mse' | 'jsd' | 'nla'
 # sdtt
@@ -63,9 +61,6 @@ drafter = "lstm"  # 'lstm' | 'cnn' | 'gpt' | 'ngram' (counts the teacher's texts
 n_layer = 1  # shape of a new drafter
 n_head = 4
 n_embd = 128
-kernel_size = 5  # of a cnn, in tokens
-ngram_n = 5  # of an ngram
-smoothing = "kneser_ney"  # of an ngram: 'kneser_ney' | 'laplace'
 kd_data = "dataset"  # text to learn on: 'dataset' | 'teacher' (it writes pseudo_tokens of it) | 'student' (on-policy)
 pseudo_tokens = 1_000_000  # written by the teacher, to out_dir/pseudo.bin; for soft: labelled by it, at most
 kd_temp = 1.0  # softens both distributions; the loss is multiplied by kd_temp^2
@@ -77,31 +72,16 @@ soft_length = 256  # tokens in a row, where a .jsonl is read
 topk = 16  # log-probabilities kept for each token
 vocab_parallel = False  # under torchrun: split the head's vocabulary over the processes, not the batch
 missing = "none"  # the mass they lack: 'none' | 'renorm' (scale the rest up) | 'tail' (on all other tokens together)
-# optimizer
+# the loop's, as in the paper (config/loop.py says what they are)
 learning_rate = 6e-5
-warmup_iters = 500  # linear, at the start of every round
-lr_schedule = "constant"  # 'constant' | 'cosine' (down to min_lr), in every round
-min_lr = 0.1  # fraction of learning_rate at the end
+warmup_iters = 500  # of every round
+lr_schedule = "constant"
 weight_decay = 0.0
 beta2 = 0.999
-grad_clip = 1.0  # gradient norm; 0: off
-ema = 0.9999  # decay of the averaged weights; 0: off
-dropout = 0.0  # of the student
-batch_size = 16  # sequences per forward on each process
-gradient_accumulation_steps = 8  # forwards per step, over all processes
-# the run
-eval_interval = 1000  # steps between validations; each one saves round_r.pt
-eval_iters = 4  # validation batches
-sample_interval = 0  # steps between printed samples, a multiple of eval_interval; 0: none
-log_interval = 10
-seed = 1337
-device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'cuda:1' | 'mps' | 'cpu'
-dtype = ""  # '' (bfloat16 where the hardware has it) | 'float32' | 'bfloat16'
-compile = "auto"  # torch.compile the student's trunk: 'auto' (on cuda) | 'on' | 'off'
-attention = "sdpa"  # 'sdpa' | 'manual' | 'flash_attn'
-fsdp = False  # under torchrun: shard weights, gradients and optimizer over the processes (FSDP2); False: DDP
-laptop_minutes = 0.0  # that the README says iters_per_round take on a laptop; 0: nothing
-wandb = ""  # a project name: also log to Weights & Biases
+ema = 0.9999
+gradient_accumulation_steps = 8
+eval_interval = 1000
+eval_iters = 4
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -115,7 +95,7 @@ def sdtt_targets(teacher, xt, t, dt, k, generator, sampler="ancestral", eps=1e-5
     Algorithm 1: the teacher takes k reverse steps t_i -> t_i - dt, t_i = max(t - i dt, eps). A token revealed in one of
     them has that step's prediction as its target, one that is still masked after the last has the last step's. Equal in
     law to the literal version (tests/reference.py), and lean:
-    - which step reveals which token does not depend on the network: all drawn first, by sample's own reveal_order;
+    - which step reveals which token does not depend on the network: all drawn first, by the sampler's own reveal_order;
     - a row in which a step reveals nothing is not forwarded again, and the tokens of its last step are never drawn;
     - the hidden state (C numbers) stands for the log-probabilities (V numbers).
     """
@@ -252,33 +232,6 @@ def plan_rounds(cfg):
     return [(1 / steps[r], steps[r + 1]) for r in range(n)]
 
 
-def refuse_other_knobs(cfg, path):
-    """A resumed run keeps the knobs that what it has written depends on."""
-    free = {
-        "rounds",
-        "final_steps",
-        "out_dir",
-        "init_from",
-        "export",
-        "device",
-        "dtype",
-        "compile",
-        "attention",
-        "wandb",
-        "fsdp",
-        "laptop_minutes",
-    }
-    free |= {"eval_interval", "eval_iters", "sample_interval", "log_interval", "learning_rate"}
-    free |= set() if cfg.method == "sdtt" else {"iters_per_round", "max_iters"}  # a run without rounds may be prolonged
-    was = load_checkpoint(path)["config"]
-    for key in sorted((vars(cfg).keys() & was.keys()) - free):
-        if getattr(cfg, key) != was[key]:
-            raise UserError(
-                f"{path} was distilled with --{key}={was[key]}, not {getattr(cfg, key)!r}. "
-                "Resume it with the same, or choose another --out_dir."
-            )
-
-
 def refuse_bad_knobs(cfg):
     """Refuses bad values before any work."""
     choose("divergence", cfg.divergence, DIVERGENCES)
@@ -360,31 +313,32 @@ def load_round(cfg, r):
     return load_checkpoint(path) if os.path.exists(path) else None
 
 
-def distill_round(cfg, r, loss, teacher, corpus, steps, saved, carried):
-    """Trains the student of round r, a copy of the teacher, and writes round_r.pt; goes on from saved."""
-    device, T = teacher.wte.weight.device, teacher.config.block_size
-    student = GPT(dataclasses.replace(teacher.config, dropout=cfg.dropout)).to(device)
+def student_of(teacher, saved, cfg):
+    """-> a copy of the teacher to train, or what the round has saved of it."""
+    student = GPT(dataclasses.replace(teacher.config, dropout=cfg.dropout)).to(teacher.wte.weight.device)
     student.load_state_dict(saved["model"] if saved else teacher.state_dict())
-    val = validation_batches(corpus, T, cfg, device)
+    return student
+
+
+def validator(loss, batches, cfg, device):
+    """-> f(student): the mean loss, over the same batches with the same noise at every call."""
 
     def validate(student):
-        """The same blocks and the same noise at every call."""
         noise = seeded(cfg.seed, "validation", device=device)
-        return mean_over(val, lambda b: loss(student, b, noise))
+        return mean_over(batches, lambda b: loss(student, b, noise))
 
-    get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
-    show = functools.partial(show_sample, meta=corpus.meta, steps=steps)
-    name, first = f"round_{r}.pt", (r - 1) * cfg.iters_per_round
-    fit(student, loss, get_batch, validate, cfg, saved or carried, corpus.meta, show, name, first)
-    if dist.is_initialized():
-        dist.barrier()  # the first process has written it
+    return validate
 
 
 def sdtt(cfg):
+    """Algorithm 2: round after round, the student becomes the teacher."""
     plan = plan_rounds(cfg)
-    teacher, corpus, _, note = set_up(cfg, causal=False, writes="round_*.pt")
-    loss_of = functools.partial(sdtt_loss, teacher=teacher, k=cfg.teacher_steps, kind=cfg.divergence)
-    loss_of = functools.partial(loss_of, sampler=cfg.sampler, dtype=getattr(torch, cfg.loss_dtype))
+    teacher, corpus, device, note = set_up(cfg, causal=False, writes="round_*.pt")
+    T = teacher.config.block_size
+    get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
+    val = validation_batches(corpus, T, cfg, device)
+    same = {"teacher": teacher, "k": cfg.teacher_steps, "kind": cfg.divergence, "sampler": cfg.sampler}
+    same["dtype"] = getattr(torch, cfg.loss_dtype)
     carried = None  # the optimizer of the last round, if it lives on
     for r, (dt, steps) in enumerate(plan, 1):
         saved = load_round(cfg, r)
@@ -393,10 +347,14 @@ def sdtt(cfg):
                 f"round {r} of {len(plan)}, on {note}: {cfg.teacher_steps} teacher steps of 1/{round(1 / dt)} "
                 f"become one; the student aims at {steps} steps"
             )
-            distill_round(cfg, r, functools.partial(loss_of, dt=dt), teacher, corpus, steps, saved, carried)
+            student, loss = student_of(teacher, saved, cfg), functools.partial(sdtt_loss, dt=dt, **same)
+            show = functools.partial(show_sample, meta=corpus.meta, steps=steps)
+            validate, first = validator(loss, val, cfg, device), (r - 1) * cfg.iters_per_round
+            fit(student, loss, get_batch, validate, cfg, saved or carried, corpus.meta, show, f"round_{r}.pt", first)
+            on_first_process(lambda: None)  # all wait until it has written the round
             saved = load_round(cfg, r)
         weights = saved["ema"] if cfg.ema_teacher and saved["ema"] else saved["model"]
-        teacher.load_state_dict(weights)  # Algorithm 2: the student becomes the teacher
+        teacher.load_state_dict(weights)  # the student becomes the teacher
         if not cfg.reset_optimizer:
             carried = {**saved, "step": 0, "ema": weights if cfg.ema else None}
     print_once(f"Rounds done: {cfg.out_dir}/round_{len(plan)}.pt samples in {plan[-1][1]} steps.")
@@ -404,29 +362,6 @@ def sdtt(cfg):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # kd: a drafter learns from an autoregressive teacher, its target
-
-
-def refuse_other_origin(path, cfg, T):
-    """Writes down what the text or labels beside `path` come from, or refuses them if it was something else."""
-    names = ("teacher", "teacher_step", "teacher_loss", "dataset", "seed", "topk", "soft_data", "soft_length")
-    names += ("pseudo_tokens",) if cfg.method == "soft" and not cfg.soft_data else ()  # pseudo.bin may grow
-    made = {"T": T} | {name: getattr(cfg, name, None) for name in names}
-    if cfg.soft_data.endswith(".jsonl"):
-        digest = hashlib.sha256()
-        with open(cfg.soft_data, "rb") as f:
-            for part in iter(lambda: f.read(2**20), b""):
-                digest.update(part)
-        made["soft_data holds"] = digest.hexdigest()[:16]
-    if not os.path.exists(path):
-        return data.atomic_write(path, json.dumps(made, indent=1).encode())
-    with open(path, encoding="utf-8") as f:
-        was = json.load(f)
-    for name, value in made.items():
-        if was.get(name, value) != value:
-            raise UserError(
-                f"{os.path.dirname(path)} was begun with {name} {was.get(name)!r}, not {value!r}. Delete it, or take "
-                "another --out_dir."
-            )
 
 
 def pseudo_data(target, meta, cfg, device, rows_at_once=64):
@@ -492,8 +427,8 @@ def kd(cfg):
         drafter.train()
         return text
 
-    loss = functools.partial(kd_loss, target=target, kind=cfg.divergence, temp=cfg.kd_temp)
-    loss = functools.partial(loss, kd_weight=cfg.kd_weight, ce_weight=cfg.ce_weight)
+    weights = {"temp": cfg.kd_temp, "kd_weight": cfg.kd_weight, "ce_weight": cfg.ce_weight}
+    loss = functools.partial(kd_loss, target=target, kind=cfg.divergence, **weights)
     val = validation_batches(corpus, T + 1, cfg, device)
     show = functools.partial(show_sample, meta=corpus.meta, steps=T)
     fit(drafter, loss, get_batch, lambda d: mean_over(val, lambda b: loss(d, b, None)), cfg, saved, corpus.meta, show)
@@ -549,8 +484,8 @@ def soft(cfg):
             dist.broadcast(batch, 0)  # all have the first one's
         return batch
 
-    loss = functools.partial(soft_loss, soft=labels, missing=cfg.missing, ce_weight=cfg.ce_weight)
-    loss = functools.partial(loss, vocab_parallel=cfg.vocab_parallel)
+    how = {"missing": cfg.missing, "ce_weight": cfg.ce_weight, "vocab_parallel": cfg.vocab_parallel}
+    loss = functools.partial(soft_loss, soft=labels, **how)
     val = validation_batches(corpus, T + 1, cfg, device)
     show = functools.partial(show_sample, meta=corpus.meta, steps=T)
     fit(student, loss, get_batch, lambda m: mean_over(val, lambda b: ar_loss(m, b)), cfg, saved, corpus.meta, show)

@@ -84,6 +84,10 @@ class NGram:
         choose("smoothing", smoothing, ("kneser_ney", "laplace"))
         if not 1 <= n <= 8:
             raise UserError(f"ngram_n is {n}; it must be from 1 to 8.")
+        if not (0 <= discount <= 1 and alpha > 0):
+            raise UserError(
+                f"ngram_discount is {discount}, ngram_alpha {alpha}; from 0 to 1, and above 0, are possible."
+            )
         self.n, self.V, self.smoothing, self.discount, self.alpha = n, vocab_size, smoothing, discount, alpha
 
     def fit(self, tokens):
@@ -148,6 +152,8 @@ class NGram:
 
     def log_probs(self, context):
         """(B, n - 1) int64, -1 where the text has not begun -> (B, V) float32 log-probabilities of the next token."""
+        # p_1 is the unigram; p_m = share of the m-gram + left * p_(m-1), for the contexts that were seen: Kneser-Ney's
+        # interpolation, from short contexts to long ones. A context that was never seen keeps what shorter ones say.
         p = np.tile(self.unigram, (len(context), 1))
         for m in range(2, self.n + 1):
             number, found = self.find(context[:, self.n - m :])
@@ -156,7 +162,8 @@ class NGram:
             number, low, many = number[rows], low[rows], (high - low)[rows]
             left = self.left[m - 1][number][:, None]
             p[rows] = left if self.smoothing == "laplace" else p[rows] * left
-            row = np.repeat(np.arange(len(rows)), many)  # of each known continuation
+            # its known continuations stand next to each other in the table: entries low ... low + many - 1
+            row = np.repeat(np.arange(len(rows)), many)
             entry = np.arange(len(row)) + (low - many.cumsum() + many)[row]
             p[rows[row], self.keys[m - 1][entry] % self.V] += self.share[m - 1][entry]
         return torch.from_numpy(p).log_()
@@ -321,7 +328,9 @@ def fit_ngram(cfg, tokens, corpus):
     """Counts the tokens and writes out_dir/ngram.txt."""
     refuse_used(cfg.out_dir)
     path = os.path.join(cfg.out_dir, "ngram.txt")
-    model = NGram(cfg.ngram_n, corpus.meta["vocab_size"], cfg.smoothing).fit(tokens)
+    model = NGram(cfg.ngram_n, corpus.meta["vocab_size"], cfg.smoothing, cfg.ngram_discount, cfg.ngram_alpha).fit(
+        tokens
+    )
     x = data.blocks(corpus.val, 129, 200)
     nats = -torch.cat([model(b[:, :-1]).gather(2, b[:, 1:, None]) for b in x.split(8)]).mean()
     os.makedirs(cfg.out_dir, exist_ok=True)

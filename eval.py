@@ -30,6 +30,8 @@ import torch
 import torch.distributed as dist
 
 import data
+from config.common import *
+from config.sampling import *
 from configurator import UserError, check_range, choose, configure
 from drafters import load_drafter, load_model, load_to_sample
 from metrics import (
@@ -47,38 +49,24 @@ from metrics import (
 )
 from plumbing.checkpoints import paths_of
 from plumbing.hardware import pick_device
-from plumbing.parallel import join_processes
+from plumbing.parallel import join_processes, rank_and_world
 from plumbing.report import plot, plot_drafters, plot_latency, tables
 from speculative import check_sampling, draw_many, empty_pages
 
 # ----------------------------------------------------------------------------------------------------------------------
-ckpt = "out/pydoc/ckpt.pt"  # one checkpoint, or several with commas between them; out/sdtt/round_*.pt is every round
 samples = ""  # files of sample.py --save, judged instead of what ckpt would write now
 judge = ""  # an autoregressive checkpoint, also gpt2-large and the like; for genppl (but of markov data) and mauve
 retokenize = False  # judge the text as the judge's own tokenizer cuts it; its vocabulary may be another then
 what = "nelbo,genppl"  # any of nelbo, genppl, selfbleu, mauve, lambada, latency, acceptance
-dataset = ""  # validation text; '': what the checkpoint was trained on
 passages = "lambada"  # for lambada: a name under data/, or a folder that data/lambada/prepare.py wrote
 steps = [4, 8, 16, 32, 64, 128, 256]  # diffusion sampling steps, one row of the table each
-sampler = "ancestral"  # see sample.py
 num_samples = 64  # for genppl and entropy
-length = 0  # tokens per sample; 0: the smallest context among model and judge
-temperature = 1.0
-top_k = 0
-top_p = 1.0  # of diffusion samples, and where acceptance is measured
 ar_top_p = [1.0]  # of autoregressive samples: one row of the table each
-draft = ""  # for acceptance: drafters of ckpt, with commas between them; see sample.py
 prompts = ""  # for acceptance: a prompts.jsonl of data/cnn_dailymail, also for ROUGE-2; '': from validation text
 gamma = 4  # tokens drafted at a time where acceptance is counted; the speed is measured at each drafter's best
-draft_steps = 1  # of a diffusion drafter
 latency_batch = [1, 8]  # samples at a time when latency is measured
 eval_blocks = 512  # validation blocks at most, spread evenly over the text
 draws = 4  # noise draws per block for nelbo
-batch_size = 16
-seed = 1337
-device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu'
-dtype = ""  # '' (bfloat16 where the hardware has it) | 'float32' | 'bfloat16'
-attention = "sdpa"
 out = "out/eval"  # folder for eval.json, eval.txt, eval.png and latency.png
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
@@ -192,67 +180,82 @@ def load_samples(path):
     return x, about
 
 
+def load_all(wanted, device, cfg):
+    """-> what is read before any work, so that mistakes show at once: files, models, corpus, judge, passages, prompts,
+    target, drafters, their common vocabulary (meta) and the size of a text.
+    """
+    its = types.SimpleNamespace(corpus=None, passages=None, prompts=None, target=None, drafters=None)
+    its.files = {path: load_samples(path) for path in paths_of(cfg.samples)} if cfg.samples else {}
+    its.models = {} if its.files else {path: load_to_sample(path, cfg) for path in paths_of(cfg.ckpt)}
+    metas = {path: checkpoint["meta"] for path, (_, checkpoint, *_) in its.models.items()}
+    metas |= {path: about["meta"] for path, (_, about) in its.files.items()}
+    sources = [checkpoint["config"]["dataset"] for _, checkpoint, *_ in its.models.values()]
+    sources += [about["dataset"] for _, about in its.files.values()]
+    its.meta = next(iter(metas.values()))
+    if "acceptance" in wanted:
+        its.target, its.drafters = load_drafters(cfg, its.models, its.meta)
+        its.prompts = load_prompts(cfg, its.meta) if cfg.prompts else None
+    its.judge, its.judge_meta = load_judge(cfg, wanted, its.meta, device)
+    if "lambada" in wanted:
+        its.passages, metas["the passages"] = load_passages(cfg.passages)
+    if set(wanted) & {"nelbo", "genppl", "selfbleu", "mauve"} or ("acceptance" in wanted and not cfg.prompts):
+        its.corpus = data.load(cfg.dataset or sources[0])
+        metas["the dataset"] = its.corpus.meta
+    for path, other in metas.items():
+        if not data.same_vocabulary(its.meta, other):
+            raise UserError(f"{path}: another vocabulary than {next(iter(metas))}'s; their numbers do not compare.")
+    lengths = {x.size(1) for x, _ in its.files.values()} | ({cfg.length} if cfg.length else set())
+    if len(lengths) > 1 or len({(about["prefix"], about["continuations"]) for _, about in its.files.values()}) > 1:
+        raise UserError(f"Texts of {sorted(lengths)} tokens, or with other prefixes, do not compare. Give one kind.")
+    sizes = [m[0].config.block_size for m in its.models.values()]
+    sizes += [its.judge.config.block_size] if its.judge else []
+    its.size = min(lengths, default=min(sizes, default=0))
+    return its
+
+
 def evaluate(cfg):
-    """-> dict: everything eval.json holds. Reads all files before any work, so that mistakes show at once."""
+    """-> dict: everything eval.json holds."""
     wanted = wanted_parts(cfg)
     device, note = join_processes(cfg)
     _, autocast, _ = pick_device(cfg.device, cfg.dtype)
-    files = {path: load_samples(path) for path in paths_of(cfg.samples)} if cfg.samples else {}
-    models = {} if files else {path: load_to_sample(path, cfg) for path in paths_of(cfg.ckpt)}
-    metas = {path: checkpoint["meta"] for path, (_, checkpoint, *_) in models.items()}
-    metas |= {path: about["meta"] for path, (_, about) in files.items()}
-    sources = [checkpoint["config"]["dataset"] for _, checkpoint, *_ in models.values()]
-    sources += [about["dataset"] for _, about in files.values()]
-    meta = next(iter(metas.values()))
-    if "acceptance" in wanted:
-        target, drafters = load_drafters(cfg, models, meta)
-        prompts = load_prompts(cfg, meta) if cfg.prompts else None
-    judge, judge_meta = load_judge(cfg, wanted, meta, device)
-    if "lambada" in wanted:
-        passages, metas["the passages"] = load_passages(cfg.passages)
-    if any(w in wanted for w in ("nelbo", "genppl", "selfbleu", "mauve")) or (
-        "acceptance" in wanted and not cfg.prompts
-    ):
-        corpus = data.load(cfg.dataset or sources[0])
-        metas["the dataset"] = corpus.meta
-    for path, other in metas.items():
-        if not data.same_vocabulary(meta, other):
-            raise UserError(f"{path}: another vocabulary than {next(iter(metas))}'s; their numbers do not compare.")
-    lengths = {x.size(1) for x, _ in files.values()} | ({cfg.length} if cfg.length else set())
-    if len(lengths) > 1 or len({(its["prefix"], its["continuations"]) for _, its in files.values()}) > 1:
-        raise UserError(f"Texts of {sorted(lengths)} tokens, or with other prefixes, do not compare. Give one kind.")
-    sizes = [m[0].config.block_size for m in models.values()] + ([judge.config.block_size] if judge else [])
-    size = min(lengths, default=min(sizes, default=0))
-    report = {"hardware": note, "torch": torch.__version__, "seed": cfg.seed, "tokens_per_sample": size}
-    report |= {"retokenize": cfg.retokenize} | ({} if files else {"sampler": cfg.sampler})
-    report["processes"] = dist.get_world_size() if dist.is_initialized() else 1
-    report["files"] = {path: {k: v for k, v in its.items() if k != "meta"} for path, (_, its) in files.items()}
+    its = load_all(wanted, device, cfg)
+    report = {"hardware": note, "torch": torch.__version__, "seed": cfg.seed, "tokens_per_sample": its.size}
+    report |= {"retokenize": cfg.retokenize} | ({} if its.files else {"sampler": cfg.sampler})
+    report["processes"] = rank_and_world()[1]
+    report["files"] = {p: {k: v for k, v in about.items() if k != "meta"} for p, (_, about) in its.files.items()}
     report |= {"likelihood": {}, "lambada": {}, "rows": [], "latency": [], "timed": {}, "drafters": []}
-
     if "nelbo" in wanted:
-        report["likelihood"] = likelihood_of_all(models, corpus, meta, autocast, cfg)
+        report["likelihood"] = likelihood_of_all(its.models, its.corpus, its.meta, autocast, cfg)
     if "lambada" in wanted:
-        for path, (model, *_) in models.items():
+        for path, (model, *_) in its.models.items():
             with autocast:
-                report["lambada"][path] = lambada(model, passages, cfg)
+                report["lambada"][path] = lambada(model, its.passages, cfg)
     if {"genppl", "selfbleu", "mauve"} & set(wanted):
-        judged = functools.partial(quality, judge=judge, metas=(meta, judge_meta), wanted=wanted, cfg=cfg)
-        report["rows"] = quality_of_all(models, files, corpus, judged, meta, size, autocast, cfg)
+        metas = its.meta, its.judge_meta
+        judged = functools.partial(quality, judge=its.judge, metas=metas, wanted=wanted, cfg=cfg)
+        report["rows"] = quality_of_all(its.models, its.files, its.corpus, judged, its.meta, its.size, autocast, cfg)
     if "latency" in wanted:
-        report["latency"], report["timed"] = latency_of_all(models, meta, size, cfg)
+        report["latency"], report["timed"] = latency_of_all(its.models, its.meta, its.size, cfg)
     if "acceptance" in wanted:
-        length, references = cfg.length or target.config.block_size, None
-        if cfg.prompts:
-            x, references = prompts
-            if x.size(1) >= length:
-                raise UserError(f"The prompts have {x.size(1)} tokens and leave no room in {length}. Use --length.")
-        else:
-            x = data.blocks(corpus.val, max(1, length // 8), cfg.num_samples)
-        with next(iter(models.values()))[2]:
-            report["drafters"] = drafters_table(target, drafters, x.to(device), length, cfg)
-            if references:
-                report["rouge2"] = rouge_2(target, drafters, x.to(device), length, references, meta, cfg)
+        report |= acceptance_of_all(its, device, cfg)
     return report
+
+
+def acceptance_of_all(its, device, cfg):
+    """-> {"drafters": the rows of their table} and, where prompts have references, "rouge2"."""
+    length, references = cfg.length or its.target.config.block_size, None
+    if cfg.prompts:
+        x, references = its.prompts
+        if x.size(1) >= length:
+            raise UserError(f"The prompts have {x.size(1)} tokens and leave no room in {length}. Use --length.")
+    else:
+        x = data.blocks(its.corpus.val, max(1, length // 8), cfg.num_samples)
+    with next(iter(its.models.values()))[2]:
+        found = {"drafters": drafters_table(its.target, its.drafters, x.to(device), length, cfg)}
+        if references:
+            rouge = rouge_2(its.target, its.drafters, x.to(device), length, references, its.meta, cfg)
+            found["rouge2"] = rouge
+    return found
 
 
 def likelihood_of_all(models, corpus, meta, autocast, cfg):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 import data
 from configurator import UserError
 from drafters import Diffusion, Lookup
-from model import ar_loss, nelbo, probabilities
+from model import ar_loss, nelbo, probabilities, ranks
 from plumbing.parallel import share_out
 from plumbing.randomness import seeded
 from speculative import (
@@ -165,7 +165,7 @@ def lambada(model, passages, cfg, largest=8):
         weights = 1 / torch.tensor([math.comb(m, k) for k in range(1, m + 1)], device=device)[sizes - 1]  # mean over S
         noise = seeded(cfg.seed, "lambada", i)
         n_masks = torch.randint(1, m + 1, (cfg.draws, 1), generator=noise)
-        drawn = (torch.rand(cfg.draws, m, generator=noise).argsort(1).argsort(1) < n_masks).to(device)
+        drawn = (ranks(torch.rand(cfg.draws, m, generator=noise)) < n_masks).to(device)
         return hit, (weights * nats(x, subsets)).sum().item(), m * nats(x, drawn).mean().item()
 
     passages = [(context, word) for context, word in passages if len(word) < size]

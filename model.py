@@ -1,7 +1,7 @@
 """
-The one model file: a GPT, the masked diffusion language model that the same block becomes, and how to sample from both.
+The model: a GPT, the masked diffusion language model that the same block becomes, its loss, its bound and its samplers.
 
-Read it in this order: GPT (one `causal` flag is the whole difference between the two models), diffusion_loss, sample.
+Read it in this order: GPT (one `causal` flag is the whole difference between the two models), diffusion_loss, unmask.
 Shapes: B batch, T sequence, C width, V real tokens, H heads, D = C / H, N masked positions, K sampling steps.
 Losses are in nats per token.
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from configurator import UserError, choose, first_line
 from plumbing.checkpoints import load_checkpoint
-from plumbing.head import ROWS_AT_ONCE, HeadLoss, slice_of_vocab
+from plumbing.head import ROWS_AT_ONCE, HeadLoss, slice_of_vocab, with_gradient_times
 from plumbing.randomness import uniform
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -182,6 +182,7 @@ class GPT(nn.Module):
         if config.arch != "gpt" and block is None:
             raise UserError(f"arch is {config.arch!r}: drafters.new_model builds it.")
         self.config = config
+        # The one difference: without `causal` every position sees every other, and there is a [MASK] to look at.
         self.mask_id = None if config.causal else config.vocab_size
         self.wte = nn.Embedding(config.vocab_size + (not config.causal), config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.pos == "learned" else None
@@ -256,7 +257,8 @@ class GPT(nn.Module):
         if parts > 1:
             first, end = slice_of_vocab(V, part, parts)
             weight, bias = (p if p is None else p[first:end] for p in (weight, bias))
-            weight, bias = (p if p is None else p + (parts - 1) * (p - p.detach()) for p in (weight, bias))
+            # Each process has the gradient of its own slice, and zero elsewhere; their mean would be 1/parts of it.
+            weight, bias = (p if p is None else with_gradient_times(p, parts) for p in (weight, bias))
             V = end - first
         args = loss_of, n, h, weight, bias, V
         return HeadLoss.apply(*args, torch.is_grad_enabled(), *rows)  # inside apply, grad mode is always off
@@ -378,12 +380,18 @@ def diffusion_loss(model, x0, generator, t_weight=1.0, eps=1e-3):
     on the likelihood. DIFFERS if t_weight a < 1: noise level t weighs (2 - a) / t^a instead of 1 / t. That is no bound,
     but the network does not see t, so its optimum is the same, and the few tokens of a small t drown the rest no more.
     """
+    # E over t in (eps, 1) of 1/t * sum over masked tokens of -log p(x0 | xt), from one t and one xt a sequence
     t = (1 - eps) * stratified(x0.size(0), generator, x0.device) + eps  # (B, 1)
     xt = add_noise(x0, t, model.mask_id, generator)
     masked = xt == model.mask_id  # (B, T), N of them
     h = model.hidden(xt)[masked]  # (N, C)
     weights = ((2 - t_weight) / t**t_weight).expand(xt.shape)[masked] / x0.numel()  # (N)
     return model.nll(h, x0[masked], weights)
+
+
+def ranks(x):
+    """(B, T) -> (B, T) int64: the place, from 0, that each number has in its row in rising order."""
+    return x.argsort(1).argsort(1)  # where each place of the sorted row comes from, inverted
 
 
 def nelbo(model, x0, generator):
@@ -394,7 +402,7 @@ def nelbo(model, x0, generator):
     """
     B, T = x0.shape
     n_masks = (stratified(B, generator, x0.device) * T).long() + 1  # (B, 1) in 1 ... T
-    masked = uniform(x0.shape, generator, x0.device).argsort(1).argsort(1) < n_masks  # (B, T)
+    masked = ranks(uniform(x0.shape, generator, x0.device)) < n_masks  # (B, T): each set of that size equally likely
     h = model.hidden(x0.masked_fill(masked, model.mask_id))[masked]
     return model.nll(h, x0[masked], (1 / n_masks).expand(B, T)[masked] / B)
 
@@ -424,10 +432,12 @@ def reveal_order(blank, times, sampler, generator):
     if sampler == "first_hitting":
         step = u + 1  # a reveal time of its own for every token
     else:
+        # The step that reveals a token: invert the distribution function of that step, 1 - P(still masked after it).
         times = times.to(device)
         kept = (1 - reveal_rate(times[..., :-1], times[..., 1:], sampler)).cumprod(-1)  # P(still masked after the step)
         step = torch.searchsorted(1 - kept[..., :-1], u, right=True).double() + 1  # (B, T) in 1 ... K
     step = step.masked_fill(~blank.to(device), 0)
+    # Number the steps that do occur in a row 1, 2, ...: one more wherever the sorted steps rise, put back in place.
     ordered, where = step.sort(1)
     call = torch.diff(ordered, dim=1, prepend=torch.zeros_like(ordered[:, :1])).ne(0).cumsum(1)
     return torch.zeros_like(call).scatter(1, where, call).to(blank.device)
@@ -498,8 +508,8 @@ def fill_by_confidence(model, xt, steps, sampler, temperature, top_p, generator,
         candidates = xt[rows].masked_scatter(masked[rows], tokens.long())
         confidence = torch.full(candidates.shape, -1.0, dtype=p.dtype, device=xt.device)
         confidence[masked[rows]] = p
-        rank = confidence.argsort(1, descending=True).argsort(1)
-        xt[rows] = torch.where(rank < n_reveal[rows, None], candidates, xt[rows])
+        surest = ranks(-confidence) < n_reveal[rows, None]  # (b, T)
+        xt[rows] = torch.where(surest, candidates, xt[rows])
         if watch:
             watch()
 

@@ -20,10 +20,12 @@ import torch
 import torch.distributed as dist
 
 import data
+from config.common import *
+from config.sampling import *
 from configurator import UserError, check_range, configure, print_once
 from drafters import load_drafter, load_to_sample
 from plumbing.checkpoints import paths_of
-from plumbing.parallel import join_processes
+from plumbing.parallel import join_processes, rank_and_world
 from plumbing.published import save_published
 from plumbing.randomness import seeded
 from speculative import (
@@ -39,31 +41,17 @@ from speculative import (
 )
 
 # ----------------------------------------------------------------------------------------------------------------------
-ckpt = "out/pydoc/ckpt.pt"  # several (a,b or out/sdtt/round_*.pt) stand side by side; also gpt2, sdtt:kld:7 or a folder
 export = ""  # a folder: also save the model there as model.safetensors and config.json, to publish it
 num_samples = 4
 steps = 64  # diffusion: K reverse steps; more steps, better text; more steps than tokens cost nothing more
-sampler = "ancestral"  # 'ancestral' | 'analytic' (the same law) | 'first_hitting' (K -> infinity) | 'confidence'
-temperature = 1.0  # 0: always the most probable token
-top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
-top_p = 1.0  # keep the most probable tokens that hold this much probability
-length = 0  # tokens, the prompt included; 0: the model's context; more than the context works too
 prompt = ""  # text that the samples begin with, or FILE:path
 infill = ""  # diffusion: a text with blanks to fill, one token each, or FILE:path
 blank = "_"  # what a blank looks like in infill
-draft = ""  # autoregressive: what guesses ahead, a checkpoint, an ngram.txt or 'lookup'; the text keeps its law
 gamma = 0  # tokens that it guesses at a time; 0: the fastest by a short trial
-draft_steps = 1  # a diffusion drafter reveals its tokens in so many groups, left to right
 trace = False  # show one sample appearing (diffusion)
 save = ""  # a .jsonl file: write the samples there, for eval.py --samples; torchrun shares the work
-batch_size = 16  # samples at a time that are saved
 prefix = 0  # of saved samples: they continue so many tokens of a validation text
 continuations = 1  # of saved samples: so many continue the same text
-dataset = ""  # of these texts; '': what the checkpoint was trained on
-seed = 1337
-device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu'
-dtype = ""  # '' (bfloat16 where the hardware has it) | 'float32' | 'bfloat16'
-attention = "sdpa"  # 'sdpa' | 'manual' | 'flash_attn'
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -178,11 +166,10 @@ def side_by_side(texts, width):
     return "\n".join(" | ".join(f"{part:{width}}" for part in line).rstrip() for line in lines)
 
 
-def main(cfg):
+def refuse_bad_knobs(cfg, paths):
+    """Refuses knobs that do not go together, before any work."""
     check_range(cfg, ("num_samples",), 1)
     check_sampling(cfg)
-    sys.stdout.reconfigure(errors="replace")  # a Windows pipe cannot write every character
-    paths = paths_of(cfg.ckpt)
     if cfg.save and (len(paths) > 1 or cfg.prompt or cfg.infill or cfg.draft or cfg.trace):
         raise UserError("--save takes one --ckpt, and --prefix instead of --prompt; no --infill, --draft or --trace.")
     if not cfg.save and (cfg.prefix or cfg.continuations > 1 or cfg.dataset):
@@ -191,9 +178,60 @@ def main(cfg):
         raise UserError("--export saves one model: give one --ckpt.")
     if "WORLD_SIZE" in os.environ and not cfg.save:
         raise UserError("torchrun shares the work of --save=FILE.jsonl only. Run it as: python sample.py ...")
+
+
+def speculated(model, drafter, known, n_new, cfg, noise):
+    """(n, T) int64 -> (n, T + n_new) int64, its Counts, seconds, and a line on how it went."""
+    gamma = choose_gamma(model, drafter, known, n_new, cfg, seeded(cfg.seed, "trial", device=known.device))
+    began = time.perf_counter()  # the trial does not count
+    x, counts = speculate(model, drafter, known, n_new, gamma, cfg.temperature, cfg.top_k, cfg.top_p, noise)
+    went = (
+        f"\n{counts.drafted.float().mean():.0%} of the tokens were drafted; gamma {gamma}, "
+        f"alpha {acceptance(counts):.2f}, {tokens_per_call(counts):.2f} tokens per target call"
+    )
+    return x, counts, time.perf_counter() - began, went
+
+
+def texts_of(model, meta, template, autocast, note, cfg):
+    """(1, L) int64, -1 at the blanks -> num_samples texts, and a line on how long they took."""
+    device, decode, n = model.wte.weight.device, data.encoder(meta)[1], 1 if cfg.trace else cfg.num_samples
+    noise, went, counts = seeded(cfg.seed, device=device), "", None
+    with torch.no_grad(), autocast:
+        if cfg.draft:
+            drafter = load_drafter(cfg.draft, model, meta, cfg)
+            known = known_text(template).to(device).expand(n, -1)
+            x, counts, seconds, went = speculated(model, drafter, known, template.size(1) - known.size(1), cfg, noise)
+        else:
+            began = time.perf_counter()
+            watch = tracer(decode, model.mask_id) if cfg.trace else None
+            x = draw_samples(model, template.to(device).expand(n, -1), cfg, cfg.steps, noise, watch).cpu()
+            seconds = time.perf_counter() - began
+    x = x.cpu()
+    texts = [decode(row) for row in x.tolist()]
+    if counts and sys.stdout.isatty():
+        texts = [coloured(*pair, decode) for pair in zip(x, counts.drafted, strict=True)]
+    return texts, f"{n} x {x.size(1)} tokens in {seconds:.2f} s on {note}, seed {cfg.seed}{went}"
+
+
+def print_samples(paths, drawn):
+    """[(texts, how long they took), ...], one for each path: the texts of several models side by side."""
+    width = max((shutil.get_terminal_size((120, 24)).columns + 3) // len(paths) - 3, 20)
+    for i, texts in enumerate(zip(*(texts for texts, _ in drawn), strict=True)):
+        print(f"{'-' * 40} sample {i + 1}")
+        titled = [f"{path}\n\n{text}" for path, text in zip(paths, texts, strict=True)]
+        print(texts[0] if len(paths) == 1 else side_by_side(titled, width))
+    print("-" * 40)
+    for path, (_, took) in zip(paths, drawn, strict=True):
+        print(took if len(paths) == 1 else f"{path}: {took}")
+
+
+def main(cfg):
+    sys.stdout.reconfigure(errors="replace")  # a Windows pipe cannot write every character
+    paths = paths_of(cfg.ckpt)
+    refuse_bad_knobs(cfg, paths)
     join_processes(cfg)
     models = [load_to_sample(path, cfg) for path in paths]
-    if cfg.export and (not dist.is_initialized() or dist.get_rank() == 0):
+    if cfg.export and rank_and_world()[0] == 0:
         save_published(cfg.export, *models[0][:2])
         print(f"The model is in {cfg.export}")
     if cfg.save:
@@ -208,42 +246,10 @@ def main(cfg):
         raise UserError(
             "--trace shows masks disappearing: it takes one diffusion checkpoint, not several or autoregressive."
         )
-    n, drawn = 1 if cfg.trace else cfg.num_samples, []
+    drawn = []
     for (model, checkpoint, autocast, note), template in zip(models, templates, strict=True):
-        device, decode = model.wte.weight.device, data.encoder(checkpoint["meta"])[1]
-        watch = tracer(decode, model.mask_id) if cfg.trace else None
-        began = time.perf_counter()
-        with torch.no_grad(), autocast:
-            noise = seeded(cfg.seed, device=device)
-            if cfg.draft:
-                drafter = load_drafter(cfg.draft, model, checkpoint["meta"], cfg)
-                known = known_text(template).to(device).expand(n, -1)
-                n_new = template.size(1) - known.size(1)
-                gamma = choose_gamma(model, drafter, known, n_new, cfg, seeded(cfg.seed, "trial", device=device))
-                began = time.perf_counter()
-                settings = (cfg.temperature, cfg.top_k, cfg.top_p, noise)
-                x, counts = speculate(model, drafter, known, n_new, gamma, *settings)
-            else:
-                x = draw_samples(model, template.to(device).expand(n, -1), cfg, cfg.steps, noise, watch)
-        x = x.cpu()  # waits for the device
-        took = f"{n} x {x.size(1)} tokens in {time.perf_counter() - began:.2f} s on {note}, seed {cfg.seed}"
-        texts = [decode(row) for row in x.tolist()]
-        if cfg.draft:
-            took += (
-                f"\n{counts.drafted.float().mean():.0%} of the tokens were drafted; gamma {gamma}, "
-                f"alpha {acceptance(counts):.2f}, {tokens_per_call(counts):.2f} tokens per target call"
-            )
-            if sys.stdout.isatty():
-                texts = [coloured(*pair, decode) for pair in zip(x, counts.drafted, strict=True)]
-        drawn.append((texts, took))
-    width = max((shutil.get_terminal_size((120, 24)).columns + 3) // len(paths) - 3, 20)
-    for i in range(n):
-        print(f"{'-' * 40} sample {i + 1}")
-        titled = [f"{path}\n\n{texts[i]}" for path, (texts, _) in zip(paths, drawn, strict=True)]
-        print(drawn[0][0][i] if len(paths) == 1 else side_by_side(titled, width))
-    print("-" * 40)
-    for path, (_, took) in zip(paths, drawn, strict=True):
-        print(took if len(paths) == 1 else f"{path}: {took}")
+        drawn.append(texts_of(model, checkpoint["meta"], template, autocast, note, cfg))
+    print_samples(paths, drawn)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """
 Train a GPT or a masked diffusion language model.
-$ python train.py config/train_pydoc.py           (4 minutes on 2 CPU cores; --help prints the knobs)
+$ python train.py config/train_pydoc.py           (5 minutes on 2 laptop cores; --help prints the knobs)
 $ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py    (--fsdp=True: in shards)
 
 `fit` is the only training loop of the project. A diffusion model converts from a GPT: --init_from=out/gpt/ckpt.pt.
@@ -10,26 +10,24 @@ import dataclasses
 import functools
 import os
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 import torch
 import torch.distributed as dist
 
 import data
+from config.common import *
+from config.loop import *
 from configurator import UserError, check_range, choose, configure, print_once, save_config
-from drafters import fit_ngram, new_model
+from drafters import fit_ngram, load_model, new_model
 from loop import check_loop, fit, mean_over, show_sample, validation_batches
-from model import GPTConfig, ar_loss, diffusion_loss, nelbo
+from model import GPTConfig, ar_loss, config_of, diffusion_loss, nelbo
 from plumbing.checkpoints import load_checkpoint
-from plumbing.parallel import join_processes
+from plumbing.parallel import join_processes, on_first_process
+from plumbing.published import save_published
 from plumbing.randomness import seeded
 from plumbing.runs import claim, refuse_used, release, to_resume
 
 # ----------------------------------------------------------------------------------------------------------------------
-dataset = "pydoc"  # a name under data/, or a folder that a prepare.py wrote
+dataset = "pydoc"
 objective = "diffusion"  # 'diffusion' | 'ar'
 out_dir = "out/train"
 init_from = "scratch"  # 'scratch' | 'resume' (out_dir) | a ckpt.pt or a published model such as gpt2 or mdlm-owt, also
@@ -40,39 +38,11 @@ block_size = 256  # tokens
 n_layer = 6
 n_head = 6
 n_embd = 384
-dropout = 0.0
-kernel_size = 5  # of arch 'cnn', in tokens
-ngram_n = 5  # of arch 'ngram', which counts and needs none of the other knobs
-smoothing = "kneser_ney"  # of arch 'ngram': 'kneser_ney' | 'laplace'
 pos = "rope"  # 'rope' | 'learned'
 tie_weights = True
-attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
-# optimizer
-learning_rate = 1e-3
 max_iters = 2000  # optimizer steps
-warmup_iters = 100
-lr_schedule = "cosine"  # 'cosine' (down to min_lr) | 'constant', both after a linear warm-up
-min_lr = 0.1  # fraction of learning_rate at the end
-weight_decay = 0.1
-beta2 = 0.99  # of AdamW; beta1 is 0.9
-grad_clip = 1.0  # gradient norm; 0: off
-ema = 0.0  # decay of the averaged weights, e.g. 0.999; they are validated and sampled; 0: off
-batch_size = 16  # sequences per forward on each process
-gradient_accumulation_steps = 1  # forwards per step, over all processes
 t_weight = 1.0  # diffusion: noise level t weighs 1/t^t_weight; 1.0 is the likelihood bound, 0.5 learns faster
 random_length = 0.0  # fraction of diffusion batches cut to a random length (LLaDA: 0.01)
-# the run
-eval_interval = 500  # steps between validations; each one saves ckpt.pt
-eval_iters = 20  # validation batches
-sample_interval = 0  # steps between printed samples, a multiple of eval_interval; 0: none
-log_interval = 10  # steps between log lines
-seed = 1337
-device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'cuda:1' | 'mps' | 'cpu'
-dtype = ""  # '' (bfloat16 where the hardware has it) | 'float32' | 'bfloat16'
-compile = "auto"  # torch.compile the trunk for training: 'auto' (on cuda) | 'on' | 'off'
-fsdp = False  # under torchrun: shard weights, gradients and optimizer over the processes (FSDP2); False: DDP
-laptop_minutes = 0.0  # that the README says max_iters take on a laptop; 0: nothing
-wandb = ""  # a project name: also log to Weights & Biases
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -97,7 +67,7 @@ def make_model(cfg, vocab_size, device):
         return new_model(config).to(device), None
     (path,) = to_resume(cfg.out_dir, "ckpt.pt") if cfg.init_from == "resume" else (cfg.init_from,)
     saved = load_checkpoint(path)  # on the CPU: beside the weights, averages and optimizer it may not fit the GPU
-    was = GPTConfig(**{**saved["model_config"], "attention": cfg.attention})
+    was = config_of(saved, path, attention=cfg.attention)
     if was.vocab_size != vocab_size:
         raise UserError(f"{path} has a vocabulary of {was.vocab_size}, but {cfg.dataset} one of {vocab_size}.")
     config = dataclasses.replace(was, dropout=cfg.dropout)  # the shape is the checkpoint's
@@ -154,6 +124,8 @@ def main(cfg):
         fit(model, loss, get_batch, validate, cfg, resume, corpus.meta, show)
     finally:
         release(cfg.out_dir)
+    if cfg.export:
+        on_first_process(lambda: save_published(cfg.export, *load_model(os.path.join(cfg.out_dir, "ckpt.pt"))))
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,5 +1,5 @@
 """
-The second part of `make demo`: the GPT becomes a masked diffusion model, 4 minutes on 2 CPU cores.
+The second part of `make demo`: the GPT becomes a masked diffusion model, 4 to 5 minutes on 2 laptop cores.
 
 $ python train.py config/train_pydoc.py
 """

@@ -1,5 +1,5 @@
 """
-The first part of `make demo`: a small GPT on Python's language reference, 1 minute on 2 CPU cores.
+The first part of `make demo`: a small GPT on Python's language reference, 2 minutes on 2 laptop cores.
 It is the judge of the samples and the start of the diffusion model.
 
 $ python train.py config/train_pydoc_ar.py

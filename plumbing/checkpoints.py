@@ -32,7 +32,7 @@ def save_checkpoint(path, checkpoint):
 
 
 def load_checkpoint(path):
-    """-> the dict that train.fit saved, on the CPU; path may be a published name or folder too.
+    """-> the dict that loop.fit saved, on the CPU; path may be a published name or folder too.
 
     Runs no code from the file. Raises UserError if it is missing or damaged.
     """

@@ -11,8 +11,10 @@ ROWS_AT_ONCE = {"cpu": (128, 2**19), "cuda": (1024, 2**26), "mps": (256, 2**22)}
 class HeadLoss(torch.autograd.Function):
     """sum_n loss_of(h_n W^T + b, rows_n), in chunks of n.
 
-    The gradient of a chunk's losses by its logits is taken at once and carried on to h, W and b: no N x V tensor ever
-    exists, and nothing is computed twice (under checkpointing it would be).
+    The plain way: loss_of(F.linear(h, W, b), rows).sum(), whose N x V logits and their gradient are what a large
+    vocabulary costs. Here the gradient of a chunk's losses by its logits z is taken at once and carried on:
+    dh = dz W, dW = dz^T h, db = sum dz. No N x V tensor ever exists, and nothing is computed twice (under checkpointing
+    it would be). The backward pass only multiplies what the forward has found by the gradient that arrives.
     """
 
     @staticmethod
@@ -35,7 +37,7 @@ class HeadLoss(torch.autograd.Function):
                 z = whole[: len(hi)].copy_(torch.mm(hi, W.T, out=low[: len(hi)]))  # (n, V)
                 if bias is not None:
                     z += bias
-                with torch.set_grad_enabled(need_grad):
+                with torch.set_grad_enabled(need_grad):  # a graph of this chunk alone, from z to its losses
                     value = loss_of(z.requires_grad_(need_grad), *(r[i : i + n] for r in rows)).sum()
                 loss += value.detach()
                 if not need_grad:
@@ -61,6 +63,11 @@ class HeadLoss(torch.autograd.Function):
             None if db is None else db.mul_(grad),
             *[None] * (2 + ctx.n_rows),
         )
+
+
+def with_gradient_times(p, factor):
+    """p itself, with a gradient `factor` times as large: the second term is zero, but its derivative is factor - 1."""
+    return p + (factor - 1) * (p - p.detach())
 
 
 def slice_of_vocab(V, part, parts):

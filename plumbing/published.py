@@ -127,6 +127,22 @@ def from_gpt2(w, config):
     return {**shape, **biases, "n_layer": config["n_layer"], "n_head": config["n_head"]}, weights
 
 
+def mdlm_shapes(V, C, L, E):
+    """-> {key: shape} of MDLM's file: L blocks C wide, V tokens and the mask, noise levels embedded in E numbers."""
+
+    def ada(n):
+        return {"adaLN_modulation.weight": (n * C, E), "adaLN_modulation.bias": (n * C,)}
+
+    block = {"norm1.weight": (C,), "norm2.weight": (C,), "attn_qkv.weight": (3 * C, C), "attn_out.weight": (C, C)}
+    block |= {"mlp.0.weight": (4 * C, C), "mlp.0.bias": (4 * C,), "mlp.2.weight": (C, 4 * C), "mlp.2.bias": (C,)}
+    output = {"norm_final.weight": (C,), "linear.weight": (V + 1, C), "linear.bias": (V + 1,)}
+    shapes = {"vocab_embed.embedding": (V + 1, C), "sigma_map.mlp.0.weight": (E, 256), "sigma_map.mlp.0.bias": (E,)}
+    shapes |= {"sigma_map.mlp.2.weight": (E, E), "sigma_map.mlp.2.bias": (E,)}
+    shapes |= {f"blocks.{i}.{k}": s for i in range(L) for k, s in (block | ada(6)).items()}
+    shapes |= {f"output_layer.{k}": s for k, s in (output | ada(2)).items()}
+    return shapes
+
+
 def from_mdlm(w, config):
     """-> model_config, weights. The adaptive layer norms of MDLM and SDTT are folded into a plain pre-LN block.
 
@@ -144,14 +160,7 @@ def from_mdlm(w, config):
     D = C // heads.pop()
     if freq is not None and not torch.allclose(freq, 10000.0 ** (-torch.arange(0, D, 2) / D), rtol=1e-2):  # bfloat16?
         raise UserError("rotary_emb.inv_freq is not of base 10000")
-    ada = lambda n: {"adaLN_modulation.weight": (n * C, E), "adaLN_modulation.bias": (n * C,)}  # noqa: E731
-    block = {"norm1.weight": (C,), "norm2.weight": (C,), "attn_qkv.weight": (3 * C, C), "attn_out.weight": (C, C)}
-    block |= {"mlp.0.weight": (4 * C, C), "mlp.0.bias": (4 * C,), "mlp.2.weight": (C, 4 * C), "mlp.2.bias": (C,)}
-    output = {"norm_final.weight": (C,), "linear.weight": (V + 1, C), "linear.bias": (V + 1,)}
-    shapes = {"vocab_embed.embedding": (V + 1, C), "sigma_map.mlp.0.weight": (E, 256), "sigma_map.mlp.0.bias": (E,)}
-    shapes |= {"sigma_map.mlp.2.weight": (E, E), "sigma_map.mlp.2.bias": (E,)}
-    shapes |= {f"blocks.{i}.{k}": s for i in range(L) for k, s in (block | ada(6)).items()}
-    shapes |= {f"output_layer.{k}": s for k, s in (output | ada(2)).items()}
+    shapes = mdlm_shapes(V, C, L, E)
     for key in sorted(shapes.keys() | w.keys()):
         here, wanted = tuple(w[key].shape) if key in w else "missing", shapes.get(key, "unknown")
         if here != wanted:

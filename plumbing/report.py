@@ -10,6 +10,23 @@ def short(drafter):
     return drafter.removesuffix("/ckpt.pt").removesuffix("/ngram.txt")
 
 
+def drafter_lines(rows):
+    """What metrics.drafters_table measured -> the lines of its table."""
+    names = ("drafter", "alpha", "+-", "counted", "by place", "tokens/call", "gamma", "c", "call")
+    names += ("predicted", "measured")
+    wide = max(len("drafter"), *(len(short(r["drafter"])) for r in rows))
+    widths = f"\n{{:{wide}s}}" + " {:>6s} {:>5s} {:>7s} {:>24s} {:>11s} {:>5s} {:>6s} {:>5s} {:>9s} {:>14s}"
+    lines = [widths.format(*names)]
+    for r in rows:
+        places = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
+        lines.append(
+            f"{short(r['drafter']):{wide}s} {r['alpha']:6.3f} {r['alpha_error']:5.3f} {r['counted']:7.3f} "
+            f"{places:>24s} {r['tokens_per_call']:11.2f} {r['gamma']:5d} {r['c']:6.3f} "
+            f"{r['call']:5.2f} {r['predicted']:9.2f} {r['speedup']:7.2f} +- {r['speedup_error']:.2f}"
+        )
+    return lines
+
+
 def tables(report):
     """-> the text that is printed and saved as eval.txt."""
     lines = []
@@ -40,19 +57,7 @@ def tables(report):
         lines.append(f"\n{'seconds per sample':{wide}s} {'steps':>5s} {'batch':>6s}")
         for r in report["latency"]:
             lines.append(f"{r['model']:{wide}s} {r['steps']:5d} {r['batch']:6d} {r['s_per_sample']:12.4f}")
-    if report["drafters"]:
-        names = ("drafter", "alpha", "+-", "counted", "by place", "tokens/call", "gamma", "c", "call")
-        names += ("predicted", "measured")
-        wide = max(len("drafter"), *(len(short(r["drafter"])) for r in report["drafters"]))
-        widths = f"\n{{:{wide}s}}" + " {:>6s} {:>5s} {:>7s} {:>24s} {:>11s} {:>5s} {:>6s} {:>5s} {:>9s} {:>14s}"
-        lines.append(widths.format(*names))
-        for r in report["drafters"]:
-            places = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
-            lines.append(
-                f"{short(r['drafter']):{wide}s} {r['alpha']:6.3f} {r['alpha_error']:5.3f} {r['counted']:7.3f} "
-                f"{places:>24s} {r['tokens_per_call']:11.2f} {r['gamma']:5d} {r['c']:6.3f} "
-                f"{r['call']:5.2f} {r['predicted']:9.2f} {r['speedup']:7.2f} +- {r['speedup_error']:.2f}"
-            )
+    lines += drafter_lines(report["drafters"]) if report["drafters"] else []
     for path, (mean, error) in report.get("rouge2", {}).items():
         lines.append(f"{short(path)}: ROUGE-2 {mean:.3f} +- {error:.3f}")
     lines.append(f"\n{report['hardware']}, seed {report['seed']}, torch {report['torch']}")

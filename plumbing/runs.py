@@ -3,10 +3,13 @@ The folder of a run: who may write there, what it holds, its log.
 """
 
 import glob
+import hashlib
 import json
 import os
 
 from configurator import UserError
+from data import atomic_write
+from plumbing.checkpoints import load_checkpoint
 
 try:
     import fcntl
@@ -84,3 +87,53 @@ def release(out_dir):
     """Undoes claim. (So does the end of the process.)"""
     if out_dir in CLAIMED:
         CLAIMED.pop(out_dir).close()
+
+
+def refuse_other_knobs(cfg, path):
+    """A resumed run keeps the knobs that what it has written depends on."""
+    free = {
+        "rounds",
+        "final_steps",
+        "out_dir",
+        "init_from",
+        "export",
+        "device",
+        "dtype",
+        "compile",
+        "attention",
+        "wandb",
+        "fsdp",
+        "laptop_minutes",
+    }
+    free |= {"eval_interval", "eval_iters", "sample_interval", "log_interval", "learning_rate"}
+    free |= set() if cfg.method == "sdtt" else {"iters_per_round", "max_iters"}  # a run without rounds may be prolonged
+    was = load_checkpoint(path)["config"]
+    for key in sorted((vars(cfg).keys() & was.keys()) - free):
+        if getattr(cfg, key) != was[key]:
+            raise UserError(
+                f"{path} was distilled with --{key}={was[key]}, not {getattr(cfg, key)!r}. "
+                "Resume it with the same, or choose another --out_dir."
+            )
+
+
+def refuse_other_origin(path, cfg, T):
+    """Writes down what the text or labels beside `path` come from, or refuses them if it was something else."""
+    names = ("teacher", "teacher_step", "teacher_loss", "dataset", "seed", "topk", "soft_data", "soft_length")
+    names += ("pseudo_tokens",) if cfg.method == "soft" and not cfg.soft_data else ()  # pseudo.bin may grow
+    made = {"T": T} | {name: getattr(cfg, name, None) for name in names}
+    if cfg.soft_data.endswith(".jsonl"):
+        digest = hashlib.sha256()
+        with open(cfg.soft_data, "rb") as f:
+            for part in iter(lambda: f.read(2**20), b""):
+                digest.update(part)
+        made["soft_data holds"] = digest.hexdigest()[:16]
+    if not os.path.exists(path):
+        return atomic_write(path, json.dumps(made, indent=1).encode())
+    with open(path, encoding="utf-8") as f:
+        was = json.load(f)
+    for name, value in made.items():
+        if was.get(name, value) != value:
+            raise UserError(
+                f"{os.path.dirname(path)} was begun with {name} {was.get(name)!r}, not {value!r}. Delete it, or take "
+                "another --out_dir."
+            )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import TINY, knobs, run, tiny_model
+from conftest import TINY, knobs, run, tiny_model, way_to
 
 import data
 import distill as D
@@ -569,6 +569,13 @@ def test_soft_loss_of_all_log_probs_is_the_distance_to_the_teacher(target, tmp_p
     nothing = D.soft_loss(student, torch.cat([x[rows], rows[:, None]], 1), None, soft)
     nothing.backward()
     assert nothing == 0
+
+
+@pytest.mark.parametrize("method", ["sdtt", "kd", "soft"])
+def test_three_functions_stand_between_the_command_and_the_loss(method, target, teacher, tmp_path):
+    cfg = settings(teacher, tmp_path) if method == "sdtt" else kd_settings(target, tmp_path, method=method, topk=3)
+    way = ["distill.py:main", f"distill.py:{method}", "loop.py:fit"]
+    assert way_to(D, f"{method}_loss", lambda: D.main(cfg)) == way
 
 
 @pytest.mark.parametrize("missing", ["none", "renorm", "tail"])

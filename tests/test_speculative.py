@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import tiny_model
+from conftest import knobs, tiny_model
 
 import drafters
 import speculative
+import train
 from drafters import Diffusion, Lookup, NGram
 from model import probabilities
 from plumbing.randomness import seeded
@@ -337,6 +338,14 @@ def test_ngram_files_are_readable_text_and_load_to_the_same_model(n, tmp_path, r
     assert "damaged" in refused(NGram.load, tmp_path / "cut.txt")
     (tmp_path / "none.txt").write_text("hello\n")
     assert "damaged" in refused(NGram.load, tmp_path / "none.txt")
+
+
+def test_the_knobs_of_an_ngram_reach_its_file(markov, tmp_path, refused):
+    kw = dict(dataset=markov, arch="ngram", ngram_n=2)
+    train.main(knobs(tmp_path / "a", **kw, ngram_discount=0.5, ngram_alpha=0.3))
+    model, _ = NGram.load(tmp_path / "a" / "ngram.txt")
+    assert (model.discount, model.alpha) == (0.5, 0.3)
+    assert "ngram_alpha 0.0" in refused(train.main, knobs(tmp_path / "b", **kw, ngram_alpha=0.0))
 
 
 def test_lookup_continues_the_longest_match():

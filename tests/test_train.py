@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, knobs, run
+from conftest import ROOT, knobs, run, way_to
 
 import data
 import loop
@@ -56,6 +56,12 @@ def test_n_plus_n_steps_equal_2n(objective, pydoc, tmp_path, monkeypatch):
     logs = [open(tmp_path / d / "log.jsonl").read().splitlines() for d in ("whole", "parts")]
     steps = [[json.loads(line)["step"] for line in log] for log in logs]
     assert steps[0] == steps[1] == [3, 3, 6, 6]
+
+
+@pytest.mark.parametrize("objective", ["ar", "diffusion"])
+def test_two_functions_stand_between_the_command_and_the_loss(objective, pydoc, tmp_path):
+    cfg = knobs(tmp_path, dataset=pydoc, objective=objective)
+    assert way_to(train, f"{objective}_loss", lambda: train.main(cfg)) == ["train.py:main", "loop.py:fit"]
 
 
 def test_validation_and_samples_do_not_change_training(pydoc, tmp_path):
