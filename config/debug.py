@@ -13,7 +13,8 @@ again, a run goes on where it was stopped, so that there is always a next step. 
 import os
 import sys
 
-_script, _said = os.path.basename(sys.argv[0]), dict(arg[2:].split("=", 1) for arg in sys.argv if "=" in arg)
+_script = os.path.basename(getattr(sys.modules["__main__"], "__file__", None) or "")  # sys.argv[0] is this file here
+_said = dict(arg[2:].split("=", 1) for arg in sys.argv if "=" in arg)
 
 
 def _exists(name):

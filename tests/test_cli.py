@@ -241,3 +241,12 @@ def test_the_openwebtext_path_from_documents_to_lambada(tmp_path):
     assert "self_bleu" in said and "real text" in said
     said, _ = run("eval.py", f"--ckpt={student},{ar}", "--what=nelbo,lambada", words, *few)
     assert "LAMBADA accuracy" in said and "validation <=" in said
+
+
+def test_the_debug_config_knows_which_script_it_serves(tmp_path):
+    """It names another dataset or checkpoint than the script's own, which shows in what each finds missing."""
+    env = {"PYTHONPATH": ROOT}
+    os.symlink(os.path.join(ROOT, "config"), tmp_path / "config")
+    for script, wanted in (("sample.py", "out/debug/diffusion/ckpt.pt"), ("distill.py", "out/debug/diffusion/ckpt.pt")):
+        _, said = run(os.path.join(ROOT, script), "config/debug.py", ok=False, cwd=tmp_path, env=env)
+        assert f"no checkpoint {wanted}" in said
