@@ -195,8 +195,10 @@ def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, to
         n = n + n_accepted + 1
         for cache in caches:  # the last token is new, and what was refused before it is gone
             cache.length = torch.minimum(torch.as_tensor(cache.length, device=n.device), n - 1)
-        x, done = fill_after_eos(x, T, n, eos) if eos is not None else (x, n >= end)
-        done |= n >= end
+        done = n >= end
+        if eos is not None:
+            x, ended = fill_after_eos(x, T, n, eos)
+            done |= ended
         if done.any():
             out[rows[done]] = x[done]
             rows, x, n = rows[~done], x[~done], n[~done]
