@@ -88,13 +88,28 @@ def choose(name, value, choices):
         raise UserError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}.")
 
 
-def check_range(cfg, names, low, high=float("inf")):
-    """Refuses a knob outside low ... high."""
-    for name in names:
+def check(cfg, script):
+    """Refuses a value that the comment beside its knob does not allow. script: the file that describes the knobs.
+
+    'a' | 'b' (a note) | 'c'    no other value, unless one of the alternatives is not quoted
+    at least 1, from 0 to 1     the limits, after a comma or at the start
+    """
+    for name, comment in re.findall(r"^(\w+) = .*?  # (.+)$", knob_block(script), re.M):
         value = getattr(cfg, name)
-        if not low <= value <= high:
-            limits = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
-            raise UserError(f"{name} is {value}; it must be {limits}.")
+        if choices := alternatives(comment):
+            choose(name, value, choices)
+        limits = re.search(r"(?:^|, )(at least|from) ([\d.e-]+)(?: to ([\d.e-]+))?", comment)
+        if limits:
+            low, high = float(limits[2]), float(limits[3] or "inf")
+            values = value if isinstance(value, list) else [value]
+            if not (values and all(low <= v <= high for v in values)):
+                raise UserError(f"{name} is {value}; it must be {limits[0].removeprefix(', ')}.")
+
+
+def alternatives(comment):
+    """ "'a' | 'b' (why)" -> ['a', 'b']; of a comment that is no such list, or an open one: []."""
+    parts = comment.split(" | ")
+    return [part.split("'")[1] for part in parts] if len(parts) > 1 and all(p[0] == "'" for p in parts) else []
 
 
 def is_knob(name, value):

@@ -26,17 +26,17 @@ from tqdm import tqdm
 import data
 from config.common import *
 from config.loop import *
-from configurator import UserError, check_range, choose, configure, print_once, save_config
+from configurator import UserError, check, configure, print_once, save_config
 from drafters import fit_ngram, load_model, new_model
-from loop import check_loop, fit, mean_over, show_sample, validation_batches
-from model import GPT, GPTConfig, add_noise, ar_loss, draw, in_chunks, reveal_order, stratified
+from loop import check_loop, fit, validator
+from model import GPT, GPTConfig, add_noise, ar_loss, draw, in_chunks, ranks, reveal_order, stratified
 from plumbing.checkpoints import load_checkpoint
 from plumbing.head import SameOnRanks, slice_of_vocab, vocab_parallel_soft_cross_entropy
-from plumbing.parallel import join_processes, on_first_process
-from plumbing.published import hub_address, save_published
-from plumbing.randomness import seeded
+from plumbing.parallel import join_processes, leave_processes, on_first_process, rank_and_world, wait_for_all
+from plumbing.published import hub_address, refuse_used_export, save_published
+from plumbing.randomness import seeded, uniform
 from plumbing.runs import claim, refuse_other_knobs, refuse_other_origin, refuse_used, release, to_resume
-from plumbing.soft_labels import SoftWriter, load_soft, soft_from_jsonl
+from plumbing.soft_labels import label, load_soft
 from speculative import generate
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -45,33 +45,33 @@ teacher = "out/pydoc/ckpt.pt"  # sdtt: a masked diffusion checkpoint, also anoth
 # such as mdlm-owt or sdtt:kld:6; kd, soft: a GPT, also gpt2
 out_dir = "out/sdtt"  # gets round_1.pt, round_2.pt, ...; from kd ckpt.pt or ngram.txt
 init_from = "teacher"  # 'teacher' | 'resume' (out_dir, also in the middle of a round, also to add rounds)
-divergence = "kl_bwd"  # of student and teacher: 'kl_bwd' | 'kl_fwd' | 'tvd' | 'mse' | 'jsd' | 'nla'
+divergence = "kl_bwd"  # 'kl_bwd' | 'kl_fwd' | 'tvd' | 'mse' | 'jsd' | 'nla', of student and teacher
 # sdtt
-teacher_steps = 2  # k: so many steps of the teacher become one of the student, in every round
-orig_steps = 1024  # the first teacher's: round r takes steps of k^(r-1) / orig_steps
-rounds = 7
-final_steps = 0  # instead of rounds: go on until the student aims at so many steps
-iters_per_round = 10000  # optimizer steps; a kd or soft run, which is one round, may be resumed with more
-sampler = "ancestral"  # in the teacher's steps: 'ancestral' | 'analytic' (the same law)
+teacher_steps = 2  # k: so many steps of the teacher become one of the student's, at least 2
+orig_steps = 1024  # the first teacher's: round r takes steps of k^(r-1) / orig_steps, at least 1
+rounds = 7  # at least 1
+final_steps = 0  # instead of rounds: go on until the student aims at so many steps, at least 0
+iters_per_round = 10000  # optimizer steps; a kd or soft run is one round, and may be resumed with more, at least 1
+sampler = "ancestral"  # 'ancestral' (the paper's) | 'analytic' (the same law) | 'spread', the teacher's and student's
 reset_optimizer = True  # a new optimizer every round; False: moments carry over
 ema_teacher = True  # the next teacher has the averaged weights, if ema > 0; False: the last ones
-loss_dtype = "float32"  # of the divergence: 'float32' | 'float64' | 'bfloat16'
+loss_dtype = "float32"  # 'float32' | 'float64' | 'bfloat16', of the divergence
 # kd and soft
 drafter = "lstm"  # 'lstm' | 'cnn' | 'gpt' | 'ngram' (counts the teacher's texts) | a checkpoint: the trained baseline
-n_layer = 1  # shape of a new drafter
-n_head = 4
-n_embd = 128
-kd_data = "dataset"  # text to learn on: 'dataset' | 'teacher' (it writes pseudo_tokens of it) | 'student' (on-policy)
-pseudo_tokens = 1_000_000  # written by the teacher, to out_dir/pseudo.bin; for soft: labelled by it, at most
-kd_temp = 1.0  # softens both distributions; the loss is multiplied by kd_temp^2
-kd_weight = 1.0  # of the divergence
-ce_weight = 0.0  # of the cross-entropy with the text itself
+n_layer = 1  # shape of a new drafter, at least 1
+n_head = 4  # at least 1
+n_embd = 128  # at least 1
+kd_data = "dataset"  # 'dataset' | 'teacher' (it writes pseudo_tokens) | 'student' (on-policy): the text to learn on
+pseudo_tokens = 1_000_000  # written by the teacher to out_dir/pseudo.bin; for soft: labelled by it, at least 1
+kd_temp = 1.0  # softens both distributions; the loss is multiplied by kd_temp^2, at least 1e-3
+kd_weight = 1.0  # of the divergence, at least 0
+ce_weight = 0.0  # of the cross-entropy with the text itself, at least 0
 # soft
 soft_data = ""  # a folder of soft labels, or a .jsonl of an API teacher; '': the teacher's for the dataset
-soft_length = 256  # tokens in a row, where a .jsonl is read
-topk = 16  # log-probabilities kept for each token
+soft_length = 256  # tokens in a row, where a .jsonl is read, at least 2
+topk = 16  # log-probabilities kept for each token, at least 1
 vocab_parallel = False  # under torchrun: split the head's vocabulary over the processes, not the batch
-missing = "none"  # the mass they lack: 'none' | 'renorm' (scale the rest up) | 'tail' (on all other tokens together)
+missing = "none"  # 'none' | 'renorm' (scale the rest up) | 'tail' (on all other tokens together): the mass they lack
 # the loop's, as in the paper (config/loop.py says what they are)
 learning_rate = 6e-5
 warmup_iters = 500  # of every round
@@ -85,71 +85,100 @@ eval_iters = 4
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
-DIVERGENCES = ("kl_bwd", "kl_fwd", "tvd", "mse", "jsd", "nla")
-
 
 @torch.no_grad()
-def sdtt_targets(teacher, xt, t, dt, k, generator, sampler="ancestral", eps=1e-5):
-    """(B, T) int64, (B, 1) in (0, 1], float, int -> (N, C): the teacher's hidden state for each masked token of xt.
+def sdtt_targets(teacher, xt, call, generator):
+    """(B, T) int64, (B, T) int64: by which of its calls (1, 2, ...) the teacher reveals a token, 0: by none of them
+    -> (N, C): the teacher's hidden state for each token that it reveals, as it was when it did.
 
-    Algorithm 1: the teacher takes k reverse steps t_i -> t_i - dt, t_i = max(t - i dt, eps). A token revealed in one of
-    them has that step's prediction as its target, one that is still masked after the last has the last step's. Equal in
-    law to the literal version (tests/reference.py), and lean:
-    - which step reveals which token does not depend on the network: all drawn first, by the sampler's own reveal_order;
+    Algorithm 1. Equal in law to the literal version (tests/reference.py), and lean:
+    - which step reveals which token does not depend on the network: all drawn first, by the sampler's own order;
     - a row in which a step reveals nothing is not forwarded again, and the tokens of its last step are never drawn;
     - the hidden state (C numbers) stands for the log-probabilities (V numbers).
     """
-    masked = xt == teacher.mask_id  # (B, T), N of them
-    t = t.cpu().double()
-    times = [(t - i * dt).clamp(min=eps) for i in range(k)]
-    times = torch.cat([*times, 0 * t], 1)  # (B, k + 1): what is still masked is treated as revealed by the last step
-    call = reveal_order(masked, times, sampler, generator)  # (B, T): 1, 2, ... at masked tokens
-    last = call.amax(1, keepdim=True)  # (B, 1)
-    z, targets = xt.clone(), torch.empty(int(masked.sum()), teacher.config.n_embd, device=xt.device)
+    wanted, last = call > 0, call.amax(1, keepdim=True)  # (B, T), N of them; (B, 1)
+    z, targets = xt.clone(), torch.empty(int(wanted.sum()), teacher.config.n_embd, device=xt.device)
     for i in range(1, int(last.max()) + 1):
         reveal = call == i
         rows = reveal.any(1)
         h = teacher.hidden(z[rows])[reveal[rows]]  # (n, C)
-        targets[reveal[masked]] = h.float()
+        targets[reveal[wanted]] = h.float()
         needed = reveal & (i < last)  # another step will look at them
         h = h[needed[reveal]]
         z[needed] = in_chunks(lambda part: draw(teacher.head(part), generator), h, teacher.config.vocab_size)
     return targets
 
 
-def divergence_between(kind, log_p, log_q):
+def ancestral_calls(masked, t, dt, k, generator, sampler="ancestral", eps=1e-5):
+    """(B, T) bool, (B, 1) in (0, 1], float, int -> (B, T) int64 for sdtt_targets, of all masked tokens.
+
+    The teacher takes k reverse steps t_i -> t_i - dt, t_i = max(t - i dt, eps). A token revealed in one of them has
+    that step's prediction as its target, one that is still masked after the last has the last step's.
+    """
+    t = t.cpu().double()
+    times = [(t - i * dt).clamp(min=eps) for i in range(k)]
+    times = torch.cat([*times, 0 * t], 1)  # (B, k + 1): what is still masked is treated as revealed by the last step
+    return reveal_order(masked, times, sampler, generator)
+
+
+def ancestral_states(x0, dt, k, mask_id, generator, sampler="ancestral"):
+    """(B, T) int64 -> xt (B, T), call (B, T) for sdtt_targets: a noisy batch, all of whose masked tokens are learnt."""
+    t = 1 - stratified(x0.size(0), generator, x0.device)  # (B, 1) in (0, 1]
+    xt = add_noise(x0, t, mask_id, generator)
+    return xt, ancestral_calls(xt == mask_id, t, dt, k, generator, sampler)
+
+
+def spread_states(x0, dt, k, mask_id, generator, sampler="spread"):
+    """(B, T) int64 -> xt (B, T), call (B, T) for sdtt_targets: a state that the student's sampler comes by.
+
+    DIFFERS from the paper, whose sampler is ancestral. In K = 1 / (k dt) steps of spread the student reveals the places
+    i mod K, class after class in random order. So j classes of the batch are revealed, 0 <= j < K, and it learns what
+    it will be asked there: the next class, which the teacher reveals in k parts, the places i mod k K.
+    """
+    B, place, K = x0.size(0), torch.arange(x0.size(1), device=x0.device), round(1 / (k * dt))
+    step = ranks(uniform((B, K), generator, x0.device))[:, place % K]  # (B, T) in 0 ... K - 1, when each is revealed
+    j = (stratified(B, generator, x0.device) * K).long()  # (B, 1) in 0 ... K - 1
+    part = ranks(uniform((B, k), generator, x0.device))[:, place // K % k]  # (B, T) in 0 ... k - 1
+    return torch.where(step < j, x0, mask_id), torch.where(step == j, part + 1, 0)
+
+
+def divergence_between(divergence, log_p, log_q):
     """(n, V), (n, V) log-probabilities of student p and teacher q -> (n): nats; tvd in [0, 1]; mse: eq. 11."""
-    if kind == "kl_bwd":
+    if divergence == "kl_bwd":
         return (log_p.exp() * (log_p - log_q)).sum(-1)  # KL(p || q)
-    if kind == "kl_fwd":
+    if divergence == "kl_fwd":
         return (log_q.exp() * (log_q - log_p)).sum(-1)  # KL(q || p)
-    if kind == "tvd":
+    if divergence == "tvd":
         return (log_p.exp() - log_q.exp()).abs().sum(-1) / 2  # DIFFERS: the released code has log_p - log_q here
-    if kind == "mse":
+    if divergence == "mse":
         return (log_p - log_q).square().sum(-1)
-    if kind == "nla":  # negative log acceptance: sum min(p, q) = 1 - tvd is the chance that a draft is accepted
+    if divergence == "nla":  # negative log acceptance: sum min(p, q) = 1 - tvd is the chance that a draft is accepted
         return -torch.minimum(log_p, log_q).logsumexp(-1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)  # jsd, against the mixture m
     return (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1) / 2
 
 
-def sdtt_loss(student, x0, generator, teacher, dt, k=2, kind="kl_bwd", sampler="ancestral", dtype=torch.float32):
-    """(B, T) int64 -> divergence of student from targets, the mean over masked tokens: no 1/t weight (Algorithm 1)."""
-    t = 1 - stratified(x0.size(0), generator, x0.device)  # (B, 1) in (0, 1]
-    xt = add_noise(x0, t, student.mask_id, generator)
-    masked = xt == student.mask_id  # (B, T), N of them
-    targets = sdtt_targets(teacher, xt, t, dt, k, generator, sampler)  # (N, C)
-    h = student.hidden(xt)[masked]  # (N, C)
+def sdtt_loss(student, x0, generator, teacher, dt, k=2, divergence="kl_bwd", sampler="ancestral", dtype=torch.float32):
+    """(B, T) int64 -> divergence of student from targets, the mean over the tokens learnt: no 1/t weight (Algorithm 1).
+
+    A step of the student is k steps of the teacher, each of which reveals dt of the tokens.
+    """
+    states = spread_states if sampler == "spread" else ancestral_states
+    xt, call = states(x0, dt, k, student.mask_id, generator, sampler)  # (B, T) both; N places with call > 0 are learnt
+    targets = sdtt_targets(teacher, xt, call, generator)  # (N, C)
+    h = student.hidden(xt)[call > 0]  # (N, C)
     head = teacher.frozen_head()
 
     def loss_of(logits, h_teacher):
         """(n, V), (n, C) -> (n): both distributions exist for a few positions at a time only."""
-        return divergence_between(kind, logits.to(dtype).log_softmax(-1), head(h_teacher).to(dtype).log_softmax(-1))
+        return divergence_between(
+            divergence, logits.to(dtype).log_softmax(-1), head(h_teacher).to(dtype).log_softmax(-1)
+        )
 
     return student.head_loss(h, loss_of, targets) / max(len(h), 1)
 
 
-def kd_loss(drafter, batch, generator, target, kind="kl_fwd", temp=1.0, kd_weight=1.0, ce_weight=0.0):
+def kd_loss(drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd_weight=1.0, ce_weight=0.0):
     """(B, T + 1) int64 -> a mean over tokens: divergence of drafter from target, and cross-entropy beside it."""
     x, y = batch[:, :-1], batch[:, 1:].flatten()
     with torch.no_grad():
@@ -159,10 +188,10 @@ def kd_loss(drafter, batch, generator, target, kind="kl_fwd", temp=1.0, kd_weigh
     def loss_of(logits, h_target, y):
         """(n, V), (n, C), (n) -> (n)."""
         z_p, z_q = logits / temp, head(h_target) / temp
-        if kind == "mse":  # DIFFERS from sdtt: on logits; on log-probabilities it hardly learns here
+        if divergence == "mse":  # DIFFERS from sdtt: on logits; on log-probabilities it hardly learns here
             loss = (z_p - z_q).square().mean(-1)
         else:
-            loss = divergence_between(kind, z_p.log_softmax(-1), z_q.log_softmax(-1))
+            loss = divergence_between(divergence, z_p.log_softmax(-1), z_q.log_softmax(-1))
         loss = kd_weight * temp**2 * loss
         return loss + ce_weight * F.cross_entropy(logits, y, reduction="none") if ce_weight else loss
 
@@ -234,13 +263,7 @@ def plan_rounds(cfg):
 
 def refuse_bad_knobs(cfg):
     """Refuses bad values before any work."""
-    choose("divergence", cfg.divergence, DIVERGENCES)
-    choose("sampler", cfg.sampler, ("ancestral", "analytic"))
-    choose("loss_dtype", cfg.loss_dtype, ("float32", "float64", "bfloat16"))
-    choose("init_from", cfg.init_from, ("teacher", "resume"))
-    choose("kd_data", cfg.kd_data, ("dataset", "teacher", "student"))
-    choose("missing", cfg.missing, ("none", "renorm", "tail"))
-    choose("smoothing", cfg.smoothing, ("kneser_ney", "laplace"))
+    check(cfg, __file__)
     kinds = ("lstm", "cnn", "gpt", "ngram")
     known = cfg.drafter in kinds or os.path.exists(cfg.drafter) or hub_address(cfg.drafter)
     if cfg.method != "sdtt" and not known and "/" not in cfg.drafter and not cfg.drafter.endswith(".pt"):
@@ -249,8 +272,7 @@ def refuse_bad_knobs(cfg):
         raise UserError("An ngram counts texts: it learns with --method=kd, not from soft labels.")
     if cfg.export and cfg.drafter == "ngram":
         raise UserError("An ngram is a readable file already, out_dir/ngram.txt: --export is for networks.")
-    if cfg.export and any(os.path.exists(os.path.join(cfg.export, f)) for f in ("model.safetensors", "config.json")):
-        raise UserError(f"{cfg.export} holds a model or a config.json already. Export to another folder.")
+    refuse_used_export(cfg.export)
     if cfg.vocab_parallel and ("WORLD_SIZE" not in os.environ or cfg.dropout):
         raise UserError("vocab_parallel needs processes, torchrun --nproc_per_node=2 ..., and --dropout=0.")
     if cfg.fsdp and (cfg.vocab_parallel or cfg.kd_data == "student"):
@@ -259,13 +281,6 @@ def refuse_bad_knobs(cfg):
         raise UserError(f"soft_data is {cfg.soft_data!r}, but there is no such file or folder.")
     if not cfg.kd_weight and not cfg.ce_weight:
         raise UserError("kd_weight and ce_weight are both 0: there is nothing to learn.")
-    check_range(cfg, ("teacher_steps",), 2)
-    check_range(cfg, ("orig_steps", "rounds", "iters_per_round", "pseudo_tokens", "topk"), 1)
-    check_range(cfg, ("n_layer", "n_embd", "n_head", "kernel_size"), 1)
-    check_range(cfg, ("ngram_n",), 1, 8)
-    check_range(cfg, ("soft_length",), 2)
-    check_range(cfg, ("final_steps", "kd_weight", "ce_weight"), 0)
-    check_range(cfg, ("kd_temp",), 1e-3)
     cfg.max_iters = cfg.iters_per_round  # fit's name for it
     check_loop(cfg)
 
@@ -293,6 +308,8 @@ def set_up(cfg, causal, writes):
         raise UserError(f"topk is {cfg.topk}, but the vocabulary has {corpus.meta['vocab_size']} tokens.")
     if min(len(corpus.train), len(corpus.val)) <= T:
         raise UserError(f"{cfg.dataset} has parts that are shorter than a context of {T}. Use a longer text.")
+    if cfg.method == "sdtt" and cfg.sampler == "spread" and cfg.orig_steps > T:
+        raise UserError(f"orig_steps is {cfg.orig_steps}, but there are {T} tokens to reveal. Use --orig_steps={T}.")
     if cfg.init_from == "teacher":
         refuse_used(cfg.out_dir)
     else:
@@ -301,7 +318,7 @@ def set_up(cfg, causal, writes):
     device, note = join_processes(cfg)
     if device.type == "mps" and cfg.loss_dtype == "float64":
         raise UserError("loss_dtype is 'float64', which an Apple GPU does not have. Use --device=cpu.")
-    if int(os.environ.get("RANK", 0)) == 0:
+    if rank_and_world()[0] == 0:
         claim(cfg.out_dir)
         save_config(cfg, cfg.out_dir, device_used=note)
     return teacher and teacher.to(device).requires_grad_(False), corpus, device, note
@@ -320,24 +337,13 @@ def student_of(teacher, saved, cfg):
     return student
 
 
-def validator(loss, batches, cfg, device):
-    """-> f(student): the mean loss, over the same batches with the same noise at every call."""
-
-    def validate(student):
-        noise = seeded(cfg.seed, "validation", device=device)
-        return mean_over(batches, lambda b: loss(student, b, noise))
-
-    return validate
-
-
 def sdtt(cfg):
     """Algorithm 2: round after round, the student becomes the teacher."""
     plan = plan_rounds(cfg)
     teacher, corpus, device, note = set_up(cfg, causal=False, writes="round_*.pt")
     T = teacher.config.block_size
     get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
-    val = validation_batches(corpus, T, cfg, device)
-    same = {"teacher": teacher, "k": cfg.teacher_steps, "kind": cfg.divergence, "sampler": cfg.sampler}
+    same = {"teacher": teacher, "k": cfg.teacher_steps, "divergence": cfg.divergence, "sampler": cfg.sampler}
     same["dtype"] = getattr(torch, cfg.loss_dtype)
     carried = None  # the optimizer of the last round, if it lives on
     for r, (dt, steps) in enumerate(plan, 1):
@@ -348,10 +354,10 @@ def sdtt(cfg):
                 f"become one; the student aims at {steps} steps"
             )
             student, loss = student_of(teacher, saved, cfg), functools.partial(sdtt_loss, dt=dt, **same)
-            show = functools.partial(show_sample, meta=corpus.meta, steps=steps)
-            validate, first = validator(loss, val, cfg, device), (r - 1) * cfg.iters_per_round
-            fit(student, loss, get_batch, validate, cfg, saved or carried, corpus.meta, show, f"round_{r}.pt", first)
-            on_first_process(lambda: None)  # all wait until it has written the round
+            validate, made_for = validator(loss, corpus, T, cfg, device), {"steps": steps, "sampler": cfg.sampler}
+            name, first = f"round_{r}.pt", (r - 1) * cfg.iters_per_round
+            fit(student, loss, get_batch, validate, cfg, saved or carried, corpus.meta, made_for, name, first)
+            wait_for_all()  # until the first one has written the round
             saved = load_round(cfg, r)
         weights = saved["ema"] if cfg.ema_teacher and saved["ema"] else saved["model"]
         teacher.load_state_dict(weights)  # the student becomes the teacher
@@ -428,25 +434,12 @@ def kd(cfg):
         return text
 
     weights = {"temp": cfg.kd_temp, "kd_weight": cfg.kd_weight, "ce_weight": cfg.ce_weight}
-    loss = functools.partial(kd_loss, target=target, kind=cfg.divergence, **weights)
-    val = validation_batches(corpus, T + 1, cfg, device)
-    show = functools.partial(show_sample, meta=corpus.meta, steps=T)
-    fit(drafter, loss, get_batch, lambda d: mean_over(val, lambda b: loss(d, b, None)), cfg, saved, corpus.meta, show)
+    loss = functools.partial(kd_loss, target=target, divergence=cfg.divergence, **weights)
+    fit(drafter, loss, get_batch, validator(loss, corpus, T + 1, cfg, device), cfg, saved, corpus.meta)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # soft: a student learns from stored top-k log-probabilities
-
-
-@torch.no_grad()
-def store_soft(teacher, x, folder, K, meta, batch_size=16):
-    """(n, L) int64 -> folder: the teacher's K best log-probabilities at every place of x but the first."""
-    writer = SoftWriter(folder, x.size(1), K, meta)
-    for rows in tqdm(x.split(batch_size), desc="soft labels", unit="batch"):
-        logp, ids = teacher(rows[:, :-1].to(teacher.wte.weight.device)).float().log_softmax(-1).topk(K)  # (n, L - 1, K)
-        ids, logp = F.pad(ids, (0, 0, 1, 0)), F.pad(logp, (0, 0, 1, 0), value=-math.inf)  # (n, L, K)
-        writer.add(rows, ids.cpu(), logp.cpu())
-    writer.finish()
 
 
 def soft(cfg):
@@ -458,21 +451,8 @@ def soft(cfg):
         T = load_soft(folder).meta["length"]
     student, saved = make_drafter(cfg, corpus.meta, T, device, note)
 
-    def label():
-        origin, finished = os.path.join(cfg.out_dir, "soft.json"), os.path.exists(os.path.join(folder, "meta.json"))
-        if not finished and os.path.exists(origin):  # it failed
-            os.remove(origin)
-        refuse_other_origin(origin, cfg, T)
-        if finished:
-            return
-        if cfg.soft_data:
-            soft_from_jsonl(cfg.soft_data, folder, corpus.meta, T, cfg.topk)
-        else:
-            x = data.blocks(corpus.train, T, max(1, cfg.pseudo_tokens // T))
-            store_soft(teacher, x, folder, cfg.topk, corpus.meta)
-
     if folder != cfg.soft_data:
-        on_first_process(label)
+        on_first_process(lambda: label(teacher, corpus, folder, T, cfg))
     labels = load_soft(folder)
     if not data.same_vocabulary(corpus.meta, labels.meta):
         raise UserError(f"The soft labels in {folder} have another vocabulary than the dataset {cfg.dataset}.")
@@ -486,14 +466,10 @@ def soft(cfg):
 
     how = {"missing": cfg.missing, "ce_weight": cfg.ce_weight, "vocab_parallel": cfg.vocab_parallel}
     loss = functools.partial(soft_loss, soft=labels, **how)
-    val = validation_batches(corpus, T + 1, cfg, device)
-    show = functools.partial(show_sample, meta=corpus.meta, steps=T)
-    fit(student, loss, get_batch, lambda m: mean_over(val, lambda b: ar_loss(m, b)), cfg, saved, corpus.meta, show)
+    fit(student, loss, get_batch, validator(ar_loss, corpus, T + 1, cfg, device), cfg, saved, corpus.meta)
 
 
 def main(cfg):
-    methods = {"sdtt": sdtt, "kd": kd, "soft": soft}
-    choose("method", cfg.method, tuple(methods))
     refuse_bad_knobs(cfg)
     last = os.path.join(cfg.out_dir, "ckpt.pt")  # of a run without rounds
     done = cfg.method != "sdtt" and cfg.init_from == "resume" and os.path.exists(last) and load_checkpoint(last)["step"]
@@ -501,14 +477,13 @@ def main(cfg):
         print_once(f"{cfg.out_dir} is already trained for {done} steps.")
     else:
         try:
-            methods[cfg.method](cfg)
+            {"sdtt": sdtt, "kd": kd, "soft": soft}[cfg.method](cfg)
         finally:
             release(cfg.out_dir)
     if cfg.export:
         last = f"round_{len(plan_rounds(cfg))}.pt" if cfg.method == "sdtt" else "ckpt.pt"
         on_first_process(lambda: save_published(cfg.export, *load_model(os.path.join(cfg.out_dir, last))))
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@ What guesses the next tokens of a GPT: an LSTM, a CNN, a small GPT, n-grams, the
 """
 
 import contextlib
-import itertools
-import json
 import os
 
 import numpy as np
@@ -13,10 +11,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import data
-from configurator import UserError, check_range, choose, print_once, save_config
+from configurator import UserError, choose, print_once, save_config
 from model import GPT, Block, config_of, draw_from, probabilities
-from plumbing.checkpoints import load_checkpoint
+from plumbing.checkpoints import load_checkpoint, load_weights
 from plumbing.hardware import pick_device
+from plumbing.ngram_files import read_counts, write_counts
 from plumbing.runs import refuse_used
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -73,7 +72,7 @@ class ConvBlock(nn.Module):
 
 
 class NGram:
-    """Counts of all sequences of up to n tokens in sorted integer keys: fitted and queried without a loop over tokens.
+    """Counts of all sequences of up to n tokens in sorted integer keys: fitted without a loop over tokens.
 
     An m-gram's key is (number of its first m - 1 tokens in the table of (m - 1)-grams) * V + its last token: all
     continuations of a context are neighbours. smoothing: 'kneser_ney' (interpolated, absolute discount) or 'laplace'
@@ -81,13 +80,6 @@ class NGram:
     """
 
     def __init__(self, n, vocab_size, smoothing="kneser_ney", discount=0.75, alpha=0.1):
-        choose("smoothing", smoothing, ("kneser_ney", "laplace"))
-        if not 1 <= n <= 8:
-            raise UserError(f"ngram_n is {n}; it must be from 1 to 8.")
-        if not (0 <= discount <= 1 and alpha > 0):
-            raise UserError(
-                f"ngram_discount is {discount}, ngram_alpha {alpha}; from 0 to 1, and above 0, are possible."
-            )
         self.n, self.V, self.smoothing, self.discount, self.alpha = n, vocab_size, smoothing, discount, alpha
 
     def fit(self, tokens):
@@ -106,7 +98,7 @@ class NGram:
         return self.prepare()
 
     def prepare(self):
-        """For each m: where a context's m-grams start, the share of each, what is left to shorter contexts."""
+        """For each m: where a context's m-grams start, the share of each, the weight of what shorter contexts say."""
         used = self.counts
         if self.smoothing == "kneser_ney":  # below the top, an m-gram counts once for each token that came before it
             longer = range(2, self.n + 1)
@@ -117,20 +109,20 @@ class NGram:
         else:
             self.unigram = (used[0] + self.alpha) / (used[0].sum() + self.alpha * self.V)
         self.unigram = self.unigram.astype(np.float32)
-        self.start, self.share, self.left = [None], [None], [None]
+        self.start, self.share, self.backoff = [None], [None], [None]
         for keys, shorter, count in zip(self.keys[1:], self.keys, used[1:], strict=False):
             context, size = keys // self.V, len(shorter)
             total = np.bincount(context, count, size)
             if self.smoothing == "kneser_ney":
-                left = self.discount * np.bincount(context, count > 0, size) / np.maximum(total, 1)
-                left[total == 0] = 1
+                backoff = self.discount * np.bincount(context, count > 0, size) / np.maximum(total, 1)
+                backoff[total == 0] = 1
                 share = np.maximum(count - self.discount, 0) / np.maximum(total, 1)[context]
             else:
-                left = self.alpha / (total + self.alpha * self.V)
+                backoff = self.alpha / (total + self.alpha * self.V)
                 share = count / (total + self.alpha * self.V)[context]
             self.start.append(np.concatenate([[0], np.bincount(context, minlength=size).cumsum()]))
             self.share.append(share.astype(np.float32))
-            self.left.append(left.astype(np.float32))
+            self.backoff.append(backoff.astype(np.float32))
         return self
 
     def grams(self, m):
@@ -151,64 +143,50 @@ class NGram:
         return number, found
 
     def log_probs(self, context):
-        """(B, n - 1) int64, -1 where the text has not begun -> (B, V) float32 log-probabilities of the next token."""
-        # p_1 is the unigram; p_m = share of the m-gram + left * p_(m-1), for the contexts that were seen: Kneser-Ney's
-        # interpolation, from short contexts to long ones. A context that was never seen keeps what shorter ones say.
-        p = np.tile(self.unigram, (len(context), 1))
+        """(B, n - 1) int64, -1 where the text has not begun -> (B, V) float32 log-probabilities of the next token.
+
+        Kneser-Ney interpolates, from short to long contexts: p_m(x) = share(x) + backoff * p_(m-1)(x), with p_1 the
+        unigram; a context that was never seen changes nothing. Laplace: p_m(x) = share(x) + backoff.
+        """
+        p = np.tile(self.unigram, (len(context), 1))  # (B, V)
         for m in range(2, self.n + 1):
-            number, found = self.find(context[:, self.n - m :])
-            low, high = self.start[m - 1][number], self.start[m - 1][number + 1]
-            rows = (found & (low < high)).nonzero()[0]
-            number, low, many = number[rows], low[rows], (high - low)[rows]
-            left = self.left[m - 1][number][:, None]
-            p[rows] = left if self.smoothing == "laplace" else p[rows] * left
-            # its known continuations stand next to each other in the table: entries low ... low + many - 1
-            row = np.repeat(np.arange(len(rows)), many)
-            entry = np.arange(len(row)) + (low - many.cumsum() + many)[row]
-            p[rows[row], self.keys[m - 1][entry] % self.V] += self.share[m - 1][entry]
+            number, found = self.find(context[:, self.n - m :])  # of the last m - 1 tokens
+            start, share, tokens = self.start[m - 1], self.share[m - 1], self.keys[m - 1]
+            for row in (found & (start[number] < start[number + 1])).nonzero()[0]:
+                known = slice(
+                    start[number[row]], start[number[row] + 1]
+                )  # its continuations, side by side in the table
+                backoff = self.backoff[m - 1][number[row]]
+                p[row] = backoff if self.smoothing == "laplace" else backoff * p[row]
+                p[row, tokens[known] % self.V] += share[known]
         return torch.from_numpy(p).log_()
 
     def __call__(self, idx):
         """(B, T) int64 -> (B, T, V): position i has the log-probabilities of token i + 1."""
-        B, T = idx.shape
-        padded = F.pad(idx.cpu(), (self.n - 2, 0), value=-1) if self.n > 1 else idx[:, :0].cpu()
-        contexts = padded.unfold(1, self.n - 1, 1).reshape(B * T, -1) if self.n > 1 else idx.new_zeros(B * T, 0).cpu()
-        return self.log_probs(contexts.numpy()).view(B, T, -1).to(idx.device)
+        contexts = F.pad(idx.cpu(), (self.n - 1, 0), value=-1).unfold(1, self.n - 1, 1)[:, 1:]  # (B, T, n - 1)
+        return self.log_probs(contexts.flatten(0, 1).numpy()).view(*idx.shape, -1).to(idx.device)
 
     def next_logits(self, x, n):
-        where = n[:, None] - self.n + 1 + torch.arange(self.n - 1, device=x.device)
-        context = x.gather(1, where.clamp(min=0)).masked_fill(where < 0, -1)
+        """(B, L) int64, (B,) -> (B, V): of what follows the first n tokens."""
+        where = n[:, None] + torch.arange(self.n - 1, device=x.device)
+        context = F.pad(x, (self.n - 1, 0), value=-1).gather(1, where)
         return self.log_probs(context.cpu().numpy()).to(x.device)
 
     def save(self, path, meta):
-        """A line of JSON, then a line for each m-gram, m = 1 ... n: how often, and its tokens."""
-        sizes = [len(keys) for keys in self.keys]
-        names = ("n", "vocab_size", "smoothing", "discount", "alpha", "sizes", "meta")
-        values = (self.n, self.V, self.smoothing, self.discount, self.alpha, sizes, meta)
-        with open(f"{path}.tmp", "w", encoding="utf-8") as f:
-            f.write(json.dumps(dict(zip(names, values, strict=True))) + "\n")
-            for m in range(1, self.n + 1):
-                np.savetxt(f, np.column_stack([self.counts[m - 1], self.grams(m)]), "%d")
-        os.replace(f"{path}.tmp", path)
+        """To a readable file: what it is, then each m-gram with its count."""
+        names = ("n", "vocab_size", "smoothing", "discount", "alpha", "meta")
+        about = dict(zip(names, (self.n, self.V, self.smoothing, self.discount, self.alpha, meta), strict=True))
+        write_counts(path, about, [np.column_stack([c, self.grams(m)]) for m, c in enumerate(self.counts, 1)])
 
     @classmethod
     def load(cls, path):
         """-> the model that save wrote, and its meta. Raises UserError if the file is damaged."""
-        try:
-            with open(path, encoding="utf-8") as f:
-                header = json.loads(f.readline())
-                sizes, meta = header.pop("sizes"), header.pop("meta")
-                numbers = np.array(f.read().split(), dtype=np.int64)
-            self = cls(**header)
-            ends = np.cumsum([0] + [size * (m + 1) for m, size in enumerate(sizes, 1)])
-            parts = [numbers[a:b].reshape(-1, m + 2) for m, (a, b) in enumerate(itertools.pairwise(ends))]
-            if len(numbers) != ends[-1]:
-                raise ValueError("its end is missing")
-            self.keys, self.counts = [np.arange(self.V)], [part[:, 0] for part in parts]
-            for part in parts[1:]:
-                self.keys.append(self.find(part[:, 1:-1])[0] * self.V + part[:, -1])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged or not an n-gram file ({str(error)[:80]}).") from None
+        about, tables = read_counts(path)
+        meta = about.pop("meta")
+        self = cls(**about)
+        self.keys, self.counts = [np.arange(self.V)], [table[:, 0] for table in tables]
+        for table in tables[1:]:
+            self.keys.append(self.find(table[:, 1:-1])[0] * self.V + table[:, -1])
         return self.prepare(), meta
 
 
@@ -281,7 +259,7 @@ def load_model(path, device="cpu", attention="sdpa"):
     model = new_model(config_of(checkpoint, path, attention=attention))  # not the one it was trained with
     weights, averaged = checkpoint.pop("model"), checkpoint.pop("ema")
     checkpoint = {k: v for k, v in checkpoint.items() if not k.startswith("optimizer")}
-    model.load_weights(averaged or weights)
+    load_weights(model, averaged or weights)
     return model.to(device).eval(), checkpoint
 
 
@@ -301,13 +279,9 @@ def load_drafter(path, target, meta, cfg):
     """-> a drafter for the target: 'lookup', an n-gram file (.txt) or a checkpoint, of the same vocabulary."""
     if not target.config.causal:
         raise UserError("--draft makes an autoregressive model faster; this checkpoint is a diffusion model.")
-    check_range(cfg, ("gamma",), 0, 64)
-    check_range(cfg, ("draft_steps",), 1)
     if path == "lookup":
         return Lookup(target.config.vocab_size)
     if path.endswith(".txt"):
-        if not os.path.isfile(path):
-            raise UserError(f"There is no n-gram file {path}. Make one with: python train.py --arch=ngram")
         drafter, its_meta = NGram.load(path)
     else:
         drafter, checkpoint = load_model(path, target.wte.weight.device, cfg.attention)

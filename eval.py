@@ -5,125 +5,77 @@ $ python eval.py config/eval_pydoc.py                                           
 nelbo   nats per token of validation text: exact for a GPT, an upper bound (MDLM) for a diffusion model
 genppl  perplexity of a model's samples under a judge, an autoregressive model. Read it beside the entropy of the same
         samples: a low perplexity with an entropy below that of real text is repetition, not quality.
+frontier  genppl and entropy of every model at every number of steps and temperature, and how much better the others are
+        than the first, the teacher, at equal steps and equal entropy
 latency seconds per sample: a diffusion model at each number of steps, a GPT with its KV cache, small and large batches
 selfbleu    how alike a model's samples are (Texygen's self-BLEU with up to 4-grams): 1 is one text over and over
 mauve   how close the samples' distribution is to real text (Pillutla et al. 2021), by features of the judge; 1 is best
 lambada accuracy and perplexity of the last word of a passage that cannot be guessed from its sentence alone
+loss    a plot of the loss against steps, from the log.jsonl beside each checkpoint
 acceptance  for a GPT and its drafters: how many of their tokens it accepts, and how much faster they make it
 
 Zero-shot perplexity is nelbo with --dataset. Samples may be written beforehand, by sample.py --save on many GPUs.
 """
 
-import collections
-import contextlib
 import dataclasses
 import functools
 import importlib.util
 import itertools
-import json
 import math
 import os
 import time
 import types
 
 import torch
-import torch.distributed as dist
 
 import data
+import metrics
 from config.common import *
 from config.sampling import *
-from configurator import UserError, check_range, choose, configure
+from configurator import UserError, check, choose, configure
 from drafters import load_drafter, load_model, load_to_sample
-from metrics import (
-    drafters_table,
-    judge_features,
-    judge_nats,
-    lambada,
-    likelihood,
-    markov_nats,
-    retokenized,
-    rouge_2,
-    sample_entropy,
-    seconds_per_sample,
-    self_bleu,
-)
 from plumbing.checkpoints import paths_of
 from plumbing.hardware import pick_device
-from plumbing.parallel import join_processes, rank_and_world
-from plumbing.report import plot, plot_drafters, plot_latency, tables
-from speculative import check_sampling, draw_many, empty_pages
+from plumbing.parallel import join_processes, leave_processes, rank_and_world
+from plumbing.report import tables, write_report
+from speculative import draw_many, empty_pages, settled
 
 # ----------------------------------------------------------------------------------------------------------------------
 samples = ""  # files of sample.py --save, judged instead of what ckpt would write now
 judge = ""  # an autoregressive checkpoint, also gpt2-large and the like; for genppl (but of markov data) and mauve
 retokenize = False  # judge the text as the judge's own tokenizer cuts it; its vocabulary may be another then
-what = "nelbo,genppl"  # any of nelbo, genppl, selfbleu, mauve, lambada, latency, acceptance
+what = "nelbo,genppl"  # any of nelbo, genppl, selfbleu, mauve, lambada, latency, acceptance, loss, frontier
 passages = "lambada"  # for lambada: a name under data/, or a folder that data/lambada/prepare.py wrote
-steps = [4, 8, 16, 32, 64, 128, 256]  # diffusion sampling steps, one row of the table each
-num_samples = 64  # for genppl and entropy
-ar_top_p = [1.0]  # of autoregressive samples: one row of the table each
+steps = [4, 8, 16, 32, 64, 128, 256]  # diffusion sampling steps, one row of the table each, at least 1
+temperatures = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]  # for frontier, at least 0
+num_samples = 64  # for genppl and entropy, at least 1
+ar_top_p = [1.0]  # of autoregressive samples: one row of the table each, from 1e-6 to 1
 prompts = ""  # for acceptance: a prompts.jsonl of data/cnn_dailymail, also for ROUGE-2; '': from validation text
-gamma = 4  # tokens drafted at a time where acceptance is counted; the speed is measured at each drafter's best
-latency_batch = [1, 8]  # samples at a time when latency is measured
-eval_blocks = 512  # validation blocks at most, spread evenly over the text
-draws = 4  # noise draws per block for nelbo
+gamma = 4  # tokens drafted at a time where acceptance is counted; speed is at each drafter's best, from 1 to 64
+latency_batch = [1, 8]  # samples at a time when latency is measured, at least 1
+eval_blocks = 512  # validation blocks at most, spread evenly over the text, at least 1
+draws = 4  # noise draws per block for nelbo, at least 1
 out = "out/eval"  # folder for eval.json, eval.txt, eval.png and latency.png
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def load_passages(folder):
-    """A folder that data/lambada/prepare.py wrote, or a name under data/ -> [(context ids, word ids), ...], meta."""
-    folder, meta = data.load_meta(folder, "passages.jsonl")
-    encode = data.encoder(meta)[0]
-    try:
-        with open(os.path.join(folder, "passages.jsonl"), encoding="utf-8") as f:
-            lines = [json.loads(line) for line in f]
-        return [(encode(line["context"]), encode(line["word"])) for line in lines], meta
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder}/passages.jsonl is damaged ({str(error)[:80]}). Run data/lambada/prepare.py."
-        ) from None
-
-
-def load_prompts(cfg, meta):
-    """-> (n, P) int64, the texts that should follow. Only prompts of the commonest length, num_samples at most."""
-    try:
-        with open(cfg.prompts, encoding="utf-8") as f:
-            lines = [json.loads(line) for line in f]
-        encode = data.encoder(meta)[0]
-        rows = [(encode(line["prompt"]), line["reference"]) for line in lines]
-        P = collections.Counter(len(ids) for ids, _ in rows).most_common(1)[0][0]
-        rows = [row for row in rows if len(row[0]) == P][: cfg.num_samples]
-        if len(rows) < 7:
-            raise ValueError(f"only {len(rows)} of one length, {P} tokens; the intervals need 7")
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{cfg.prompts} holds no prompts ({str(error)[:80]}). Make them with: python data/cnn_dailymail/prepare.py"
-        ) from None
-    if not importlib.util.find_spec("rouge_score"):
-        raise UserError("ROUGE-2 needs a package that is missing. Install it with: pip install rouge-score")
-    return torch.tensor([ids for ids, _ in rows]), [reference for _, reference in rows]
-
-
 def wanted_parts(cfg):
     """-> the parts of `what`. Refuses bad values before any work."""
+    check(cfg, __file__)
     wanted = [w.strip() for w in cfg.what.split(",")]
     for w in wanted:
-        choose("what", w, ("nelbo", "genppl", "selfbleu", "mauve", "latency", "acceptance", "lambada"))
-    for name in ("steps", "latency_batch"):
-        if min(getattr(cfg, name), default=0) < 1:
-            raise UserError(f"{name} is {getattr(cfg, name)}; it takes numbers from 1 up.")
-    if not cfg.ar_top_p or not all(0 < p <= 1 for p in cfg.ar_top_p):
-        raise UserError(f"ar_top_p is {cfg.ar_top_p}; it takes numbers above 0 and at most 1.")
-    check_sampling(cfg)
-    check_range(cfg, ("num_samples", "batch_size", "draws", "eval_blocks"), 1)
+        choose(
+            "what", w, ("nelbo", "genppl", "selfbleu", "mauve", "latency", "acceptance", "lambada", "loss", "frontier")
+        )
     if cfg.samples and (others := set(wanted) - {"genppl", "selfbleu", "mauve"}):
         raise UserError(
             f"what is {cfg.what!r}, but {min(others)} needs a model, not --samples. Leave it out: --what=genppl."
         )
     if cfg.length == 1:
         raise UserError("length is 1, but the first token of a sample is not judged. Use at least 2.")
+    if "acceptance" in wanted and cfg.prompts and not importlib.util.find_spec("rouge_score"):
+        raise UserError("ROUGE-2 needs a package that is missing. Install it with: pip install rouge-score")
     if "mauve" in wanted and not importlib.util.find_spec("mauve"):
         raise UserError("mauve needs a package that is missing. Install it with: pip install mauve-text")
     if "mauve" in wanted and cfg.retokenize:
@@ -139,8 +91,8 @@ def load_drafters(cfg, models, meta):
         raise UserError("acceptance needs drafters: --draft=CKPT,out/ngram/ngram.txt,lookup")
     target = next(iter(models.values()))[0]
     drafters = {path: load_drafter(path, target, meta, cfg) for path in paths_of(cfg.draft)}
-    check_range(cfg, ("gamma",), 1)
-    check_range(cfg, ("num_samples",), 7)  # for the intervals
+    if cfg.num_samples < 7:
+        raise UserError(f"num_samples is {cfg.num_samples}; the intervals of acceptance take at least 7.")
     if len(models) > 1:
         raise UserError("acceptance is of one target: give one --ckpt, and its drafters as --draft.")
     length = cfg.length or target.config.block_size
@@ -152,7 +104,7 @@ def load_drafters(cfg, models, meta):
 def load_judge(cfg, wanted, meta, device):
     """-> judge and its meta, or None and None."""
     if not cfg.judge:
-        if "genppl" in wanted and "transition" not in meta:
+        if "frontier" in wanted or ("genppl" in wanted and "transition" not in meta):
             raise UserError(
                 "genppl needs a judge: --judge=CKPT of an autoregressive model, or leave it out: --what=nelbo."
             )
@@ -165,27 +117,20 @@ def load_judge(cfg, wanted, meta, device):
     return judge, checkpoint["meta"]
 
 
-def load_samples(path):
-    """-> (n, L) int64, what sample.py --save says of them. Raises UserError if the file is damaged."""
+def load_log(folder):
+    """The folder of a run -> the objects of its log.jsonl."""
     try:
-        with open(path, encoding="utf-8") as f:
-            about, *lines = (json.loads(line) for line in f)
-        x = torch.tensor([line["tokens"] for line in lines])
-        if missing := {"ckpt", "steps", "causal", "prefix", "continuations", "top_p", "dataset", "meta"} - about.keys():
-            raise ValueError(f"no {min(missing)}")
-        if x.dim() != 2 or not 0 <= x.min() <= x.max() < about["meta"]["vocab_size"]:
-            raise ValueError("tokens that are no samples of one length and vocabulary")
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} holds no samples ({str(error)[:80]}). Write them with sample.py --save.") from None
-    return x, about
+        return data.read_jsonl(os.path.join(folder, "log.jsonl"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder or 'A published model'} has no log.jsonl of a training ({error}).") from None
 
 
 def load_all(wanted, device, cfg):
     """-> what is read before any work, so that mistakes show at once: files, models, corpus, judge, passages, prompts,
-    target, drafters, their common vocabulary (meta) and the size of a text.
+    target, drafters, logs, their common vocabulary (meta) and the size of a text.
     """
-    its = types.SimpleNamespace(corpus=None, passages=None, prompts=None, target=None, drafters=None)
-    its.files = {path: load_samples(path) for path in paths_of(cfg.samples)} if cfg.samples else {}
+    its = types.SimpleNamespace(corpus=None, passages=None, prompts=None, target=None, drafters=None, logs={})
+    its.files = {path: data.load_samples(path) for path in paths_of(cfg.samples)} if cfg.samples else {}
     its.models = {} if its.files else {path: load_to_sample(path, cfg) for path in paths_of(cfg.ckpt)}
     metas = {path: checkpoint["meta"] for path, (_, checkpoint, *_) in its.models.items()}
     metas |= {path: about["meta"] for path, (_, about) in its.files.items()}
@@ -194,11 +139,15 @@ def load_all(wanted, device, cfg):
     its.meta = next(iter(metas.values()))
     if "acceptance" in wanted:
         its.target, its.drafters = load_drafters(cfg, its.models, its.meta)
-        its.prompts = load_prompts(cfg, its.meta) if cfg.prompts else None
+        its.prompts = data.load_prompts(cfg.prompts, its.meta, cfg.num_samples) if cfg.prompts else None
     its.judge, its.judge_meta = load_judge(cfg, wanted, its.meta, device)
+    if "loss" in wanted:
+        its.logs = {folder: load_log(folder) for folder in map(os.path.dirname, its.models)}
     if "lambada" in wanted:
-        its.passages, metas["the passages"] = load_passages(cfg.passages)
-    if set(wanted) & {"nelbo", "genppl", "selfbleu", "mauve"} or ("acceptance" in wanted and not cfg.prompts):
+        its.passages, metas["the passages"] = data.load_passages(cfg.passages)
+    if set(wanted) & {"nelbo", "genppl", "selfbleu", "mauve", "frontier"} or (
+        "acceptance" in wanted and not cfg.prompts
+    ):
         its.corpus = data.load(cfg.dataset or sources[0])
         metas["the dataset"] = its.corpus.meta
     for path, other in metas.items():
@@ -224,18 +173,19 @@ def evaluate(cfg):
     report["processes"] = rank_and_world()[1]
     report["files"] = {p: {k: v for k, v in about.items() if k != "meta"} for p, (_, about) in its.files.items()}
     report |= {"likelihood": {}, "lambada": {}, "rows": [], "latency": [], "timed": {}, "drafters": []}
+    report |= {"losses": its.logs, "frontier": [], "gains": []}
     if "nelbo" in wanted:
-        report["likelihood"] = likelihood_of_all(its.models, its.corpus, its.meta, autocast, cfg)
+        report["likelihood"] = likelihood_of_all(its, autocast, cfg)
     if "lambada" in wanted:
         for path, (model, *_) in its.models.items():
             with autocast:
-                report["lambada"][path] = lambada(model, its.passages, cfg)
+                report["lambada"][path] = metrics.lambada(model, its.passages, cfg)
     if {"genppl", "selfbleu", "mauve"} & set(wanted):
-        metas = its.meta, its.judge_meta
-        judged = functools.partial(quality, judge=its.judge, metas=metas, wanted=wanted, cfg=cfg)
-        report["rows"] = quality_of_all(its.models, its.files, its.corpus, judged, its.meta, its.size, autocast, cfg)
+        report["rows"] = quality_of_all(its, wanted, autocast, cfg)
+    if "frontier" in wanted:
+        report["frontier"], report["gains"] = frontier_of_all(its, autocast, cfg)
     if "latency" in wanted:
-        report["latency"], report["timed"] = latency_of_all(its.models, its.meta, its.size, cfg)
+        report["latency"], report["timed"] = latency_of_all(its, cfg)
     if "acceptance" in wanted:
         report |= acceptance_of_all(its, device, cfg)
     return report
@@ -251,21 +201,21 @@ def acceptance_of_all(its, device, cfg):
     else:
         x = data.blocks(its.corpus.val, max(1, length // 8), cfg.num_samples)
     with next(iter(its.models.values()))[2]:
-        found = {"drafters": drafters_table(its.target, its.drafters, x.to(device), length, cfg)}
+        found = {"drafters": metrics.drafters_table(its.target, its.drafters, x.to(device), length, cfg)}
         if references:
-            rouge = rouge_2(its.target, its.drafters, x.to(device), length, references, its.meta, cfg)
+            rouge = metrics.rouge_2(its.target, its.drafters, x.to(device), length, references, its.meta, cfg)
             found["rouge2"] = rouge
     return found
 
 
-def likelihood_of_all(models, corpus, meta, autocast, cfg):
+def likelihood_of_all(its, autocast, cfg):
     """-> {path: nats per token of validation text, and the same in other units}."""
-    rows = {}
-    for path, (model, *_) in models.items():
-        x = data.blocks(corpus.val, model.config.block_size + model.config.causal, cfg.eval_blocks)
+    rows, meta = {}, its.corpus.meta
+    for path, (model, *_) in its.models.items():
+        x = data.blocks(its.corpus.val, model.config.block_size + model.config.causal, cfg.eval_blocks)
         with autocast:  # of one model: it keeps copies of the weights until it ends
-            nats, error = likelihood(model, x, cfg)
-        chars = len(data.encoder(corpus.meta)[1](x.flatten().tolist())) / x.numel()  # per token
+            nats, error = metrics.likelihood(model, x, cfg)
+        chars = len(data.encoder(meta)[1](x.flatten().tolist())) / x.numel()  # per token
         kind = "exact" if model.config.causal else "upper bound"
         rows[path] = {"kind": kind, "nats": nats, "error": error, "ppl": math.exp(nats), "tokens": x.numel()}
         rows[path]["bits_per_char"] = nats / math.log(2) / chars
@@ -276,113 +226,139 @@ def likelihood_of_all(models, corpus, meta, autocast, cfg):
     return rows
 
 
-def quality_of_all(models, files, corpus, judged, meta, size, autocast, cfg):
+def quality_of_all(its, wanted, autocast, cfg):
     """-> a row for each file of samples, or each model and number of steps, and at the end one of real text."""
-    rows, prefix = [], next(iter(files.values()))[1]["prefix"] if files else 0
-    n_texts = max([len(x) // its["continuations"] for x, its in files.values()], default=cfg.num_samples)
-    real = data.blocks(corpus.val, size, n_texts)  # with a prefix: the texts that were continued
-    n = min([len(real), *(len(x) // its["continuations"] for x, its in files.values())])
-    judged = functools.partial(judged, real=real, n=n)
+    rows, prefix = [], max([about["prefix"] for _, about in its.files.values()], default=0)
+    texts = [len(x) // about["continuations"] for x, about in its.files.values()]  # that do not continue the same
+    real = data.blocks(its.corpus.val, its.size, max(texts, default=cfg.num_samples))  # with a prefix: those continued
+    judged = functools.partial(quality, judge=its.judge, metas=(its.meta, its.judge_meta), wanted=wanted, cfg=cfg)
+    judged = functools.partial(judged, n=min([len(real), *texts]))
+    with autocast:
+        real_row = {"model": "real text", "steps": None} | judged(real, prefix=prefix)
+        if "mauve" in wanted:
+            judged = functools.partial(judged, real_features=metrics.judge_features(its.judge, real, cfg.batch_size))
 
     def label(path, top_p):
         return path if top_p == 1 else f"{path}, top_p {top_p:g}"
 
-    for path, (x, its) in files.items():
-        name = label(path, its["top_p"])
-        rows.append({"model": name, "path": its["ckpt"], "steps": its["steps"], "causal": its["causal"]})
+    for path, (x, about) in its.files.items():
+        name = label(path, about["top_p"])
+        rows.append({"model": name, "path": about["ckpt"], "steps": about["steps"], "causal": about["causal"]})
         with autocast:
-            rows[-1] |= judged(x, prefix=prefix, continuations=its["continuations"])
-    for path, (model, _, context, _) in models.items():
-        causal, templates = model.config.causal, empty_pages(model, meta, cfg.num_samples, size)
-        for n_steps, top_p in [(size, p) for p in cfg.ar_top_p] if causal else [(k, cfg.top_p) for k in cfg.steps]:
+            rows[-1] |= judged(x, prefix=prefix, continuations=about["continuations"])
+    for path, (model, checkpoint, context, _) in its.models.items():
+        causal, templates = model.config.causal, empty_pages(model, its.meta, cfg.num_samples, its.size)
+        for n_steps, top_p in [(its.size, p) for p in cfg.ar_top_p] if causal else [(k, cfg.top_p) for k in cfg.steps]:
             began = time.perf_counter()
             with context:
-                x = draw_many(model, templates, types.SimpleNamespace(**{**vars(cfg), "top_p": top_p}), n_steps)
+                own = types.SimpleNamespace(**{**vars(settled(cfg, checkpoint)), "top_p": top_p})
+                x = draw_many(model, templates, own, n_steps)
             seconds = (time.perf_counter() - began) / cfg.num_samples
             name = label(path, top_p)
             rows.append({"model": name, "path": path, "steps": n_steps, "s_per_sample": seconds, "causal": causal})
             with autocast:
                 rows[-1] |= judged(x)
-    with autocast:
-        rows.append({"model": "real text", "steps": None} | judged(real, prefix=prefix))
-    return rows
+    return [*rows, real_row]
 
 
-def latency_of_all(models, meta, size, cfg):
+def frontier_of_all(its, autocast, cfg):
+    """-> a row for each model, number of steps and temperature, one of real text; the gains over the first model."""
+    rows, texts, metas = [], {}, (its.meta, its.judge_meta)
+
+    def add(x, **names):
+        with autocast:
+            y, counted = judged_tokens(x, its.judge, metas, cfg)
+            nats = metrics.judge_nats(its.judge, y, counted, cfg.batch_size).double()
+        each = torch.stack([nats, counted.sum(1), metrics.entropies(x)], 1)  # (n, 3)
+        ppl, entropy = math.exp(nats.sum() / counted.sum()), each[:, 2].mean().item()
+        rows.append(names | {"genppl": ppl, "entropy": entropy, "repeated": metrics.repeated(x)})
+        return each
+
+    for path, (model, checkpoint, context, _) in its.models.items():
+        templates = empty_pages(model, its.meta, cfg.num_samples, its.size)
+        for n_steps in [its.size] if model.config.causal else cfg.steps:
+            texts[path, n_steps] = []
+            for temperature in cfg.temperatures:
+                own = types.SimpleNamespace(**{**vars(settled(cfg, checkpoint)), "temperature": temperature})
+                with context:
+                    x = draw_many(model, templates, own, n_steps)
+                names = {"model": path, "steps": n_steps, "tokens_per_step": its.size / n_steps}
+                texts[path, n_steps].append(add(x, **names, temperature=temperature))
+    add(data.blocks(its.corpus.val, its.size, cfg.num_samples), model="real text", steps=None)
+    teacher, gains = next(iter(its.models)), []
+    for (path, n_steps), each in texts.items():
+        if path != teacher and (teacher, n_steps) in texts:
+            found = zip(("ratio", "low", "high"), metrics.gain(each[0], texts[teacher, n_steps], cfg.seed), strict=True)
+            gains.append({"model": path, "steps": n_steps, "tokens_per_step": its.size / n_steps, **dict(found)})
+    return rows, gains
+
+
+def latency_of_all(its, cfg):
     """-> seconds per sample of each model, batch and number of steps, {path: the path that was timed in its place}."""
     rows, timed = [], {}
     shapes = {}  # the rounds of a model are equally fast: one of them is measured
-    for path, (model, _, context, _) in models.items():
+    for path, (model, _, context, _) in its.models.items():
         shape = dataclasses.astuple(dataclasses.replace(model.config, dropout=0.0))
         timed[path] = shapes.setdefault(shape, path)
         if timed[path] != path:
             continue
-        for batch, n_steps in itertools.product(cfg.latency_batch, [size] if model.config.causal else cfg.steps):
+        for batch, n_steps in itertools.product(cfg.latency_batch, [its.size] if model.config.causal else cfg.steps):
             with context:
-                seconds = seconds_per_sample(model, meta, cfg, n_steps, size, batch)
+                seconds = metrics.seconds_per_sample(model, its.meta, cfg, n_steps, its.size, batch)
             row = {"model": path, "causal": model.config.causal, "batch": batch, "steps": n_steps}
             rows.append(row | {"s_per_sample": seconds})
     return rows, timed
 
 
-def quality(x, real, judge, metas, wanted, cfg, prefix=0, continuations=1, n=None):
-    """(N, L) int64 -> its row of the table: entropy, and what is wanted of genppl, true_ppl, self_bleu and mauve.
+def judged_tokens(x, judge, metas, cfg, prefix=0):
+    """(n, L) int64 -> (n, M) int64 as the judge reads them, (n, M) bool: which tokens count.
 
     After the `prefix`, which is real text, every token counts but the first of all and, as in MDLM's code, each
     end-of-text after the first of the sample, which may be its first token: a model may not win by writing nothing.
-    retokenize: what counts is the text, as the judge's tokenizer cuts it. Self-BLEU grows with the number of texts: it
-    is of n of them (None: all), one of a prefix, evenly chosen, the same n in every row of a table.
+    retokenize: what counts is the text, as the judge's tokenizer cuts it.
     """
     meta, judge_meta = metas
-    row = {"texts": len(x), "entropy": sample_entropy(x[:, prefix:])}
     y, counted = x, torch.arange(x.size(1)).expand_as(x) >= max(prefix, 1)
     if judge and cfg.retokenize:
-        y, counted = retokenized(x, prefix, data.encoder(meta)[1], data.encoder(judge_meta)[0])
+        y, counted = metrics.retokenized(x, prefix, data.encoder(meta)[1], data.encoder(judge_meta)[0])
     if judge and "eot" in judge_meta:
         end = y == judge_meta["eot"]
         counted = counted & ~(end & (end.cumsum(1) > 1))
+    return y, counted
+
+
+def quality(x, judge, metas, wanted, cfg, prefix=0, continuations=1, n=None, real_features=None):
+    """(N, L) int64 -> its row of the table: entropy, and what is wanted of genppl, true_ppl, self_bleu and mauve.
+
+    Self-BLEU grows with the number of texts: it is of n of them (None: all), one of a prefix, evenly chosen, the same n
+    in every row of a table.
+    """
+    meta, row = metas[0], {"texts": len(x), "entropy": metrics.entropies(x[:, prefix:]).mean().item()}
     if judge and "genppl" in wanted:
-        row["genppl"] = math.exp(judge_nats(judge, y, counted, cfg.batch_size))
+        y, counted = judged_tokens(x, judge, metas, cfg, prefix)
+        nats = metrics.judge_nats(judge, y, counted, cfg.batch_size)
+        row["genppl"] = math.exp(nats.double().sum() / counted.sum())
     if "transition" in meta and "genppl" in wanted:
-        row["true_ppl"] = math.exp(markov_nats(x, meta))
+        row["true_ppl"] = math.exp(metrics.markov_nats(x, meta))
     if "selfbleu" in wanted:
         one_each = x[::continuations, prefix:]
         chosen = torch.linspace(0, len(one_each) - 1, n or len(one_each)).long()
-        row["self_bleu"] = self_bleu(one_each[chosen].tolist())
-    if "mauve" in wanted and x is not real:
-        features = [judge_features(judge, part, cfg.batch_size) for part in (real, x)]
+        row["self_bleu"] = metrics.self_bleu(one_each[chosen].tolist())
+    if real_features is not None:
         import mauve
 
-        out = mauve.compute_mauve(p_features=features[0], q_features=features[1], seed=cfg.seed, verbose=False)
+        features = metrics.judge_features(judge, x, cfg.batch_size)
+        out = mauve.compute_mauve(p_features=real_features, q_features=features, seed=cfg.seed, verbose=False)
         row["mauve"] = float(out.mauve)
     return row
 
 
 def main(cfg):
     report = evaluate(cfg)
-    text = tables(report)
-    if dist.is_initialized():
-        rank = dist.get_rank()
-        dist.destroy_process_group()
-        if rank:
-            return
-    print(text)
-    for name in ("eval.png", "latency.png", "drafters.png"):  # of an earlier run, beside tables that are new
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(cfg.out, name))
-    data.atomic_write(os.path.join(cfg.out, "eval.json"), json.dumps(report, indent=1).encode())
-    written = ["eval.json"]
-    if report["rows"] and ("genppl" in report["rows"][0] or "true_ppl" in report["rows"][0]):
-        plot(report, os.path.join(cfg.out, "eval.png"))
-        written.append("eval.png")
-        if report["latency"]:
-            plot_latency(report, os.path.join(cfg.out, "latency.png"))
-            written.append("latency.png")
-    if report["drafters"]:
-        plot_drafters(report, os.path.join(cfg.out, "drafters.png"))
-        written.append("drafters.png")
-    data.atomic_write(os.path.join(cfg.out, "eval.txt"), (text + "\n").encode())  # the last: make demo looks for it
-    print(f"Saved in {cfg.out}: {', '.join([*written, 'eval.txt'])}")
+    if rank_and_world()[0] == 0:
+        print(tables(report))
+        print(f"Saved in {cfg.out}: {', '.join(write_report(report, cfg.out))}")
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ The training loop, the only one: batch, loss, backward, clip, step. Everything e
 
 import contextlib
 import dataclasses
-import importlib.util
 import math
 import os
 import time
@@ -15,7 +14,7 @@ import torch.nn as nn
 from tqdm import tqdm
 
 import data
-from configurator import UserError, check_range, choose
+from configurator import UserError
 from model import unmask
 from plumbing.checkpoints import save_checkpoint
 from plumbing.hardware import pick_device, say_forecast
@@ -43,14 +42,14 @@ def make_optimizer(model, cfg):
     return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, cfg.beta2), fused=True)
 
 
-def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None, name="ckpt.pt", first=0):
+def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=None, name="ckpt.pt", first=0):
     """The training loop: model is trained in place on loss(model, get_batch(generator), generator).
 
     Every random number of a step comes from a generator seeded by (seed, step, forward): a resumed run, or one on
     another number of processes, continues with the same numbers, and nothing else can disturb them. Each validation
-    calls validate(model) -> float and writes out_dir/name. Returns the averaged model. Raises UserError
-    at a loss that is not finite, with the path of the last good checkpoint. first: the steps of earlier rounds, which
-    the seeds and the log count on from.
+    calls validate(model) -> float and writes out_dir/name. Returns the averaged model. Raises UserError at a loss that
+    is not finite, with the path of the last good checkpoint. made_for: the {"steps", "sampler"} of an SDTT student.
+    first: the steps of earlier rounds, which the seeds and the log count on from.
     """
     device, autocast, _ = pick_device(cfg.device, cfg.dtype)
     rank, world = rank_and_world()
@@ -65,7 +64,9 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
     progress = Progress(cfg, start, first, path, device)
     model.train()
     for step in range(start, cfg.max_iters):
-        lr = set_learning_rate(optimizer, step, cfg)
+        lr = learning_rate_at(step, cfg)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
         step_loss, tokens = 0.0, 0
         for i in range(rank, n_forwards, world):  # the forwards of this process: their gradients add up
             batch = get_batch(seeded(cfg.seed, first + step, i)).to(device, non_blocking=True)
@@ -86,9 +87,9 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, show=None
         progress.add(step, step_loss, lr, tokens, evaluating)
         if evaluating:
             with averaged_weights(model, averaged), whole_weights(loss_of, cfg.fsdp):
-                val_loss = evaluate(model, validate, show, step + 1, first, autocast, cfg)
+                val_loss = evaluate(model, validate, step + 1, first, autocast, cfg, meta, made_for)
             progress.refuse_nan([val_loss], step, lr)
-            saved = checkpoint(model, optimizer, averaged, step + 1, val_loss, cfg, meta)
+            saved = checkpoint(model, optimizer, averaged, step + 1, val_loss, cfg, meta, made_for)
             progress.save(saved)
     progress.bar.close()
     for n, p in model.named_parameters() if averaged else ():
@@ -107,14 +108,6 @@ def forwards_of_a_step(cfg, world):
     return n
 
 
-def set_learning_rate(optimizer, step, cfg):
-    """-> the learning rate of this step, now also the optimizer's."""
-    lr = learning_rate_at(step, cfg)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    return lr
-
-
 def restore(resume, optimizer, averaged, model, cfg, path):
     """Optimizer and averages get what the checkpoint `resume` holds -> its step. The model has its weights already."""
     was = resume["config"]
@@ -131,7 +124,7 @@ def restore(resume, optimizer, averaged, model, cfg, path):
     return resume["step"]
 
 
-def checkpoint(model, optimizer, averaged, step, val_loss, cfg, meta):
+def checkpoint(model, optimizer, averaged, step, val_loss, cfg, meta, made_for):
     """-> the dict that is saved. Sharded tensors are gathered, so that any number of processes can go on from it."""
     saved = {
         "model_config": dataclasses.asdict(model.config),
@@ -142,6 +135,7 @@ def checkpoint(model, optimizer, averaged, step, val_loss, cfg, meta):
         "val_loss": val_loss,
         "config": vars(cfg),
         "meta": meta,
+        "made_for": made_for,
     }
     return whole(saved) if cfg.fsdp else saved
 
@@ -172,13 +166,14 @@ def averaged_weights(model, averaged):
         swap()
 
 
-def evaluate(model, validate, show, step, first, autocast, cfg):
+def evaluate(model, validate, step, first, autocast, cfg, meta, made_for):
     """-> the validation loss; prints a sample where one is due. Not compiled: the shapes vary."""
     model.eval()
     with torch.no_grad(), autocast, torch.compiler.set_stance("force_eager"):
         val_loss = validate(model)
-        if show and cfg.sample_interval and step % cfg.sample_interval == 0:
-            text = show(model, seeded(cfg.seed, "show", device=model.wte.weight.device))  # by all: FSDP gathers blocks
+        if cfg.sample_interval and step % cfg.sample_interval == 0:
+            noise = seeded(cfg.seed, "show", device=model.wte.weight.device)
+            text = show_sample(model, noise, meta, made_for)  # by all: FSDP gathers blocks
             if rank_and_world()[0] == 0:
                 tqdm.write(f"--- step {first + step}\n{text}\n---")
     model.train()
@@ -230,54 +225,44 @@ class Progress:
 
     def refuse_nan(self, losses, step, lr):
         """losses: those since the last log, the last one of them step's."""
-        for i, value in enumerate(losses):
-            if not math.isfinite(value):
-                self.bar.close()
-                mend = f"The last good checkpoint is {self.path}: continue from it with --init_from=resume and a lower"
-                if not os.path.exists(self.path):
-                    mend = "No checkpoint was saved yet: start again with a lower"
-                    if files_of_run(self.cfg.out_dir):
-                        mend = "Continue after the last round with --init_from=resume and a lower"
-                at = self.first + step + 1 - len(losses) + i + 1
-                raise UserError(
-                    f"The loss became {value} at step {at} with learning rate {lr:.2e}. {mend} --learning_rate."
-                )
+        bad = [i for i, value in enumerate(losses) if not math.isfinite(value)]
+        if not bad:
+            return
+        self.bar.close()
+        at, good = self.first + step + 1 - len(losses) + bad[0] + 1, files_of_run(self.cfg.out_dir)
+        mend = "No checkpoint was saved yet: start again with a lower --learning_rate."
+        if good:
+            mend = f"The last good one is {good[-1]}: continue with --init_from=resume and a lower --learning_rate."
+        raise UserError(f"The loss became {losses[bad[0]]} at step {at} with learning rate {lr:.2e}. {mend}")
 
 
 def check_loop(cfg):
-    """Refuses values of the knobs that fit reads, before any work."""
-    choose("lr_schedule", cfg.lr_schedule, ("cosine", "constant"))
-    choose("compile", cfg.compile, ("auto", "on", "off"))
-    counts = ("max_iters", "batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval")
-    check_range(cfg, counts, 1)
-    check_range(cfg, ("learning_rate", "weight_decay", "grad_clip", "warmup_iters", "sample_interval"), 0)
-    check_range(cfg, ("dropout", "ema", "beta2"), 0, 0.999999)
-    check_range(cfg, ("min_lr",), 0, 1)
+    """Refuses knobs that do not go together, before any work."""
     if cfg.fsdp and "WORLD_SIZE" not in os.environ:
         raise UserError("fsdp shards over processes: start them with torchrun --standalone --nproc_per_node=2 ...")
     if cfg.sample_interval % cfg.eval_interval:
         raise UserError(
             f"sample_interval {cfg.sample_interval} is not a multiple of eval_interval {cfg.eval_interval}."
         )
-    if cfg.wandb and not importlib.util.find_spec("wandb"):
-        raise UserError(f"wandb is {cfg.wandb!r}, but the package is missing. Install it with: pip install wandb")
 
 
-def validation_batches(corpus, length, cfg, device):
-    """-> eval_iters batches of blocks of validation text, on device."""
-    return data.blocks(corpus.val, length, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
+def validator(loss, corpus, length, cfg, device):
+    """-> f(model): the mean loss over the same blocks of validation text, with the same noise at every call."""
+    batches = data.blocks(corpus.val, length, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
+
+    def validate(model):
+        noise = seeded(cfg.seed, "validation", device=device)
+        return sum(loss(model, b, noise).item() * len(b) for b in batches) / sum(map(len, batches))
+
+    return validate
 
 
-def mean_over(batches, f):
-    """Batches and f(batch) -> scalar tensor: the mean of f, each batch weighed by its sequences."""
-    return sum(f(b).item() * len(b) for b in batches) / sum(map(len, batches))
-
-
-def show_sample(model, noise, meta, steps):
-    """-> the text of one sample; a diffusion model takes that many steps."""
+def show_sample(model, noise, meta, made_for=None):
+    """-> the text of one sample; a diffusion model reveals it token by token, a student as it was made for."""
     T, device = model.config.block_size, model.wte.weight.device
     if model.config.causal:
         tokens = generate(model, torch.full((1, 1), data.start_token(meta), device=device), T - 1, generator=noise)
     else:
-        tokens = unmask(model, torch.full((1, T), model.mask_id, device=device), steps, generator=noise)
+        blank = torch.full((1, T), model.mask_id, device=device)
+        tokens = unmask(model, blank, **(made_for or {"steps": T}), generator=noise)
     return data.encoder(meta)[1](tokens[0].tolist())

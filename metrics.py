@@ -54,7 +54,7 @@ def likelihood(model, x, cfg):
 
 @torch.no_grad()
 def judge_nats(judge, x, counted, batch_size):
-    """(n, L) int64, (n, L) bool -> nats per counted token under the judge, in windows of the judge's context.
+    """(n, L) int64, (n, L) bool -> (n) nats of each text's counted tokens, in windows of the judge's context.
 
     The first token has nothing before it and must not be counted.
     """
@@ -64,11 +64,12 @@ def judge_nats(judge, x, counted, batch_size):
         rows, total = slice(i, i + batch_size), 0.0
         for start in range(0, x.size(1) - 1, size):
             window, weights = (a[rows, start : start + size + 1].to(device) for a in (x, counted))
-            h = judge.hidden(window[:, :-1]).flatten(0, 1)
-            total += judge.nll(h, window[:, 1:].flatten(), weights[:, 1:].flatten().float()).item()
+            h = judge.hidden(window[:, :-1])  # (b, T, C)
+            parts = zip(h, window[:, 1:], weights[:, 1:].float(), strict=True)
+            total = total + torch.stack([judge.nll(*part) for part in parts]).cpu()
         return total
 
-    return sum(share_out(nats_of, range(0, len(x), batch_size), "judging")) / counted.sum().item()
+    return torch.cat(share_out(nats_of, range(0, len(x), batch_size), "judging"))
 
 
 @torch.no_grad()
@@ -120,57 +121,62 @@ def self_bleu(rows, longest=4):
     return sum(map(math.exp, log_precision)) / len(rows)
 
 
+def word_log_p(model, x, m):
+    """(S, n) int64 -> (S, m, V) log-probabilities at the last m places; logits in float32, as large ones need."""
+    h = model.hidden(x)[:, -m:]
+    with torch.autocast(h.device.type, enabled=False):
+        return model.head(h.float()).log_softmax(-1)
+
+
+def masked_word(model, x, masked):
+    """(n,) int64 that ends with a word of m tokens, (S, m) bool: which of them are masked -> (S,) mean over these of
+    -log p, (m,) bool: whether each is the most probable one in the last of the S.
+    """
+    word, xt = x[-masked.size(1) :], x.repeat(len(masked), 1)
+    xt[:, -len(word) :].masked_fill_(masked, model.mask_id)
+    log_p = word_log_p(model, xt, len(word))  # (S, m, V)
+    nats = -log_p.gather(2, word.expand(len(masked), -1)[..., None]).squeeze(2)  # (S, m)
+    return (nats * masked).sum(1) / masked.sum(1), log_p[-1].argmax(1) == word
+
+
+def last_word(model, x, m, draws, noise, largest):
+    """(n,) int64 that ends with a word of m tokens -> whether it is guessed, its nats: exact and by Monte Carlo."""
+    word = x[-m:]
+    if model.config.causal:
+        log_p = word_log_p(model, x[None, :-1], m)[0]  # (m, V)
+        nats = -log_p.gather(1, word[:, None]).sum().item()
+        return (log_p.argmax(1) == word).all().item(), nats if m <= largest else None, None
+    if m > largest:
+        return masked_word(model, x, torch.ones(1, m, dtype=torch.bool, device=x.device))[1].all().item(), None, None
+    # the bound of model.nelbo on m tokens: the sum over l = 1 ... m of 1/l times the sum over l tokens, averaged over
+    # the subsets S of l of them; there are comb(m, l)
+    subsets = torch.tensor(list(itertools.product((False, True), repeat=m))[1:])  # (2^m - 1, m), all masked the last
+    nats, hits = masked_word(model, x, subsets.to(x.device))
+    ways = torch.tensor([math.comb(m, k) for k in subsets.sum(1).tolist()], device=x.device)
+    n_masks = torch.randint(1, m + 1, (draws, 1), generator=noise)
+    drawn = ranks(torch.rand(draws, m, generator=noise)) < n_masks
+    return hits.all().item(), (nats / ways).sum().item(), m * masked_word(model, x, drawn.to(x.device))[0].mean().item()
+
+
 @torch.no_grad()
 def lambada(model, passages, cfg, largest=8):
     """[(context ids, word ids), ...] -> accuracy, and perplexity of the last words (per word, not per token).
 
     A word is right if each of its tokens is the most probable one; a diffusion model is shown all of them masked, in
-    one forward. Its perplexity is the bound of nelbo on the m tokens of the word, sum over l = 1 ... m of 1/l times the
-    mean over subsets S of l tokens of -log p(S | the others). exact: over all 2^m - 1 subsets, so longer words than
-    `largest` tokens are left out of all perplexities; monte_carlo: `draws` random subsets instead. A passage whose
-    word leaves no room for context is skipped.
+    one forward. Its perplexity is the bound on the word's tokens: exact, over all 2^m - 1 sets of masked tokens, so
+    words longer than `largest` tokens are left out of all perplexities; monte_carlo: of `draws` random sets instead. A
+    passage whose word leaves no room for context is skipped.
     """
     causal, size, device = model.config.causal, model.config.block_size, model.wte.weight.device
-
-    def log_p(x, masked):
-        """(n + m), (S, m) bool -> (S, m, V) log-probabilities of the last m tokens with those masked."""
-        xt = x.repeat(len(masked), 1)
-        xt[:, -masked.size(1) :].masked_fill_(masked, model.mask_id)
-        return predict(xt, masked.size(1))
-
-    def predict(xt, m):
-        """(S, n) -> (S, m, V) log-probabilities of the last m places; logits in float32, as large ones need."""
-        h = model.hidden(xt)[:, -m:]
-        with torch.autocast(device.type, enabled=False):
-            return model.head(h.float()).log_softmax(-1)
-
-    def nats(x, masked):
-        """-> (S): 1/l sum over a subset's l tokens of -log p."""
-        picked = log_p(x, masked).gather(2, x[-masked.size(1) :].expand(len(masked), -1)[..., None]).squeeze(2)
-        return -(picked * masked).sum(1) / masked.sum(1)
-
-    def one(i):
-        context, word = passages[i]
-        m, x = len(word), torch.tensor((context + word)[-size:], device=device)
-        if causal:
-            p = predict(x[None, :-1], m)[0]  # (m, V)
-            nats_of_word = -p.gather(1, x[-m:, None]).sum().item() if m <= largest else None
-            return (p.argmax(1) == x[-m:]).all().item(), nats_of_word, None
-        everything = torch.ones(1, m, dtype=torch.bool, device=device)
-        hit = (log_p(x, everything)[0].argmax(1) == x[-m:]).all().item()
-        if m > largest:
-            return hit, None, None
-        subsets = torch.tensor(list(itertools.product((False, True), repeat=m))[1:], device=device)  # (2^m - 1, m)
-        sizes = subsets.sum(1)
-        weights = 1 / torch.tensor([math.comb(m, k) for k in range(1, m + 1)], device=device)[sizes - 1]  # mean over S
-        noise = seeded(cfg.seed, "lambada", i)
-        n_masks = torch.randint(1, m + 1, (cfg.draws, 1), generator=noise)
-        drawn = (ranks(torch.rand(cfg.draws, m, generator=noise)) < n_masks).to(device)
-        return hit, (weights * nats(x, subsets)).sum().item(), m * nats(x, drawn).mean().item()
-
     passages = [(context, word) for context, word in passages if len(word) < size]
     if not any(len(word) <= largest for _, word in passages):
         raise UserError(f"No passage ends with a word of at most {largest} tokens that leaves room for its context.")
+
+    def one(i):
+        context, word = passages[i]
+        x = torch.tensor((context + word)[-size:], device=device)
+        return last_word(model, x, len(word), cfg.draws, seeded(cfg.seed, "lambada", i), largest)
+
     rows = share_out(one, range(len(passages)), "lambada")
     exact = [r[1] for r in rows if r[1] is not None]
     row = {"accuracy": sum(r[0] for r in rows) / len(rows), "passages": len(rows), "words_in_ppl": len(exact)}
@@ -180,13 +186,50 @@ def lambada(model, passages, cfg, largest=8):
     return row
 
 
-def sample_entropy(x):
-    """(n, L) int64 -> mean over samples of the entropy, in nats, of the token frequencies within a sample."""
-    entropies = []
+def entropies(x):
+    """(n, L) int64 -> (n) the entropy, in nats, of the token frequencies within each sample."""
+    found = []
     for row in x:
         p = row.unique(return_counts=True)[1] / row.numel()
-        entropies.append(-(p * p.log()).sum())
-    return torch.stack(entropies).mean().item()
+        found.append(-(p * p.log()).sum())
+    return torch.stack(found)
+
+
+def repeated(x, n=4):
+    """(N, L) int64 -> the share of a sample's n-grams that it has had before, the mean over samples."""
+    grams = x.unfold(1, n, 1)  # (N, L - n + 1, n)
+    return 1 - sum(len(row.unique(dim=0)) for row in grams) / (grams.size(0) * grams.size(1))
+
+
+def over_frontier(student, teacher, noise=None):
+    """student (n, 3), teacher [(n, 3) at each temperature]: nats, tokens and entropy of each text -> the student's
+    perplexity over the one that the teacher has at the same entropy, or None where no temperature gives it that.
+
+    On the log scale, between the two nearest temperatures. noise: the texts are drawn anew, with replacement, and the
+    line is extended where it ends a little early.
+    """
+
+    def point(texts):
+        """-> entropy, nats per token."""
+        if noise is not None:
+            texts = texts[torch.randint(len(texts), (len(texts),), generator=noise)]
+        return texts[:, 2].mean().item(), (texts[:, 0].sum() / texts[:, 1].sum()).item()
+
+    (entropy, nats), line = point(student), sorted(map(point, teacher))
+    if noise is None and not line[0][0] <= entropy <= line[-1][0]:
+        return None
+    pieces = list(itertools.pairwise(line))
+    (low, a), (high, b) = next((piece for piece in pieces if entropy <= piece[1][0]), pieces[-1])
+    return math.exp(nats - a - (b - a) * (entropy - low) / max(high - low, 1e-9))
+
+
+def gain(student, teacher, seed, draws=400):
+    """-> over_frontier, and the 95 % interval of it by bootstrap over the texts of both; None, None, None outside."""
+    ratio, noise = over_frontier(student, teacher), seeded(seed, "bootstrap")
+    if ratio is None:
+        return None, None, None
+    drawn = torch.tensor([over_frontier(student, teacher, noise) for _ in range(draws)])
+    return ratio, *drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
 
 
 def markov_nats(x, meta):
@@ -265,7 +308,9 @@ def drafters_table(target, drafters, prompts, size, cfg):
         noise = seeded(cfg.seed, "speculate", device=device)
         _, counts = speculate(target, drafter, prompts, n_new, cfg.gamma, *settings, noise)
         row["counted"] = acceptance(counts)
-        row["counted_at"] = [a / t if t else None for a, t in zip(counts.accepted, counts.tested, strict=True)]
+        row["counted_at"] = [
+            a / t if t else None for a, t in zip(counts.accepted.tolist(), counts.tested.tolist(), strict=True)
+        ]
         row["tokens_per_call"] = tokens_per_call(counts)
         measured = time_gammas(target, drafter, prompts[:1], n_new, (*settings, noise))
         row["gamma"], row["predicted"] = best_gamma(drafter, counts, row["alpha"], measured)

@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from configurator import UserError, choose, first_line
-from plumbing.checkpoints import load_checkpoint
+from plumbing.checkpoints import load_checkpoint, load_weights
 from plumbing.head import ROWS_AT_ONCE, HeadLoss, slice_of_vocab, with_gradient_times
 from plumbing.randomness import uniform
 
@@ -89,7 +89,7 @@ def rope_tables(T, D, base=10000.0):
 
 
 def rotate(x, cos, sin):
-    """(B, T, 2, H, D), (T, 1, 1, D) -> (B, T, 2, H, D): q and k turned by an angle that grows with position."""
+    """(B, T, 2, H, D), (1 or B, T, 1, 1, D) -> (B, T, 2, H, D): q and k turned by an angle that grows with position."""
     return torch.addcmul(x * cos.to(x.dtype), x.roll(x.size(-1) // 2, -1), sin.to(x.dtype))
 
 
@@ -99,20 +99,20 @@ def causal_mask(n_query, n_key, device):
     return torch.ones(n_query, n_key, dtype=torch.bool, device=device).tril(n_key - n_query)
 
 
-def attend(q, k, v, causal, kind, mask=None):
+def attend(q, k, v, causal, attention, mask=None):
     """q (B, H, Tq, D), k and v (B, H, Tk, D) -> (B, H, Tq, D): softmax(q k^T / sqrt(D)) v.
 
     mask (B, 1, Tq, Tk) bool: where a query may look, instead of `causal`.
     """
     Tq, Tk = q.size(2), k.size(2)
-    if kind == "flash_attn" and mask is None:
+    if attention == "flash_attn" and mask is None:
         from flash_attn import flash_attn_func
 
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T, H, D); its causal mask is aligned to the last key
         return flash_attn_func(q, k, v, causal=causal).transpose(1, 2)
     # On a CPU the backward of SDPA is as slow in bfloat16 as in float32: there the three lines below train 1.4x faster.
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and Tk <= 512
-    if kind == "manual" or slow:
+    if attention == "manual" or slow:
         scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, Tq, Tk)
         if causal or mask is not None:
             scores = scores.masked_fill(~(causal_mask(Tq, Tk, q.device) if mask is None else mask), -math.inf)
@@ -127,7 +127,7 @@ def attend(q, k, v, causal, kind, mask=None):
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.n_head, self.causal, self.kind = config.n_head, config.causal, config.attention
+        self.n_head, self.causal, self.attention = config.n_head, config.causal, config.attention
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.attn_bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.attn_bias)
         self.dropout = nn.Dropout(config.dropout)
@@ -142,7 +142,7 @@ class Attention(nn.Module):
         mask = None
         if cache is not None:
             k, v, mask = cache(k, v)  # (B, H, past + T, D)
-        y = attend(q, k, v, self.causal, self.kind, mask)
+        y = attend(q, k, v, self.causal, self.attention, mask)
         return self.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)))
 
 
@@ -210,8 +210,8 @@ class GPT(nn.Module):
     def hidden(self, idx, cache=None):
         """(B, T) int64 -> (B, T, C), the trunk. With a KVCache, idx are the tokens that follow the cached ones."""
         T, rope = idx.size(1), None
-        where = cache.positions(T) if cache else slice(0, T)
-        end = where.stop if isinstance(where, slice) else int(where.max()) + 1
+        where = cache.positions(T) if cache else torch.arange(T, device=idx.device)[None]  # (B or 1, T)
+        end = max(cache.lengths) + T if cache else T
         if end > self.config.block_size:
             raise UserError(f"{end} tokens are more than this model's context of {self.config.block_size}.")
         x = self.wte(idx)  # (B, T, C)
@@ -223,7 +223,7 @@ class GPT(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, rope, cache.layer(i) if cache else None)
         if cache:
-            cache.length = cache.length + T
+            cache.lengths = [n + T for n in cache.lengths]
         return self.ln_f(x)
 
     @property
@@ -237,9 +237,9 @@ class GPT(nn.Module):
 
     def frozen_head(self):
         """-> f: (n, C) -> (n, V) float32 logits, outside autograd, computed in what head_loss uses."""
-        W, kind = self.head_weight[: self.config.vocab_size].detach(), self.wte.weight.device.type
-        low = torch.is_autocast_enabled(kind) and torch.is_grad_enabled()
-        W = W.to(torch.get_autocast_dtype(kind)) if low else W
+        W, device = self.head_weight[: self.config.vocab_size].detach(), self.wte.weight.device.type
+        low = torch.is_autocast_enabled(device) and torch.is_grad_enabled()
+        W = W.to(torch.get_autocast_dtype(device)) if low else W
         b = 0 if self.head_bias is None else self.head_bias.detach()
         return lambda h: F.linear(h.to(W.dtype), W).float() + b
 
@@ -272,29 +272,8 @@ class GPT(nn.Module):
         """'gpt2', 'mdlm-owt', 'sdtt:kld:7' ... (plumbing/published.py), a folder or a ckpt.pt -> GPT in eval mode."""
         checkpoint = load_checkpoint(name)
         model = cls(config_of(checkpoint, name))
-        model.load_weights(checkpoint["ema"] or checkpoint["model"])
+        load_weights(model, checkpoint["ema"] or checkpoint["model"])
         return model.eval()
-
-    def load_weights(self, weights):
-        """A state_dict of this shape, or of its twin with the other `causal`: only the [MASK] row differs.
-
-        Learned positions past this context are dropped. Raises UserError where a key or a shape does not fit.
-        """
-        weights, rows = dict(weights), self.wte.num_embeddings
-        wte = weights.get("wte.weight")
-        if wte is not None and abs(wte.size(0) - rows) == 1:  # to diffusion: [MASK] starts as the mean token
-            weights["wte.weight"] = torch.cat([wte, wte.mean(0, keepdim=True)])[:rows]
-        if self.wpe is not None and "wpe.weight" in weights:
-            weights["wpe.weight"] = weights["wpe.weight"][: self.config.block_size]
-        own = self.state_dict()
-        odd = sorted(own.keys() ^ weights.keys()) or [k for k in own if own[k].shape != weights[k].shape]
-        if odd:
-            shapes = [tuple(d[odd[0]].shape) if odd[0] in d else "nothing" for d in (weights, own)]
-            raise UserError(
-                f"The weights do not fit this model: {odd[0]} is {shapes[0]} there, {shapes[1]} here "
-                f"({len(odd)} differences). They belong to another model."
-            )
-        self.load_state_dict(weights)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -427,6 +406,8 @@ def reveal_order(blank, times, sampler, generator):
     see t either, so the steps that reveal nothing in a row are left out of that row: with more steps than tokens the
     number of calls stops growing. first_hitting is the limit of infinitely many steps (Zheng et al. 2024).
     """
+    if sampler == "spread":
+        return spread_order(blank, times.size(-1) - 1, generator)
     device = "cpu" if blank.device.type == "mps" else blank.device
     u = uniform(blank.shape, generator, device, torch.float64)  # (B, T)
     if sampler == "first_hitting":
@@ -443,7 +424,21 @@ def reveal_order(blank, times, sampler, generator):
     return torch.zeros_like(call).scatter(1, where, call).to(blank.device)
 
 
-SAMPLERS = ("ancestral", "analytic", "first_hitting", "confidence")
+def spread_order(blank, steps, generator):
+    """(B, T) bool -> (B, T) int64, as reveal_order: neighbours are never revealed together, if steps allow.
+
+    Tokens revealed by one call are drawn independently, and the nearer they stand, the more they would have to know of
+    each other. Here a row's blanks, numbered 0, 1, ... from the left, fall into K classes i mod K, and a random
+    permutation says which call reveals which class. K is at most their number: then it is first_hitting.
+    """
+    K = blank.sum(1, keepdim=True).clamp(min=1, max=steps)  # (B, 1)
+    u = uniform((len(blank), int(K.max())), generator, blank.device)
+    u = u.masked_fill(torch.arange(u.size(1), device=u.device) >= K, 2)  # the classes that a row has not come last
+    number = blank.cumsum(1) - 1  # (B, T), of each blank
+    return torch.where(blank, ranks(u).gather(1, number % K) + 1, 0)
+
+
+SAMPLERS = ("spread", "ancestral", "analytic", "first_hitting", "confidence")
 
 
 @torch.no_grad()
@@ -474,7 +469,7 @@ def in_chunks(f, h, V):
 
 
 def fill_at_random(model, xt, steps, sampler, temperature, top_p, generator, watch):
-    """(B, T), in place: ancestral, analytic and first_hitting, which differ only in the order of reveals."""
+    """(B, T), in place: all samplers but confidence; they differ only in the order of reveals."""
     mask_id = model.mask_id
     times = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps  # 1 ... 0
     call = reveal_order(xt == mask_id, times, sampler, generator)  # (B, T)
@@ -512,19 +507,3 @@ def fill_by_confidence(model, xt, steps, sampler, temperature, top_p, generator,
         xt[rows] = torch.where(surest, candidates, xt[rows])
         if watch:
             watch()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# drafters: what guesses the next tokens of a GPT. A causal GPT (of any arch), NGram, Lookup and Diffusion are drafters.
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# speculative decoding: Leviathan et al. 2023, arXiv 2211.17192, Algorithm 1
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# devices and checkpoints
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# published models: GPT-2, MDLM, SDTT, and folders of our own. Data only: nothing from a hub is ever executed.

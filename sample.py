@@ -8,50 +8,47 @@ $ python sample.py --ckpt=out/pydoc_ar/ckpt.pt --draft=lookup                   
 $ torchrun --standalone --nproc_per_node=8 sample.py --ckpt=sdtt:kld:7 --num_samples=1024 --save=out/kld7.jsonl
 """
 
-import itertools
 import json
 import os
-import shutil
 import sys
-import textwrap
 import time
 
 import torch
-import torch.distributed as dist
 
 import data
 from config.common import *
 from config.sampling import *
-from configurator import UserError, check_range, configure, print_once
+from configurator import UserError, check, configure, print_once
 from drafters import load_drafter, load_to_sample
 from plumbing.checkpoints import paths_of
-from plumbing.parallel import join_processes, rank_and_world
+from plumbing.parallel import join_processes, leave_processes, rank_and_world
 from plumbing.published import save_published
 from plumbing.randomness import seeded
+from plumbing.terminal import coloured, print_samples, tracer
 from speculative import (
     acceptance,
-    check_sampling,
     choose_gamma,
     draw_many,
     draw_samples,
     empty_pages,
     known_text,
+    settled,
     speculate,
     tokens_per_call,
 )
 
 # ----------------------------------------------------------------------------------------------------------------------
 export = ""  # a folder: also save the model there as model.safetensors and config.json, to publish it
-num_samples = 4
-steps = 64  # diffusion: K reverse steps; more steps, better text; more steps than tokens cost nothing more
+num_samples = 4  # at least 1
+steps = 0  # diffusion: K calls of the network for any length; 0: the checkpoint's own, else 64, at least 0
 prompt = ""  # text that the samples begin with, or FILE:path
 infill = ""  # diffusion: a text with blanks to fill, one token each, or FILE:path
 blank = "_"  # what a blank looks like in infill
-gamma = 0  # tokens that it guesses at a time; 0: the fastest by a short trial
+gamma = 0  # tokens that --draft guesses at a time; 0: the fastest by a short trial, from 0 to 64
 trace = False  # show one sample appearing (diffusion)
 save = ""  # a .jsonl file: write the samples there, for eval.py --samples; torchrun shares the work
-prefix = 0  # of saved samples: they continue so many tokens of a validation text
-continuations = 1  # of saved samples: so many continue the same text
+prefix = 0  # of saved samples: they continue so many tokens of a validation text, at least 0
+continuations = 1  # of saved samples: so many continue the same text, at least 1
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -59,9 +56,9 @@ cfg = configure(globals())
 def save_samples(cfg, model, checkpoint, note):
     """Writes one JSON object a line: first what the samples are, then {"tokens", "text"} of each."""
     meta, decode = checkpoint["meta"], data.encoder(checkpoint["meta"])[1]
-    size = cfg.length or model.config.block_size
-    check_range(cfg, ("batch_size", "continuations"), 1)
-    check_range(cfg, ("prefix",), 0, size - 1)
+    cfg, size = settled(cfg, checkpoint), cfg.length or model.config.block_size
+    if cfg.prefix >= size:
+        raise UserError(f"prefix is {cfg.prefix}; it must be from 0 to {size - 1}.")
     if cfg.num_samples % cfg.continuations:
         raise UserError(f"num_samples {cfg.num_samples} does not divide into {cfg.continuations} continuations.")
     dataset = cfg.dataset or checkpoint["config"]["dataset"]
@@ -75,7 +72,7 @@ def save_samples(cfg, model, checkpoint, note):
         if len(texts) < n:
             raise UserError(f"{dataset} has {len(texts)} validation texts of {size} tokens, fewer than {n}.")
         templates[:, : cfg.prefix] = texts.repeat_interleave(cfg.continuations, 0)[:, : cfg.prefix]
-    writes = not dist.is_initialized() or dist.get_rank() == 0
+    writes = rank_and_world()[0] == 0
     try:  # now, not after hours
         if writes:
             data.atomic_write(f"{cfg.save}.part", b"")
@@ -124,52 +121,9 @@ def read_text(text):
         return data.as_text(f.read(), text[5:])
 
 
-def show_blanks(ids, decode, mask_id):
-    """Token ids -> text, with a light block for every [MASK]."""
-    out, run = [], []
-    for i in [*ids, mask_id]:
-        if i != mask_id:
-            run.append(i)
-        else:
-            out += [decode(run), "░"]
-            run = []
-    return "".join(out[:-1])
-
-
-def tracer(decode, mask_id, frames_per_second=20):
-    """-> watch(xt): redraws the first sample in a terminal; in a pipe, prints every frame after the last."""
-
-    def watch(xt):
-        left = int((xt[0] == mask_id).sum())
-        frame = f"{show_blanks(xt[0].tolist(), decode, mask_id)}\n--- {left} of {xt.size(1)} tokens masked"
-        if sys.stdout.isatty():
-            print(f"\033[H\033[J{frame}", flush=True)
-            time.sleep(1 / frames_per_second)
-        else:
-            print(frame, flush=True)
-
-    return watch
-
-
-def coloured(row, drafted, decode):
-    """(L) int64, (L) bool -> text; what the drafter wrote and the target accepted is green in a terminal."""
-    runs = itertools.groupby(zip(row.tolist(), drafted.tolist(), strict=True), key=lambda pair: pair[1])
-    texts = [(green, decode([i for i, _ in run])) for green, run in runs]
-    return "".join(f"\033[32m{text}\033[0m" if green else text for green, text in texts)
-
-
-def side_by_side(texts, width):
-    """[text, ...] -> one text in columns of that width."""
-    wrap = textwrap.TextWrapper(width, replace_whitespace=False, drop_whitespace=False)
-    columns = [[part for line in text.expandtabs().splitlines() for part in wrap.wrap(line) or [""]] for text in texts]
-    lines = itertools.zip_longest(*columns, fillvalue="")
-    return "\n".join(" | ".join(f"{part:{width}}" for part in line).rstrip() for line in lines)
-
-
 def refuse_bad_knobs(cfg, paths):
     """Refuses knobs that do not go together, before any work."""
-    check_range(cfg, ("num_samples",), 1)
-    check_sampling(cfg)
+    check(cfg, __file__)
     if cfg.save and (len(paths) > 1 or cfg.prompt or cfg.infill or cfg.draft or cfg.trace):
         raise UserError("--save takes one --ckpt, and --prefix instead of --prompt; no --infill, --draft or --trace.")
     if not cfg.save and (cfg.prefix or cfg.continuations > 1 or cfg.dataset):
@@ -180,11 +134,11 @@ def refuse_bad_knobs(cfg, paths):
         raise UserError("torchrun shares the work of --save=FILE.jsonl only. Run it as: python sample.py ...")
 
 
-def speculated(model, drafter, known, n_new, cfg, noise):
+def speculated(model, drafter, known, n_new, cfg, noise, eos):
     """(n, T) int64 -> (n, T + n_new) int64, its Counts, seconds, and a line on how it went."""
     gamma = choose_gamma(model, drafter, known, n_new, cfg, seeded(cfg.seed, "trial", device=known.device))
     began = time.perf_counter()  # the trial does not count
-    x, counts = speculate(model, drafter, known, n_new, gamma, cfg.temperature, cfg.top_k, cfg.top_p, noise)
+    x, counts = speculate(model, drafter, known, n_new, gamma, cfg.temperature, cfg.top_k, cfg.top_p, noise, eos)
     went = (
         f"\n{counts.drafted.float().mean():.0%} of the tokens were drafted; gamma {gamma}, "
         f"alpha {acceptance(counts):.2f}, {tokens_per_call(counts):.2f} tokens per target call"
@@ -192,37 +146,33 @@ def speculated(model, drafter, known, n_new, cfg, noise):
     return x, counts, time.perf_counter() - began, went
 
 
+def end_of(row, start, eos):
+    """(L) int64 -> the place of its first eos from `start` on, else L."""
+    found = (row[start:] == eos).nonzero() if eos is not None else ()
+    return start + int(found[0]) if len(found) else len(row)
+
+
 def texts_of(model, meta, template, autocast, note, cfg):
     """(1, L) int64, -1 at the blanks -> num_samples texts, and a line on how long they took."""
     device, decode, n = model.wte.weight.device, data.encoder(meta)[1], 1 if cfg.trace else cfg.num_samples
-    noise, went, counts = seeded(cfg.seed, device=device), "", None
+    noise, went, counts, n_known = seeded(cfg.seed, device=device), "", None, int((template[0] >= 0).sum())
+    eos = meta.get("eot") if model.config.causal else None  # an autoregressive text ends there
     with torch.no_grad(), autocast:
         if cfg.draft:
             drafter = load_drafter(cfg.draft, model, meta, cfg)
             known = known_text(template).to(device).expand(n, -1)
-            x, counts, seconds, went = speculated(model, drafter, known, template.size(1) - known.size(1), cfg, noise)
+            x, counts, seconds, went = speculated(model, drafter, known, template.size(1) - n_known, cfg, noise, eos)
         else:
             began = time.perf_counter()
             watch = tracer(decode, model.mask_id) if cfg.trace else None
-            x = draw_samples(model, template.to(device).expand(n, -1), cfg, cfg.steps, noise, watch).cpu()
+            x = draw_samples(model, template.to(device).expand(n, -1), cfg, cfg.steps, noise, watch, eos).cpu()
             seconds = time.perf_counter() - began
     x = x.cpu()
-    texts = [decode(row) for row in x.tolist()]
+    rows = [row[: end_of(row, n_known, eos)] for row in x]
+    texts = [decode(row.tolist()) for row in rows]
     if counts and sys.stdout.isatty():
-        texts = [coloured(*pair, decode) for pair in zip(x, counts.drafted, strict=True)]
+        texts = [coloured(row, drafted[: len(row)], decode) for row, drafted in zip(rows, counts.drafted, strict=True)]
     return texts, f"{n} x {x.size(1)} tokens in {seconds:.2f} s on {note}, seed {cfg.seed}{went}"
-
-
-def print_samples(paths, drawn):
-    """[(texts, how long they took), ...], one for each path: the texts of several models side by side."""
-    width = max((shutil.get_terminal_size((120, 24)).columns + 3) // len(paths) - 3, 20)
-    for i, texts in enumerate(zip(*(texts for texts, _ in drawn), strict=True)):
-        print(f"{'-' * 40} sample {i + 1}")
-        titled = [f"{path}\n\n{text}" for path, text in zip(paths, texts, strict=True)]
-        print(texts[0] if len(paths) == 1 else side_by_side(titled, width))
-    print("-" * 40)
-    for path, (_, took) in zip(paths, drawn, strict=True):
-        print(took if len(paths) == 1 else f"{path}: {took}")
 
 
 def main(cfg):
@@ -238,9 +188,7 @@ def main(cfg):
         (model, checkpoint, autocast, note), *_ = models
         with torch.no_grad(), autocast:
             save_samples(cfg, model, checkpoint, note)
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        return
+        return leave_processes()
     templates = [make_template(cfg, model, checkpoint["meta"]) for model, checkpoint, *_ in models]
     if cfg.trace and (len(models) > 1 or models[0][0].config.causal):
         raise UserError(
@@ -248,7 +196,7 @@ def main(cfg):
         )
     drawn = []
     for (model, checkpoint, autocast, note), template in zip(models, templates, strict=True):
-        drawn.append(texts_of(model, checkpoint["meta"], template, autocast, note, cfg))
+        drawn.append(texts_of(model, checkpoint["meta"], template, autocast, note, settled(cfg, checkpoint)))
     print_samples(paths, drawn)
 
 

@@ -4,16 +4,15 @@ An autoregressive model writes: token by token with a KV cache, or faster, with 
 Leviathan et al. 2023, arXiv 2211.17192, Algorithm 1.
 """
 
-import itertools
 import time
 import types
 
 import torch
 
 import data
-from configurator import UserError, check_range, choose
+from configurator import UserError
 from drafters import Diffusion
-from model import GPT, SAMPLERS, draw, draw_from, probabilities, unmask
+from model import GPT, draw, draw_from, probabilities, unmask
 from plumbing.parallel import share_out
 from plumbing.randomness import seeded, uniform
 
@@ -24,7 +23,7 @@ from plumbing.randomness import seeded, uniform
 class KVCache:
     """What the layers remember of each token so far: keys and values (an LSTM's states, a CNN's inputs).
 
-    Setting `length` back forgets the tokens after it. It is an int, or (B,) int64 if the rows differ.
+    lengths: how many tokens each row has; lowering one forgets the tokens after it.
     """
 
     def __init__(self, config, batch_size, device, dtype=torch.float32):
@@ -32,21 +31,29 @@ class KVCache:
         shape = (2, batch_size, heads, config.block_size, config.n_embd // heads)
         # zeros: a short row meets the places that only longer rows have filled with weight 0, and 0 * NaN is NaN
         self.kv = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.length = 0
+        self.lengths = [0] * batch_size
+
+    @property
+    def even(self):
+        """Whether all rows have equally many tokens."""
+        return len(set(self.lengths)) == 1
 
     def positions(self, T):
-        """-> where the next T tokens stand, an index: a slice, or (B, T) int64 if the rows differ."""
-        if torch.is_tensor(self.length):
-            return self.length[:, None] + torch.arange(T, device=self.length.device)
-        return slice(self.length, self.length + T)
+        """-> where the next T tokens stand: (B, T) int64, or (1, T), the same for all rows."""
+        starts = torch.tensor(self.lengths[:1] if self.even else self.lengths, device=self.kv[0].device)
+        return starts[:, None] + torch.arange(T, device=starts.device)
 
     def layer(self, i):
         return LayerCache(self, self.kv[i])
 
+    def forget_after(self, n):
+        """(B,) int64: how many tokens a row has at most from now on."""
+        self.lengths = list(map(min, self.lengths, n.tolist()))
+
     def keep(self, rows):
         """(B,) bool: drops the other rows."""
         self.kv = [kv[:, rows] for kv in self.kv]
-        self.length = self.length[rows] if torch.is_tensor(self.length) else self.length
+        self.lengths = [n for n, kept in zip(self.lengths, rows.tolist(), strict=True) if kept]
 
 
 class LayerCache:
@@ -61,45 +68,52 @@ class LayerCache:
         -> all of them so far, (B, H, end, D) x 2 with end the longest row's, and None, or if the rows differ (B, 1, T,
         end) bool, True where a token may look: at what its own row has so far.
         """
-        where = self.cache.positions(k.size(2))
-        if isinstance(where, slice):
-            self.kv[0, :, :, where], self.kv[1, :, :, where] = k, v
-            return self.kv[0, :, :, : where.stop], self.kv[1, :, :, : where.stop], None
-        rows, end = torch.arange(len(where), device=where.device)[:, None], int(where.max()) + 1
+        T = k.size(2)
+        end = max(self.cache.lengths) + T
+        if self.cache.even:
+            self.kv[0, :, :, end - T : end], self.kv[1, :, :, end - T : end] = k, v
+            return *self.kv[:, :, :, :end], None
+        where = self.cache.positions(T)  # (B, T)
+        rows = torch.arange(len(where), device=where.device)[:, None]
         self.kv[0, rows, :, where] = k.transpose(1, 2).to(self.kv.dtype)
         self.kv[1, rows, :, where] = v.transpose(1, 2).to(self.kv.dtype)
         mask = torch.arange(end, device=where.device) <= where[:, None, :, None]
-        return self.kv[0, :, :, :end], self.kv[1, :, :, :end], mask
+        return *self.kv[:, :, :, :end], mask
 
     def before(self, n):
         """-> (2, B, n, C): what a cache of one head remembers of the last n tokens, zeros where there are none."""
-        length = self.cache.length
-        length = length[:, None] if torch.is_tensor(length) else torch.full((self.kv.size(1), 1), length)
-        where = length.to(self.kv.device) - n + torch.arange(n, device=self.kv.device)  # (B, n)
+        lengths = torch.tensor(self.cache.lengths, device=self.kv.device)[:, None]
+        where = lengths - n + torch.arange(n, device=self.kv.device)  # (B, n)
         rows = torch.arange(len(where), device=where.device)[:, None]
         past = self.kv[:, rows, 0, where.clamp(min=0)]  # (2, B, n, C)
         return past.masked_fill((where < 0)[..., None], 0)
 
 
 @torch.no_grad()
-def generate(model, idx, n_new, temperature=1.0, top_k=0, top_p=1.0, generator=None, use_cache=True):
-    """(B, T) int64 -> (B, T + n_new): autoregressive sampling, T >= 1.
+def generate(model, idx, n_new, temperature=1.0, top_k=0, top_p=1.0, generator=None, eos=None, use_cache=True):
+    """(B, T) int64 -> (B, T + n_new): autoregressive sampling, T >= 1. After an eos a row is filled with eos.
 
     Past block_size the window drops its older half at once, so the cache is refilled once in block_size / 2 tokens;
     use_cache=False computes the same windows without one (DIFFERS from nanoGPT, which slides by one token).
     """
-    size, T = model.config.block_size, idx.size(1)
-    cache = KVCache(model.config, idx.size(0), idx.device, model.wte.weight.dtype) if use_cache else None
-    out = torch.cat([idx, idx.new_zeros(idx.size(0), n_new)], 1)
-    start = 0
+    size, (B, T) = model.config.block_size, idx.shape
+    out = torch.cat([idx, idx.new_zeros(B, n_new)], 1)
+    cache = KVCache(model.config, B, idx.device, model.wte.weight.dtype) if use_cache else None
+    ended, start = torch.zeros(B, dtype=torch.bool, device=idx.device), 0
     for end in range(T, T + n_new):
-        if end - start > size:
+        if end - start > size:  # the window is full
             start = end - max(size // 2, 1)
             if cache:
-                cache.length = 0
-        new = out[:, start + (cache.length if cache else 0) : end]
+                cache.lengths = [0] * B
+        new = out[:, start + cache.lengths[0] : end] if cache else out[:, start:end]
         h = model.hidden(new, cache)[:, -1]  # (B, C)
         out[:, end] = draw(model.head(h), generator, temperature, top_k, top_p)
+        if eos is not None:
+            out[ended, end] = eos
+            ended |= out[:, end] == eos
+            if ended.all():
+                out[:, end:] = eos
+                break
     return out
 
 
@@ -112,11 +126,10 @@ def logits_after(model, cache, x, n, k):
 
     The cache may hold some of the last k already.
     """
-    start = torch.minimum(torch.as_tensor(cache.length, device=n.device), n - k)
-    m = int((n - start).max())  # every row reads as many as the one that has most to read: again costs nothing but time
-    start = n - m
-    cache.length = start if (start != start[0]).any() else int(start[0])
-    new = x.gather(1, start[:, None] + torch.arange(m, device=x.device))
+    # every row reads as many as the one that has most to read: what it reads again costs nothing but time
+    m = max(end - min(length, end - k) for length, end in zip(cache.lengths, n.tolist(), strict=True))
+    cache.lengths = (n - m).tolist()
+    new = x.gather(1, n[:, None] - m + torch.arange(m, device=x.device))
     return model.head(model.hidden(new, cache)[:, -k:])
 
 
@@ -191,10 +204,10 @@ def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, to
         p = probabilities(logits_after(target, target_cache, x, n + g, g + 1), *settings)  # (B, g + 1, V)
         n_accepted, token = verify(drafts, p, q, generator)  # (B), (B)
         x.scatter_(1, (n + n_accepted)[:, None], token[:, None])
-        counts.add(rows, n, n_accepted.tolist(), g, drafted - began, time.perf_counter() - drafted)
+        counts.add(rows, n, n_accepted, g, drafted - began, time.perf_counter() - drafted)
         n = n + n_accepted + 1
         for cache in caches:  # the last token is new, and what was refused before it is gone
-            cache.length = torch.minimum(torch.as_tensor(cache.length, device=n.device), n - 1)
+            cache.forget_after(n - 1)
         done = n >= end
         if eos is not None:
             x, ended = fill_after_eos(x, T, n, eos)
@@ -230,22 +243,21 @@ class Counts:
     """What a speculation tells of itself: per place of a draft how often it was tested and accepted; time and calls."""
 
     def __init__(self, gamma, out):
-        self.calls, self.tested, self.accepted = 0, [0] * gamma, [0] * gamma
+        self.calls, self.tested, self.accepted = 0, *torch.zeros(2, gamma, dtype=torch.int64)
         self.drafted = torch.zeros_like(out, dtype=torch.bool)  # tokens that the drafter wrote
         # of all rounds but the first, which reads the prompt as well
         self.rounds, self.drafts, self.draft_s, self.target_s = 0, 0, 0.0, 0.0
 
     def add(self, rows, n, n_accepted, g, draft_s, target_s):
-        """A round: rows that stood at n accepted so many of g drafts, in so many seconds."""
+        """A round: rows (b) that stood at n (b) accepted so many (b) of g drafts, in so many seconds."""
         if self.calls:
             self.rounds, self.drafts = self.rounds + 1, self.drafts + g
             self.draft_s, self.target_s = self.draft_s + draft_s, self.target_s + target_s
         self.calls += len(rows)
-        for row, start, k in zip(rows.tolist(), n.tolist(), n_accepted, strict=True):
-            self.drafted[row, start : start + k] = True
-        for j in range(g):
-            self.tested[j] += sum(k >= j for k in n_accepted)  # what follows a refusal was never tested
-            self.accepted[j] += sum(k > j for k in n_accepted)
+        place = torch.arange(self.drafted.size(1), device=n.device)
+        self.drafted[rows] |= (place >= n[:, None]) & (place < (n + n_accepted)[:, None])
+        self.tested[:g] += (n_accepted[:, None] >= place[:g]).sum(0).cpu()  # what follows a refusal was never tested
+        self.accepted[:g] += (n_accepted[:, None] > place[:g]).sum(0).cpu()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -257,7 +269,7 @@ def acceptance(counts):
 
     A token after the first refusal was never judged: counting it would make alpha too small.
     """
-    return sum(counts.accepted) / max(sum(counts.tested), 1)
+    return (counts.accepted.sum() / counts.tested.sum().clamp(min=1)).item()
 
 
 def costs(counts, step_s):
@@ -269,8 +281,7 @@ def costs(counts, step_s):
 
 def tokens_per_call(counts):
     """What speculate counted -> the mean for full drafts: 1 + a_1 + a_1 a_2 + ..., with the rate a_j at place j."""
-    rates = [a / t if t else 0.0 for a, t in zip(counts.accepted, counts.tested, strict=True)]
-    return 1 + sum(itertools.accumulate(rates, lambda x, y: x * y))
+    return 1 + (counts.accepted / counts.tested.clamp(min=1)).cumprod(0).sum().item()
 
 
 def predicted_speedup(alpha, c, gamma, call=1.0):
@@ -328,13 +339,6 @@ def time_gammas(target, drafter, known, n_new, settings):
 # text of any model
 
 
-def check_sampling(cfg):
-    """Refuses values of the knobs that draw_samples reads."""
-    choose("sampler", cfg.sampler, SAMPLERS)
-    check_range(cfg, ("temperature", "top_k", "length"), 0)
-    check_range(cfg, ("top_p",), 1e-6, 1)
-
-
 def known_text(template):
     """(B, L) int64 with -1 at the blanks -> (B, n) int64: the tokens before the blanks; there must be none after."""
     n = int((template[0] >= 0).sum())
@@ -343,16 +347,23 @@ def known_text(template):
     return template[:, :n]
 
 
-def draw_samples(model, template, cfg, steps, noise, watch=None):
+def draw_samples(model, template, cfg, steps, noise, watch=None, eos=None):
     """template (B, L) int64: the known tokens, -1 at the blanks -> (B, L) int64.
 
-    Diffusion fills any blanks. An autoregressive model needs all known tokens, at least one, to stand at the beginning.
+    Diffusion fills any blanks. An autoregressive model needs all known tokens, at least one, to stand at the beginning,
+    and writes nothing but eos after one.
     """
     if not model.config.causal:
         xt = template.masked_fill(template < 0, model.mask_id)
-        return unmask(model, xt, steps, cfg.sampler, cfg.temperature, cfg.top_p, noise, watch)
+        return unmask(model, xt, steps, cfg.sampler or "spread", cfg.temperature, cfg.top_p, noise, watch)
     known = known_text(template)
-    return generate(model, known, template.size(1) - known.size(1), cfg.temperature, cfg.top_k, cfg.top_p, noise)
+    return generate(model, known, template.size(1) - known.size(1), cfg.temperature, cfg.top_k, cfg.top_p, noise, eos)
+
+
+def settled(cfg, checkpoint):
+    """-> cfg with the sampler and the steps that an SDTT student was made for, where they are open ('' and 0)."""
+    own = {"sampler": "spread", "steps": 64} | (checkpoint.get("made_for") or {})
+    return types.SimpleNamespace(**{**vars(cfg), **{k: v for k, v in own.items() if not getattr(cfg, k)}})
 
 
 def draw_many(model, templates, cfg, steps):

@@ -11,19 +11,17 @@ import functools
 import os
 
 import torch
-import torch.distributed as dist
 
 import data
 from config.common import *
 from config.loop import *
-from configurator import UserError, check_range, choose, configure, print_once, save_config
+from configurator import UserError, check, configure, print_once, save_config
 from drafters import fit_ngram, load_model, new_model
-from loop import check_loop, fit, mean_over, show_sample, validation_batches
+from loop import check_loop, fit, validator
 from model import GPTConfig, ar_loss, config_of, diffusion_loss, nelbo
-from plumbing.checkpoints import load_checkpoint
-from plumbing.parallel import join_processes, on_first_process
-from plumbing.published import save_published
-from plumbing.randomness import seeded
+from plumbing.checkpoints import load_checkpoint, load_weights
+from plumbing.parallel import join_processes, leave_processes, on_first_process, rank_and_world
+from plumbing.published import refuse_used_export, save_published
 from plumbing.runs import claim, refuse_used, release, to_resume
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -33,30 +31,24 @@ out_dir = "out/train"
 init_from = "scratch"  # 'scratch' | 'resume' (out_dir) | a ckpt.pt or a published model such as gpt2 or mdlm-owt, also
 # of the other objective: it is converted
 # model
-arch = "gpt"  # 'gpt' | for objective 'ar' also 'lstm' | 'cnn' | 'ngram', small ones to draft for a GPT
-block_size = 256  # tokens
-n_layer = 6
-n_head = 6
-n_embd = 384
+arch = "gpt"  # 'gpt' | 'lstm' | 'cnn' | 'ngram': small ones that draft for a GPT, for objective 'ar'
+block_size = 256  # tokens, at least 2
+n_layer = 6  # at least 1
+n_head = 6  # at least 1
+n_embd = 384  # at least 1
 pos = "rope"  # 'rope' | 'learned'
 tie_weights = True
-max_iters = 2000  # optimizer steps
-t_weight = 1.0  # diffusion: noise level t weighs 1/t^t_weight; 1.0 is the likelihood bound, 0.5 learns faster
-random_length = 0.0  # fraction of diffusion batches cut to a random length (LLaDA: 0.01)
+max_iters = 2000  # optimizer steps, at least 1
+t_weight = 1.0  # diffusion: noise t weighs 1/t^t_weight; 1 is the bound, 0.5 learns faster, from 0 to 1
+random_length = 0.0  # fraction of diffusion batches cut to a random length (LLaDA: 0.01), from 0 to 1
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 def make_model(cfg, vocab_size, device):
     """-> GPT on device, and the checkpoint to resume from or None. Builds from scratch, resumes or converts."""
-    choose("objective", cfg.objective, ("diffusion", "ar"))
-    check_range(cfg, ("block_size",), 2)
-    check_range(cfg, ("n_layer", "n_head", "n_embd", "kernel_size"), 1)
-    check_range(cfg, ("random_length", "t_weight"), 0, 1)
-    check_loop(cfg)
     device = "cpu" if cfg.fsdp else device  # fit moves it to the GPUs, block by block
     causal = cfg.objective == "ar"
-    choose("arch", cfg.arch, ("gpt", "lstm", "cnn", "ngram"))
     names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "tie_weights", "attention", "arch", "kernel_size")
     names += ("pos",) if cfg.arch == "gpt" else ()
     torch.manual_seed(cfg.seed)
@@ -85,21 +77,24 @@ def make_model(cfg, vocab_size, device):
         print_once(f"the shape is that of {path}: " + ", ".join(f"{k} {v}" for k, v in taken.items()))
         vars(cfg).update(taken)  # so that config.json tells what was used
     model = new_model(config).to(device)
-    model.load_weights(weights)
+    load_weights(model, weights)
     return model, resume
 
 
 def main(cfg):
+    check(cfg, __file__)
+    check_loop(cfg)
+    refuse_used_export(cfg.export)
     device, note = join_processes(cfg)
     corpus = data.load(cfg.dataset)
     if cfg.arch == "ngram":
-        return fit_ngram(cfg, corpus.train, corpus) if int(os.environ.get("RANK", 0)) == 0 else None
+        return on_first_process(lambda: fit_ngram(cfg, corpus.train, corpus))
     model, resume = make_model(cfg, corpus.meta["vocab_size"], device)
     n_params = sum(p.numel() for p in model.parameters())
     print_once(f"{n_params / 1e6:.2f} M parameters on {note}")
     if resume and resume["step"] >= cfg.max_iters:
         return print_once(f"{cfg.out_dir} is already trained for {resume['step']} steps.")
-    if int(os.environ.get("RANK", 0)) == 0:
+    if rank_and_world()[0] == 0:
         claim(cfg.out_dir)
         save_config(cfg, cfg.out_dir, n_params=n_params, device_used=note)
     ar = cfg.objective == "ar"
@@ -111,23 +106,15 @@ def main(cfg):
             length = int(torch.randint(1, T + 1, (), generator=generator))
         return data.batch(corpus.train, cfg.batch_size, length + ar, generator)
 
-    val = validation_batches(corpus, T + ar, cfg, device)
-
-    def validate(model):
-        """The same blocks and the same noise at every call."""
-        noise = seeded(cfg.seed, "validation", device=device)
-        return mean_over(val, lambda b: ar_loss(model, b) if ar else nelbo(model, b, noise))
-
-    show = functools.partial(show_sample, meta=corpus.meta, steps=T)
+    validate = validator(ar_loss if ar else nelbo, corpus, T + ar, cfg, device)
     loss = ar_loss if ar else functools.partial(diffusion_loss, t_weight=cfg.t_weight)
     try:
-        fit(model, loss, get_batch, validate, cfg, resume, corpus.meta, show)
+        fit(model, loss, get_batch, validate, cfg, resume, corpus.meta)
     finally:
         release(cfg.out_dir)
     if cfg.export:
         on_first_process(lambda: save_published(cfg.export, *load_model(os.path.join(cfg.out_dir, "ckpt.pt"))))
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave_processes()
 
 
 if __name__ == "__main__":

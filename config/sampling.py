@@ -3,10 +3,10 @@ The knobs of sampling, of sample.py and eval.py: --help shows them.
 """
 
 ckpt = "out/pydoc/ckpt.pt"  # several (a,b or out/sdtt/round_*.pt) stand side by side; also gpt2, sdtt:kld:7 or a folder
-sampler = "ancestral"  # 'ancestral' | 'analytic' (the same law) | 'first_hitting' (K -> infinity) | 'confidence'
-temperature = 1.0  # 0: always the most probable token
-top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
-top_p = 1.0  # keep the most probable tokens that hold this much probability
-length = 0  # tokens, the prompt included; 0: the context; more than the context works too
+sampler = ""  # '' (own, or spread) | 'spread' | 'ancestral' | 'analytic' (same law) | 'first_hitting' | 'confidence'
+temperature = 1.0  # 0: always the most probable token, at least 0
+top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all, at least 0
+top_p = 1.0  # keep the most probable tokens that hold this much probability, from 1e-6 to 1
+length = 0  # tokens with the prompt; 0: the context, more than it works too, at least 0
 draft = ""  # autoregressive: what guesses ahead, a checkpoint, an ngram.txt or 'lookup'; the text keeps its law
-draft_steps = 1  # a diffusion drafter reveals its tokens in so many groups, left to right
+draft_steps = 1  # a diffusion drafter reveals its tokens in so many groups, left to right, at least 1

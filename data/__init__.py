@@ -2,6 +2,8 @@
 Datasets: data/<name>/prepare.py writes train.bin, val.bin (token ids) and meta.json; this file writes and reads them.
 """
 
+import collections
+import contextlib
 import difflib
 import glob
 import hashlib
@@ -123,6 +125,59 @@ def gpt2():
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# lines of JSON: what eval.py takes beside a dataset
+
+
+def read_jsonl(path):
+    """-> [object of a line, ...]"""
+    with open(path, encoding="utf-8") as f:
+        return [json.loads(line) for line in f]
+
+
+def load_passages(folder):
+    """A folder that data/lambada/prepare.py wrote, or a name under data/ -> [(context ids, word ids), ...], meta."""
+    folder, meta = load_meta(folder, "passages.jsonl")
+    encode = encoder(meta)[0]
+    try:
+        lines = read_jsonl(os.path.join(folder, "passages.jsonl"))
+        return [(encode(line["context"]), encode(line["word"])) for line in lines], meta
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}/passages.jsonl is damaged ({str(error)[:80]}). Run data/lambada/prepare.py."
+        ) from None
+
+
+def load_prompts(path, meta, limit):
+    """-> (n, P) int64, the texts that should follow. Only prompts of the commonest length, at most `limit`."""
+    try:
+        encode = encoder(meta)[0]
+        rows = [(encode(line["prompt"]), line["reference"]) for line in read_jsonl(path)]
+        P = collections.Counter(len(ids) for ids, _ in rows).most_common(1)[0][0]
+        rows = [row for row in rows if len(row[0]) == P][:limit]
+        if len(rows) < 7:
+            raise ValueError(f"only {len(rows)} of one length, {P} tokens; the intervals need 7")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{path} holds no prompts ({str(error)[:80]}). Make them with: python data/cnn_dailymail/prepare.py"
+        ) from None
+    return torch.tensor([ids for ids, _ in rows]), [reference for _, reference in rows]
+
+
+def load_samples(path):
+    """-> (n, L) int64, what sample.py --save says of them. Raises UserError if the file is damaged."""
+    try:
+        about, *lines = read_jsonl(path)
+        x = torch.tensor([line["tokens"] for line in lines])
+        if missing := {"ckpt", "steps", "causal", "prefix", "continuations", "top_p", "dataset", "meta"} - about.keys():
+            raise ValueError(f"no {min(missing)}")
+        if x.dim() != 2 or not 0 <= x.min() <= x.max() < about["meta"]["vocab_size"]:
+            raise ValueError("tokens that are no samples of one length and vocabulary")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} holds no samples ({str(error)[:80]}). Write them with sample.py --save.") from None
+    return x, about
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # writing
 
 
@@ -130,12 +185,26 @@ def token_dtype(vocab_size):
     return np.uint16 if vocab_size <= 65536 else np.uint32
 
 
+@contextlib.contextmanager
+def replacing(path, mode="wb"):
+    """-> a file to write to, which becomes path at the end: a kill leaves the old file or the new one, never a half."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    try:
+        with open(f"{path}.tmp", mode, encoding=None if "b" in mode else "utf-8") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(f"{path}.tmp", path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(f"{path}.tmp")
+        raise
+
+
 def atomic_write(path, content):
     """bytes or array -> path, whole or not at all."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(f"{path}.tmp", "wb") as f:
+    with replacing(path) as f:
         f.write(content if isinstance(content, bytes) else memoryview(content))
-    os.replace(f"{path}.tmp", path)
 
 
 def write(folder, train, val, meta):
@@ -295,7 +364,3 @@ def write_documents(folder, train, val):
     for name in ("train", "val"):
         os.replace(os.path.join(folder, f"{name}.bin.tmp"), os.path.join(folder, f"{name}.bin"))
     return counts
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# soft labels: texts with the most probable tokens of a teacher at every place

@@ -2,33 +2,24 @@
 Checkpoints: written whole or not at all, read without running anything from them.
 """
 
-import contextlib
 import glob
 import os
 
 import torch
 
 from configurator import UserError, first_line
+from data import replacing
 from plumbing.published import hub_address, load_published
 
 
 def save_checkpoint(path, checkpoint):
-    """Writes beside path, then renames: a kill at any moment leaves the old file or the new one, never half of one.
-
-    Raises UserError if the disk is full.
-    """
-    temporary = f"{path}.tmp"
+    """Raises UserError if the disk is full; an older checkpoint is kept then."""
     try:
-        with open(temporary, "wb") as f:
+        with replacing(path) as f:
             torch.save(checkpoint, f)
-            f.flush()
-            os.fsync(f.fileno())
     except (OSError, RuntimeError) as error:  # torch's writer has its own kind for a write that fails
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
         kept = "The last one is still there" if os.path.exists(path) else "Nothing was saved"
         raise UserError(f"Could not write {path} ({first_line(error)}). {kept}. Make room.") from None
-    os.replace(temporary, path)
 
 
 def load_checkpoint(path):
@@ -51,6 +42,28 @@ def load_checkpoint(path):
     if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
         raise UserError(f"{path} is not a nanoSDTT checkpoint: it holds no model_config.")
     return checkpoint
+
+
+def load_weights(model, weights):
+    """A state_dict of this shape, or of its twin with the other `causal`: only the [MASK] row differs.
+
+    Learned positions past this context are dropped. Raises UserError where a key or a shape does not fit.
+    """
+    weights, rows = dict(weights), model.wte.num_embeddings
+    wte = weights.get("wte.weight")
+    if wte is not None and abs(wte.size(0) - rows) == 1:  # to diffusion: [MASK] starts as the mean token
+        weights["wte.weight"] = torch.cat([wte, wte.mean(0, keepdim=True)])[:rows]
+    if model.wpe is not None and "wpe.weight" in weights:
+        weights["wpe.weight"] = weights["wpe.weight"][: model.config.block_size]
+    own = model.state_dict()
+    odd = sorted(own.keys() ^ weights.keys()) or [k for k in own if own[k].shape != weights[k].shape]
+    if odd:
+        shapes = [tuple(d[odd[0]].shape) if odd[0] in d else "nothing" for d in (weights, own)]
+        raise UserError(
+            f"The weights do not fit this model: {odd[0]} is {shapes[0]} there, {shapes[1]} here "
+            f"({len(odd)} differences). They belong to another model."
+        )
+    model.load_state_dict(weights)
 
 
 def how_to_train(folder):

@@ -53,16 +53,9 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        dh, dW, db = ctx.grads
+        dh, dW, db = (g if g is None else g.mul_(grad) for g in ctx.grads)
         ctx.grads = None
-        return (
-            None,
-            None,
-            dh.mul_(grad),
-            dW.mul_(grad),
-            None if db is None else db.mul_(grad),
-            *[None] * (2 + ctx.n_rows),
-        )
+        return None, None, dh, dW, db, *[None] * (2 + ctx.n_rows)
 
 
 def with_gradient_times(p, factor):

@@ -47,12 +47,22 @@ def share_out(f, items, desc):
     return [parts[i % world][i // world] for i in range(len(items))]
 
 
-def on_first_process(f):
-    """f() on the first process; the others wait."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        f()
+def wait_for_all():
     if dist.is_initialized():
         dist.barrier()
+
+
+def on_first_process(f):
+    """f() on the first process; the others wait."""
+    if rank_and_world()[0] == 0:
+        f()
+    wait_for_all()
+
+
+def leave_processes():
+    """The end of a script that has joined them."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class LossModule(nn.Module):

@@ -36,38 +36,45 @@ def hub_address(name):
             return [match.expand(part) for part in address]
 
 
-def load_published(name):
-    """A published name or a folder with model.safetensors and config.json -> a dict like load_checkpoint's.
+def folder_of(name):
+    """A published name -> the folder that its two files are downloaded to. Raises UserError without a network."""
+    import huggingface_hub
 
-    Raises UserError without a network, and for files that are damaged or of a layout that is not known.
-    """
-    folder = name
-    if not os.path.isdir(name):
-        import huggingface_hub
+    repository, revision = hub_address(name)
+    files = ["config.json", "model.safetensors"]
+    try:
+        return huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=files)
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise UserError(
+            f"Could not download {repository}, revision {revision} ({first_line(error)}). Put its "
+            "model.safetensors and config.json into a folder and give that instead."
+        ) from None
 
-        repository, revision = hub_address(name)
-        files = ["config.json", "model.safetensors"]
-        try:
-            folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=files)
-        except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-            raise UserError(
-                f"Could not download {repository}, revision {revision} ({first_line(error)}). Put its "
-                "model.safetensors and config.json into a folder and give that instead."
-            ) from None
+
+def read_folder(folder):
+    """-> the dict of its config.json, {key: tensor} of its model.safetensors. Raises UserError if one is damaged."""
     try:
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
             config = json.load(f)
-        w = safetensors.torch.load_file(os.path.join(folder, "model.safetensors"))
+        return config, safetensors.torch.load_file(os.path.join(folder, "model.safetensors"))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         inside = sorted(glob.glob("*.pt", root_dir=folder), key=lambda f: (len(f), f))
         hint = f" Did you mean its {inside[-1]}?" if inside else ""
         raise UserError(
             f"{folder} holds no model.safetensors and config.json that can be read ({str(error)[:100]}).{hint}"
         ) from None
+
+
+def load_published(name):
+    """A published name or a folder with model.safetensors and config.json -> a dict like load_checkpoint's.
+
+    Raises UserError for files that are of no layout that is known.
+    """
+    config, w = read_folder(name if os.path.isdir(name) else folder_of(name))
     w = {re.sub(r"^(backbone\.|transformer\.)+", "", k): v.float() for k, v in w.items()}
     meta, dataset = data.GPT2_META, "openwebtext"
     try:
-        if "model_config" in config:
+        if "model_config" in config:  # our own
             model_config, meta, dataset = config["model_config"], config["meta"], config["dataset"]
         elif "vocab_embed.embedding" in w:
             model_config, w = from_mdlm(w, config)
@@ -83,12 +90,16 @@ def load_published(name):
     return about | {"model": w, "ema": None}
 
 
+def refuse_used_export(folder):
+    """'' is no folder. Raises UserError if it has a model."""
+    if folder and any(os.path.exists(os.path.join(folder, name)) for name in ("model.safetensors", "config.json")):
+        raise UserError(f"{folder} holds a model or a config.json already. Export to another folder.")
+
+
 def save_published(folder, model, checkpoint):
     """Writes model.safetensors and config.json, which load_model(folder) reads. Raises UserError if they exist."""
+    refuse_used_export(folder)
     path, about = os.path.join(folder, "model.safetensors"), os.path.join(folder, "config.json")
-    if os.path.exists(path) or os.path.exists(about):
-        raise UserError(f"{folder} holds a model or a config.json already. Export to another folder.")
-    os.makedirs(folder, exist_ok=True)
     config = {"model_type": "nanosdtt", "model_config": dataclasses.asdict(model.config)}
     config |= {"meta": checkpoint["meta"], "dataset": checkpoint["config"]["dataset"]}
     data.atomic_write(about, json.dumps(config, indent=1).encode())
@@ -151,6 +162,7 @@ def from_mdlm(w, config):
     """
     if any(settings_of(config, "time_conditioning")):
         raise UserError("time_conditioning is True, and a plain block does not know the time")
+    # 1. The shape, from the weights themselves
     (V, C), E = w["vocab_embed.embedding"].shape, w["sigma_map.mlp.0.weight"].size(0)
     V, L = V - 1, 1 + max(int(k.split(".")[1]) for k in w if k.startswith("blocks."))  # the last row is [MASK]
     freq = w.pop("rotary_emb.inv_freq", None)
@@ -166,11 +178,13 @@ def from_mdlm(w, config):
         if here != wanted:
             raise UserError(f"{key} is {here}; {wanted} was expected")
 
+    # 2. What the adaptive layers say at noise level 0, whose embedding is 128 cosines of 0 and 128 sines of 0
     def linear(x, name):
         return F.linear(x, w[f"{name}.weight"].double(), w[f"{name}.bias"].double())
 
-    sigma = torch.cat([torch.ones(128), torch.zeros(128)]).to(w["vocab_embed.embedding"]).double()  # cos 0, sin 0
+    sigma = torch.cat([torch.ones(128), torch.zeros(128)]).to(w["vocab_embed.embedding"]).double()
     c = F.silu(linear(F.silu(linear(sigma, "sigma_map.mlp.0")), "sigma_map.mlp.2"))  # (E)
+    # 3. Fold it in: (1 + scale) into the norm's weight, shift as its bias, the gate into the rows of the last matrix
     weights = {"wte.weight": w["vocab_embed.embedding"]}
     for i in range(L):
         at = f"blocks.{i}."

@@ -3,6 +3,10 @@ Tables and plots of what eval.py measured.
 """
 
 import itertools
+import json
+import os
+
+from data import atomic_write
 
 
 def short(drafter):
@@ -10,21 +14,44 @@ def short(drafter):
     return drafter.removesuffix("/ckpt.pt").removesuffix("/ngram.txt")
 
 
-def drafter_lines(rows):
-    """What metrics.drafters_table measured -> the lines of its table."""
-    names = ("drafter", "alpha", "+-", "counted", "by place", "tokens/call", "gamma", "c", "call")
-    names += ("predicted", "measured")
-    wide = max(len("drafter"), *(len(short(r["drafter"])) for r in rows))
-    widths = f"\n{{:{wide}s}}" + " {:>6s} {:>5s} {:>7s} {:>24s} {:>11s} {:>5s} {:>6s} {:>5s} {:>9s} {:>14s}"
-    lines = [widths.format(*names)]
-    for r in rows:
-        places = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
-        lines.append(
-            f"{short(r['drafter']):{wide}s} {r['alpha']:6.3f} {r['alpha_error']:5.3f} {r['counted']:7.3f} "
-            f"{places:>24s} {r['tokens_per_call']:11.2f} {r['gamma']:5d} {r['c']:6.3f} "
-            f"{r['call']:5.2f} {r['predicted']:9.2f} {r['speedup']:7.2f} +- {r['speedup_error']:.2f}"
-        )
-    return lines
+def table(names, rows):
+    """Column names, rows of values -> lines: the first column to the left, numbers to the right, None as nothing."""
+    rows = [
+        names,
+        *([("" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v)) for v in row] for row in rows),
+    ]
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([f"{r[0]:{wide[0]}}", *map(str.rjust, r[1:], wide[1:])]).rstrip() for r in rows]
+
+
+DRAFTERS = (
+    "drafter",
+    "alpha",
+    "+-",
+    "counted",
+    "by place",
+    "tokens/call",
+    "gamma",
+    "c",
+    "call",
+    "predicted",
+    "measured",
+)
+
+
+def drafter_row(r):
+    """What metrics.drafters_table measured of one -> its row, under DRAFTERS."""
+    places = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
+    counted = short(r["drafter"]), r["alpha"], r["alpha_error"], r["counted"], places, r["tokens_per_call"]
+    speed = f"{r['speedup']:.2f} +- {r['speedup_error']:.2f}"
+    return *counted, r["gamma"], r["c"], r["call"], r["predicted"], speed
+
+
+def gain_row(r):
+    """What metrics.gain measured -> its row; "outside" where the first model has no such entropy."""
+    known = r["ratio"] is not None
+    numbers = (r["ratio"], f"{r['low']:.3f} ... {r['high']:.3f}") if known else ("outside", "")
+    return r["model"], r["steps"], r["tokens_per_step"], *numbers
 
 
 def tables(report):
@@ -44,20 +71,21 @@ def tables(report):
             f"{path}: LAMBADA accuracy {r['accuracy']:.1%} of {r['passages']} words, perplexity {r['ppl']:.2f}{mc} per "
             f"word, of {r['words_in_ppl']} words"
         )
-    if report["rows"]:
+    if rows := report["rows"]:
         columns = ("genppl", "true_ppl", "entropy", "self_bleu", "mauve", "s_per_sample")
-        keys = [k for k in columns if any(k in r for r in report["rows"])]
-        wide = max(len(r["model"]) for r in report["rows"])
-        lines.append(f"\n{'model':{wide}s} {'steps':>5s} {'texts':>6s} " + " ".join(f"{k:>12s}" for k in keys))
-        for r in report["rows"]:
-            numbers = " ".join(f"{r[k]:12.3f}" if k in r else " " * 12 for k in keys)
-            lines.append(f"{r['model']:{wide}s} {r['steps'] or '':>5} {r['texts']:6d} {numbers}".rstrip())
-    if report["latency"]:
-        wide = max(len("seconds per sample"), *(len(r["model"]) for r in report["latency"]))
-        lines.append(f"\n{'seconds per sample':{wide}s} {'steps':>5s} {'batch':>6s}")
-        for r in report["latency"]:
-            lines.append(f"{r['model']:{wide}s} {r['steps']:5d} {r['batch']:6d} {r['s_per_sample']:12.4f}")
-    lines += drafter_lines(report["drafters"]) if report["drafters"] else []
+        keys = ["model", "steps", "texts", *(k for k in columns if any(k in r for r in rows))]
+        lines += ["", *table(keys, [[r.get(k) for k in keys] for r in rows])]
+    if rows := report["frontier"]:
+        keys = ("model", "steps", "tokens_per_step", "temperature", "genppl", "entropy", "repeated")
+        lines += ["", *table(keys, [[r.get(k) for k in keys] for r in rows])]
+    if rows := report["gains"]:
+        names = ("perplexity over the first's at equal entropy", "steps", "tokens_per_step", "ratio", "95 % interval")
+        lines += ["", *table(names, map(gain_row, rows))]
+    if rows := report["latency"]:
+        names = ("seconds per sample", "steps", "batch", "")
+        lines += ["", *table(names, [(r["model"], r["steps"], r["batch"], f"{r['s_per_sample']:.4f}") for r in rows])]
+    if report["drafters"]:
+        lines += ["", *table(DRAFTERS, map(drafter_row, report["drafters"]))]
     for path, (mean, error) in report.get("rouge2", {}).items():
         lines.append(f"{short(path)}: ROUGE-2 {mean:.3f} +- {error:.3f}")
     lines.append(f"\n{report['hardware']}, seed {report['seed']}, torch {report['torch']}")
@@ -143,3 +171,54 @@ def plot_drafters(report, path):
     axes[1].axvline(1, color="black", linestyle="--")
     fig.tight_layout()
     fig.savefig(path, dpi=130)
+
+
+def plot_frontier(report, path):
+    """Generative perplexity against entropy, a line over temperatures for each model and number of steps."""
+    plt = pyplot()
+    fig, ax = plt.subplots(figsize=(8, 5))
+    *rows, real = report["frontier"]
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    shapes = dict(zip(models, itertools.cycle("os^Dv"), strict=False))
+    for i, (steps, model) in enumerate(dict.fromkeys((r["steps"], r["model"]) for r in rows)):
+        line = [(r["entropy"], r["genppl"]) for r in rows if (r["steps"], r["model"]) == (steps, model)]
+        style = ("-" if model == models[0] else "--") + shapes[model]
+        ax.plot(*zip(*line, strict=True), style, color=f"C{i % 10}", label=f"{model}, {steps} steps", ms=4)
+    ax.plot(real["entropy"], real["genppl"], "*", color="black", ms=12, label="real text")
+    ax.set(xlabel="entropy of a sample (nats)", ylabel=QUALITY["genppl"], yscale="log")
+    ax.yaxis.set_minor_formatter("{x:g}")
+    ax.grid(alpha=0.3, which="both")
+    ax.legend(fontsize=7)
+    fig.tight_layout()
+    fig.savefig(path, dpi=130)
+
+
+def plot_losses(report, path):
+    """Loss in training and in validation against steps, a pair of lines a run."""
+    plt = pyplot()
+    fig, ax = plt.subplots(figsize=(7, 4.2))
+    for i, (run, records) in enumerate(report["losses"].items()):
+        for key, style in (("loss", "-"), ("val_loss", "o--")):
+            line = [(r["step"], r[key]) for r in records if key in r]
+            ax.plot(*zip(*line, strict=True), style, color=f"C{i}", label=f"{run}, {key}")
+    ax.set(xlabel="steps", ylabel="nats per token")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    fig.tight_layout()
+    fig.savefig(path, dpi=130)
+
+
+def write_report(report, folder):
+    """-> the names of what it wrote: eval.json, the plots, and at last (make demo looks for it) eval.txt."""
+    atomic_write(os.path.join(folder, "eval.json"), json.dumps(report, indent=1).encode())
+    judged = bool(report["rows"]) and any(key in report["rows"][0] for key in QUALITY)
+    plots = {"eval.png": (plot, judged), "latency.png": (plot_latency, judged and report["latency"])}
+    plots |= {"frontier.png": (plot_frontier, report["frontier"]), "loss.png": (plot_losses, report["losses"])}
+    plots |= {"drafters.png": (plot_drafters, report["drafters"])}
+    for name, (draw, wanted) in plots.items():
+        if wanted:
+            draw(report, os.path.join(folder, name))
+        elif os.path.exists(os.path.join(folder, name)):  # of an earlier run
+            os.remove(os.path.join(folder, name))
+    atomic_write(os.path.join(folder, "eval.txt"), (tables(report) + "\n").encode())
+    return ["eval.json", *(name for name, (_, wanted) in plots.items() if wanted), "eval.txt"]

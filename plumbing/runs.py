@@ -4,29 +4,28 @@ The folder of a run: who may write there, what it holds, its log.
 
 import glob
 import hashlib
+import importlib.util
 import json
 import os
 
-from configurator import UserError
-from data import atomic_write
-from plumbing.checkpoints import load_checkpoint
+import filelock
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from configurator import UserError
+from data import atomic_write, replacing
+from plumbing.checkpoints import load_checkpoint
 
 
 def open_log(cfg, start):
     """-> f(dict): appends a line to out_dir/log.jsonl (and to wandb). Lines after step `start` are redone: cut."""
+    if cfg.wandb and not importlib.util.find_spec("wandb"):
+        raise UserError(f"wandb is {cfg.wandb!r}, but the package is missing. Install it with: pip install wandb")
     path = os.path.join(cfg.out_dir, "log.jsonl")
     lines = []
     if start and os.path.exists(path):
         with open(path, encoding="utf-8") as f:
             lines = [line for line in f if line.endswith("\n") and json.loads(line)["step"] <= start]
-    with open(f"{path}.tmp", "w", encoding="utf-8") as f:
+    with replacing(path, "w") as f:
         f.writelines(lines)
-    os.replace(f"{path}.tmp", path)  # a kill in between loses no line
     file = open(path, "a", encoding="utf-8")
     run = None
     if cfg.wandb:
@@ -44,8 +43,9 @@ def open_log(cfg, start):
 
 
 def files_of_run(out_dir, names=("ckpt.pt", "round_*.pt", "ngram.txt")):
-    """-> the paths of what a run of any kind, or of the kind that writes such names, has left in out_dir."""
-    return [path for name in names for path in glob.glob(os.path.join(glob.escape(out_dir), name))]
+    """-> the paths of what a run of any kind, or of the one that writes such names, has left in out_dir, in order."""
+    found = [path for name in names for path in glob.glob(os.path.join(glob.escape(out_dir), name))]
+    return sorted(found, key=lambda path: (len(path), path))
 
 
 def to_resume(out_dir, name):
@@ -65,47 +65,32 @@ def refuse_used(out_dir):
         )
 
 
-CLAIMED = {}  # folder -> its open lock file
+LOCKS = {}  # folder -> its lock, which dies with its process
 
 
 def claim(out_dir):
-    """Makes the folder and refuses it if another process is writing there: a lock that dies with its process."""
+    """Makes the folder and refuses it if another process is writing there."""
     os.makedirs(out_dir, exist_ok=True)
-    if fcntl is None or out_dir in CLAIMED:
-        return
-    file = open(os.path.join(out_dir, "lock"), "w")
+    LOCKS[out_dir] = filelock.FileLock(os.path.join(out_dir, "lock"))
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        LOCKS[out_dir].acquire(blocking=False)
+    except filelock.Timeout:
         raise UserError(f"Another run is writing to {out_dir}. Wait for it, or take another --out_dir.") from None
-    except OSError:  # some network disks lock nothing
-        return
-    CLAIMED[out_dir] = file
+    except (OSError, NotImplementedError):  # some network disks lock nothing
+        pass
 
 
 def release(out_dir):
     """Undoes claim. (So does the end of the process.)"""
-    if out_dir in CLAIMED:
-        CLAIMED.pop(out_dir).close()
+    if out_dir in LOCKS:
+        LOCKS.pop(out_dir).release()
 
 
 def refuse_other_knobs(cfg, path):
     """A resumed run keeps the knobs that what it has written depends on."""
-    free = {
-        "rounds",
-        "final_steps",
-        "out_dir",
-        "init_from",
-        "export",
-        "device",
-        "dtype",
-        "compile",
-        "attention",
-        "wandb",
-        "fsdp",
-        "laptop_minutes",
-    }
-    free |= {"eval_interval", "eval_iters", "sample_interval", "log_interval", "learning_rate"}
+    free = {"rounds", "final_steps", "out_dir", "init_from", "export", "device", "dtype", "compile", "attention"}
+    free |= {"wandb", "fsdp", "laptop_minutes", "eval_interval", "eval_iters", "sample_interval", "log_interval"}
+    free |= {"learning_rate"}
     free |= set() if cfg.method == "sdtt" else {"iters_per_round", "max_iters"}  # a run without rounds may be prolonged
     was = load_checkpoint(path)["config"]
     for key in sorted((vars(cfg).keys() & was.keys()) - free):

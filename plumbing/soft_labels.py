@@ -3,13 +3,18 @@ Soft labels on the disk: texts with the most probable tokens of a teacher at eve
 """
 
 import json
+import math
 import os
 import types
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
 
 from configurator import UserError
-from data import atomic_write, encoder
+from data import atomic_write, blocks, encoder
+from plumbing.runs import refuse_other_origin
 
 SOFT = {"tokens": np.int32, "topk_ids": np.int32, "topk_logp": np.float32}
 
@@ -19,17 +24,27 @@ class SoftWriter:
 
     ids[r, i] and logp[r, i] tell what the teacher expected at place i, having read tokens[r, :i]. Where it expected
     nothing (place 0, padding) every logp is -inf; where fewer than K are known, the first id again with -inf.
+    n: how many rows there are, at the beginning those of a writer that was killed.
     """
 
     def __init__(self, folder, L, K, meta):
         os.makedirs(folder, exist_ok=True)
-        self.folder, self.n, self.L, self.K, self.meta = folder, 0, L, K, meta
-        self.files = {name: open(os.path.join(folder, f"{name}.bin.tmp"), "wb") for name in SOFT}
+        self.folder, self.L, self.K, self.meta = folder, L, K, meta
+        self.files = {name: open(os.path.join(folder, f"{name}.bin.tmp"), "ab") for name in SOFT}
+        self.bytes = {name: 4 * L * (1 if name == "tokens" else K) for name in SOFT}  # of a row
+        self.keep(min(file.tell() // self.bytes[name] for name, file in self.files.items()))
+
+    def keep(self, n):
+        """Drops the rows after the first n."""
+        self.n = n
+        for name, file in self.files.items():
+            file.truncate(n * self.bytes[name])
 
     def add(self, tokens, ids, logp):
         """(n, L), (n, L, K), (n, L, K)."""
         for (name, kind), array in zip(SOFT.items(), (tokens, ids, logp), strict=True):
             self.files[name].write(np.ascontiguousarray(array, dtype=kind).tobytes())
+            self.files[name].flush()
         self.n += len(tokens)
 
     def finish(self, **more):
@@ -38,6 +53,34 @@ class SoftWriter:
             os.replace(file.name, os.path.join(self.folder, f"{name}.bin"))
         meta = {**self.meta, "rows": self.n, "length": self.L, "topk": self.K, **more}
         atomic_write(os.path.join(self.folder, "meta.json"), json.dumps(meta, indent=1).encode())
+
+
+@torch.no_grad()
+def soft_from_teacher(teacher, x, folder, meta, K, batch_size=16):
+    """(n, L) int64 -> folder: the K best log-probabilities at every place but the first; goes on after a kill."""
+    writer, batches = SoftWriter(folder, x.size(1), K, meta), x.split(batch_size)
+    done = writer.n // batch_size
+    writer.keep(done * batch_size)
+    for rows in tqdm(batches[done:], desc="soft labels", unit="batch", initial=done, total=len(batches)):
+        logp, ids = teacher(rows[:, :-1].to(teacher.wte.weight.device)).float().log_softmax(-1).topk(K)  # (n, L - 1, K)
+        ids, logp = F.pad(ids, (0, 0, 1, 0)), F.pad(logp, (0, 0, 1, 0), value=-math.inf)  # (n, L, K)
+        writer.add(rows, ids.cpu(), logp.cpu())
+    writer.finish()
+
+
+def label(teacher, corpus, folder, T, cfg):
+    """-> folder: the labels that cfg asks for, unless they are there; refuses those of other knobs."""
+    origin, finished = os.path.join(cfg.out_dir, "soft.json"), os.path.exists(os.path.join(folder, "meta.json"))
+    if cfg.soft_data and not finished and os.path.exists(origin):  # it failed, and the file may be another now
+        os.remove(origin)
+    refuse_other_origin(origin, cfg, T)
+    if finished:
+        return
+    if cfg.soft_data:
+        soft_from_jsonl(cfg.soft_data, folder, corpus.meta, T, cfg.topk)
+    else:
+        x = blocks(corpus.train, T, max(1, cfg.pseudo_tokens // T))
+        soft_from_teacher(teacher, x, folder, corpus.meta, cfg.topk)
 
 
 def load_soft(folder):
@@ -67,6 +110,7 @@ def soft_from_jsonl(path, folder, meta, L, K):
     texts = [decode([i]) for i in range(V)]
     number = {text: i for i, text in enumerate(texts) if "\ufffd" not in text}  # half characters of GPT-2: not one text
     writer, unknown, labels = SoftWriter(folder, L, K, meta), 0, 0
+    writer.keep(0)  # nothing of an earlier attempt
     with open(path, "rb") as f:
         for line_number, line in enumerate(f, 1):
             try:

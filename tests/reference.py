@@ -134,6 +134,29 @@ def exact_ancestral_distribution(model, T, steps):
     return {x: w for x, w in states.items() if w > 0}
 
 
+@torch.no_grad()
+def exact_spread_distribution(model, x, steps):
+    """A list of tokens with mask_id at the blanks -> {tokens (tuple): probability} of the spread sampler."""
+    where = [i for i, token in enumerate(x) if token == model.mask_id]
+    K, after = min(steps, len(where)), {}
+    for order in itertools.permutations(range(K)):  # call c reveals the blanks of class order[c]
+        states = {tuple(x): 1 / math.factorial(K)}
+        for c in order:
+            together, new = where[c::K], {}
+            for y, weight in states.items():
+                p = subs_log_p(model, torch.tensor([y]))[0].exp()  # (T, V + 1)
+                for values in itertools.product(range(model.mask_id), repeat=len(together)):
+                    z = list(y)
+                    for i, v in zip(together, values, strict=True):
+                        z[i] = v
+                    chance = math.prod(p[i, v].item() for i, v in zip(together, values, strict=True))
+                    new[tuple(z)] = new.get(tuple(z), 0.0) + weight * chance
+            states = new
+        for y, weight in states.items():
+            after[y] = after.get(y, 0.0) + weight
+    return after
+
+
 def top_p_set(p, top_p):
     """(V,) -> the smallest set of most probable tokens whose probability reaches top_p."""
     chosen, total = [], 0.0
@@ -165,6 +188,31 @@ def sdtt_targets(teacher, xt, t, dt, k, reveals, pick, eps=1e-5):
         targets = torch.where(revealed[..., None], log_p, targets)
         z = torch.where(revealed, pick(log_p), z)
     return torch.where((z == V)[..., None], log_p, targets)  # still masked: the last step's
+
+
+def spread_targets(teacher, xt, parts, pick):
+    """(1, T), [[places], ...]: the teacher reveals part after part -> (T, V): its log-probabilities when it did."""
+    z, targets = xt.clone(), torch.zeros(xt.size(1), teacher.mask_id)
+    for part in parts:
+        logits = teacher(z)[0]  # (T, V)
+        targets[part] = logits.log_softmax(-1)[part]
+        z[0, part] = pick(logits)[part]
+    return targets
+
+
+@torch.no_grad()
+def expected_spread_targets(teacher, xt, parts):
+    """(T,), two parts -> (T, V): the mean of the targets, as probabilities, over both orders and all tokens drawn."""
+    mean = torch.zeros(len(xt), teacher.mask_id)
+    for first, second in (parts, parts[::-1]):
+        p = teacher(xt[None])[0].softmax(-1)
+        mean[first] += p[first] / 2
+        for tokens in itertools.product(range(teacher.mask_id), repeat=len(first)):
+            z = xt.clone()
+            z[first] = torch.tensor(tokens)
+            chance = math.prod(p[i, v].item() for i, v in zip(first, tokens, strict=True))
+            mean[second] += chance * teacher(z[None])[0].softmax(-1)[second] / 2
+    return mean
 
 
 def divergence(kind, log_p, log_q):

@@ -19,6 +19,7 @@ import eval as evaluation
 import sample as S
 import train
 from model import GPTConfig
+from plumbing import terminal
 
 KNOBS = {"lr": 1e-3, "n_layer": 4, "name": "x", "flag": False, "steps": [1, 2]}
 
@@ -72,6 +73,24 @@ def test_help_prints_every_knob_with_its_comment(script):
     knobs = runpy.run_path(os.path.join(ROOT, script))["cfg"]
     assert all(re.search(rf"^{k} = ", out, re.M) for k in vars(knobs))
     assert "import " not in out
+
+
+@pytest.mark.parametrize("script", [train, distill, S, evaluation])
+def test_the_comment_beside_a_knob_says_what_it_takes(script, refused):
+    check = lambda **kw: configurator.check(type(script.cfg)(**{**vars(script.cfg), **kw}), script.__file__)  # noqa: E731
+    check()
+    assert refused(check, batch_size=0) == "batch_size is 0; it must be at least 1."
+    assert refused(check, attention="x") == "attention is 'x'; choose one of 'sdpa', 'manual', 'flash_attn'."
+    check(device="cuda:3")  # an open list
+    if script is evaluation:
+        assert "steps is [4, 0]" in refused(check, steps=[4, 0])
+    if script is train:
+        assert refused(check, t_weight=1.5) == "t_weight is 1.5; it must be from 0 to 1."
+
+
+def test_an_autoregressive_text_stops_at_eos():
+    assert S.end_of(torch.tensor([3, 1, 2, 3, 0]), 1, 3) == 3  # not at the one that it starts from
+    assert S.end_of(torch.tensor([3, 1, 2, 1, 0]), 1, 3) == S.end_of(torch.tensor([3, 1, 2, 1, 0]), 1, None) == 5
 
 
 def test_importing_a_script_parses_and_prints_nothing():
@@ -151,7 +170,7 @@ def test_sampling_commands(out, tmp_path):
 
 
 def test_two_checkpoints_sample_side_by_side(out):
-    assert S.side_by_side(["a\nbcdef", "x\n\n  y\nz"], 4) == "a    | x\nbcde |\nf    |   y\n     | z"
+    assert terminal.side_by_side(["a\nbcdef", "x\n\n  y\nz"], 4) == "a    | x\nbcde |\nf    |   y\n     | z"
     one, _ = run("sample.py", f"--ckpt={out}/d/ckpt.pt", "--steps=4", "--num_samples=1")
     both, _ = run("sample.py", f"--ckpt={out}/d/ckpt.pt,{out}/ar/ckpt.pt", "--steps=4", "--num_samples=1")
     left = [line.split(" |")[0].rstrip() for line in text_of(both)[0].splitlines()]
@@ -167,7 +186,7 @@ def test_speculative_sampling_command(out, pydoc):
         assert text_of(said)[0].split("-" * 40)[0] == text_of(plain)[0].split("-" * 40)[0]
         assert re.search(r"% of the tokens were drafted; gamma \d+, alpha \d\.\d\d, \d+\.\d\d tokens per target", said)
     ids, drafted = torch.tensor([1, 2, 3]), torch.tensor([False, True, True])
-    assert S.coloured(ids, drafted, lambda ids: "".join("abcd"[i] for i in ids)) == "b\033[32mcd\033[0m"
+    assert terminal.coloured(ids, drafted, lambda ids: "".join("abcd"[i] for i in ids)) == "b\033[32mcd\033[0m"
 
 
 def test_sampling_mistakes(out, refused):
@@ -175,7 +194,7 @@ def test_sampling_mistakes(out, refused):
         cfg = configurator.parse([f"--ckpt={out}/{which}/ckpt.pt", "--device=cpu", *argv], vars(S.cfg))
         return refused(S.main, type(S.cfg)(**{**vars(S.cfg), **cfg}))
 
-    assert "steps is 0" in refuse("d", "--steps=0")
+    assert "steps is -1" in refuse("d", "--steps=-1")
     assert "no room in 32" in refuse("d", "--prompt=" + "x" * 32)
     assert "no blank '_'" in refuse("d", "--infill=no blanks")
     assert "either" in refuse("d", "--infill=_", "--prompt=x")

@@ -148,7 +148,53 @@ def test_first_hitting_is_the_limit_of_many_steps():
     assert sum(abs(exact[x] - many[x]) for x in exact) / 2 < 0.01
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "analytic", "first_hitting", "confidence"])
+def spread_template(model, n):
+    """Rows of 3 blanks, of 2 with a known token between them, and of 1."""
+    template = blanks(model, n, 3)
+    template[n // 3 :, 1] = 1
+    template[2 * n // 3 :, 0] = 0
+    return template
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_spread_samples_have_exactly_their_distribution(steps):
+    """K = 1, 2, N and more, with known tokens between, in rows of different numbers of blanks."""
+    model, n = tiny_model(V=2, block_size=3), 90_000
+    template = spread_template(model, n)
+    xs = unmask(model, template, steps, "spread", generator=seeded(steps))
+    for row in (0, n // 3, 2 * n // 3):
+        exact = reference.exact_spread_distribution(model, template[row].tolist(), steps)
+        assert abs(sum(exact.values()) - 1) < 1e-5
+        assert total_variation(xs[row : row + n // 3], exact) < 0.014
+    if steps == 2:
+        other = reference.exact_ancestral_distribution(model, 3, 2)
+        assert total_variation(xs[: n // 3], other) > 0.03  # it is another law
+
+
+def test_spread_with_a_step_for_each_token_is_first_hitting_and_with_one_step_ancestral():
+    model = tiny_model(V=2, block_size=3)
+    many = reference.exact_ancestral_distribution(model, 3, 60)
+    each = reference.exact_spread_distribution(model, [2, 2, 2], 3)
+    assert sum(abs(each[x] - many[x]) for x in each) / 2 < 0.01
+    one, same = (
+        reference.exact_ancestral_distribution(model, 3, 1),
+        reference.exact_spread_distribution(model, [2] * 3, 1),
+    )
+    assert sum(abs(one[x] - same[x]) for x in one) < 1e-5
+
+
+def test_spread_reveals_every_kth_blank_together():
+    blank = torch.rand(50, 40, generator=seeded(0)) < 0.5
+    order = M.spread_order(blank, 4, seeded(1))
+    for row, places in zip(order, blank, strict=True):
+        calls = row[places].tolist()
+        assert calls == [calls[i % 4] for i in range(len(calls))] and sorted(calls[:4]) == [1, 2, 3, 4]
+        assert (row[~places] == 0).all()
+    assert len({tuple(row[:4]) for row in (o[b].tolist() for o, b in zip(order, blank, strict=True))}) > 12  # of 24
+    assert (M.spread_order(blank, 1000, seeded(1)).amax(1) == blank.sum(1)).all()
+
+
+@pytest.mark.parametrize("sampler", ["spread", "ancestral", "analytic", "first_hitting", "confidence"])
 @pytest.mark.parametrize("steps", [1, 3, 100])
 @pytest.mark.parametrize("length", [1, 8, 16, 17, 41])
 def test_every_blank_is_filled_and_nothing_else_is_touched(sampler, steps, length):
@@ -172,7 +218,7 @@ def test_forwards_stop_growing_when_there_are_more_steps_than_tokens(monkeypatch
     rows = []
     hidden = model.hidden
     monkeypatch.setattr(model, "hidden", lambda x: rows.append(len(x)) or hidden(x))
-    for sampler in ("ancestral", "first_hitting", "confidence"):
+    for sampler in ("spread", "ancestral", "first_hitting", "confidence"):
         rows.clear()
         unmask(model, blanks(model, 4, 16), 5000, sampler, generator=seeded(0))
         assert len(rows) <= 16 and sum(rows) <= 4 * 16

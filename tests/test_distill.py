@@ -26,9 +26,9 @@ from model import unmask
 from plumbing import checkpoints, head
 from plumbing.checkpoints import load_checkpoint
 from plumbing.randomness import seeded
-from plumbing.soft_labels import load_soft, soft_from_jsonl
+from plumbing.soft_labels import SoftWriter, load_soft, soft_from_jsonl, soft_from_teacher
 
-KINDS = D.DIVERGENCES
+KINDS = ("kl_bwd", "kl_fwd", "tvd", "mse", "jsd", "nla")
 
 
 def masked_batch(model, t, T=16, seed=0):
@@ -36,6 +36,12 @@ def masked_batch(model, t, T=16, seed=0):
     t = torch.tensor(t)[:, None]
     x0 = torch.randint(model.config.vocab_size, (len(t), T), generator=seeded(seed))
     return x0, M.add_noise(x0, t, model.mask_id, seeded(seed, "noise")), t
+
+
+def targets_of(teacher, xt, t, dt, k, generator, sampler="ancestral"):
+    """Algorithm 1 for the noisy batch xt of time t."""
+    call = D.ancestral_calls(xt == teacher.mask_id, t, dt, k, generator, sampler)
+    return D.sdtt_targets(teacher, xt, call, generator)
 
 
 def pick(logits, *_):
@@ -55,7 +61,7 @@ def test_targets_equal_the_dense_algorithm_1(k, dt, sampler, monkeypatch):
     xt[5, 4] = teacher.mask_id  # else a time of 1e-3 masks nothing
     monkeypatch.setattr(D, "draw", pick)
     masked = xt == teacher.mask_id
-    fast = teacher.head(D.sdtt_targets(teacher, xt, t, dt, k, seeded(5), sampler)).log_softmax(-1)  # (N, V)
+    fast = teacher.head(targets_of(teacher, xt, t, dt, k, seeded(5), sampler)).log_softmax(-1)  # (N, V)
     u = torch.rand(xt.shape, dtype=torch.float64, generator=seeded(5))  # what reveal_order drew
     kept = [torch.ones(len(t), 1, dtype=torch.float64)]
 
@@ -77,7 +83,7 @@ def test_targets_follow_the_law_of_algorithm_1(t, dt, k):
     xt = torch.tensor([3, 1, 3])
     exact = reference.expected_sdtt_targets(teacher, xt, t, dt, k)
     n = 20000
-    h = D.sdtt_targets(teacher, xt.expand(n, 3), torch.full((n, 1), t), dt, k, seeded(1))
+    h = targets_of(teacher, xt.expand(n, 3), torch.full((n, 1), t), dt, k, seeded(1))
     p = teacher.head(h).softmax(-1).view(n, 2, 3)
     assert (p.mean(0) - exact[[0, 2]]).abs().max() < 5 * p.std(0).max() / math.sqrt(n)
     assert p.std(0).max() > 0.01  # the targets do vary from path to path
@@ -93,7 +99,7 @@ def test_the_first_step_reveals_dt_over_t():
     for t, dt in ((1.0, 1 / 8), (0.5, 1 / 8), (0.125, 1 / 16)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(D, "draw", lambda logits, *a: drawn.append(len(logits)) or real(logits, *a))
-            D.sdtt_targets(teacher, xt, torch.full((500, 1), t), dt, 2, seeded(t))
+            targets_of(teacher, xt, torch.full((500, 1), t), dt, 2, seeded(t))
         assert sum(drawn) / xt.numel() == pytest.approx(dt / t, rel=0.1)
         drawn.clear()
 
@@ -105,13 +111,45 @@ def test_rows_that_did_not_change_are_not_forwarded_and_last_samples_not_drawn(m
     rows, drawn, real = [], [], teacher.hidden
     monkeypatch.setattr(teacher, "hidden", lambda z: rows.append(len(z)) or real(z))
     monkeypatch.setattr(D, "draw", lambda logits, *_: drawn.append(len(logits)) or logits.argmax(-1))
-    D.sdtt_targets(teacher, xt, t, 1 / 64, 2, seeded(0))
+    targets_of(teacher, xt, t, 1 / 64, 2, seeded(0))
     n_masked = (xt == teacher.mask_id).sum().item()
     assert rows[0] == 40 and 0 < rows[1] < 20  # 8 tokens, each revealed by the first step in 1 case of 32
     assert 0 < sum(drawn) < n_masked / 8
     rows.clear()
-    D.sdtt_targets(teacher, torch.zeros_like(xt), t, 1 / 64, 2, seeded(0))
+    targets_of(teacher, torch.zeros_like(xt), t, 1 / 64, 2, seeded(0))
     assert rows == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("K, k", [(1, 2), (2, 2), (4, 2), (4, 4), (8, 2)])
+def test_spread_targets_equal_the_literal_ones(K, k, monkeypatch):
+    teacher = tiny_model()
+    x0 = torch.randint(7, (12, 16), generator=seeded(0))
+    monkeypatch.setattr(D, "draw", pick)
+    xt, call = D.spread_states(x0, 1 / (k * K), k, teacher.mask_id, seeded(1))
+    fast = teacher.head(D.sdtt_targets(teacher, xt, call, seeded(2))).log_softmax(-1)
+    for b in range(len(x0)):
+        hidden = [i for i in range(16) if xt[b, i] == teacher.mask_id]
+        learnt = [i for i in range(16) if call[b, i] > 0]
+        assert all(xt[b, i] == x0[b, i] for i in range(16) if i not in hidden)
+        assert len({i % K for i in learnt}) == 1 and len(learnt) == 16 // K  # one class, and all of it
+        assert len({i % K for i in hidden}) == len(hidden) * K // 16  # the others are whole classes, too
+        parts = [[i for i in learnt if call[b, i] == c] for c in range(1, k + 1)]
+        assert all(len({i % (k * K) for i in part}) == 1 for part in parts)
+        slow = reference.spread_targets(teacher, xt[b : b + 1], parts, pick)
+        torch.testing.assert_close(fast[(call > 0).nonzero()[:, 0] == b], slow[learnt], atol=1e-5, rtol=1e-5)
+    assert K == 1 or len({(xt[b] == teacher.mask_id).sum().item() for b in range(12)}) == K  # every j occurs
+
+
+@torch.no_grad()
+def test_spread_targets_follow_their_law():
+    """Their mean equals the one over every order of the parts and every token that the teacher draws."""
+    teacher, n = tiny_model(V=3, block_size=4), 20_000
+    xt, parts = torch.full((n, 4), teacher.mask_id), [[0, 2], [1, 3]]
+    _, call = D.spread_states(xt, 1 / 2, 2, teacher.mask_id, seeded(0))
+    p = teacher.head(D.sdtt_targets(teacher, xt, call, seeded(1))).softmax(-1).view(n, 4, 3)
+    exact = reference.expected_spread_targets(teacher, xt[0], parts)
+    assert (p.mean(0) - exact).abs().max() < 5 * p.std(0).max() / math.sqrt(n)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -320,6 +358,7 @@ def test_mistakes_are_refused_before_any_work(teacher, pydoc, markov, tmp_path, 
     assert "'kl'" in refuse(divergence="kl") and "'kl_bwd'" in refuse(divergence="kl")
     assert "teacher_steps is 1" in refuse(teacher_steps=1)
     assert "'confidence'" in refuse(sampler="confidence")
+    assert "there are 16 tokens to reveal" in refuse(sampler="spread", orig_steps=32)
     assert "iters_per_round is 0" in refuse(iters_per_round=0)
     assert "There is no checkpoint" in refuse(teacher=tmp_path / "none.pt")
     assert "another vocabulary" in refuse(dataset=pydoc)
@@ -379,7 +418,7 @@ def test_distillation_makes_better_text_at_the_same_steps(teacher, markov, tmp_p
     def judged(path, steps):
         model, _ = load_model(path)
         x = unmask(model, torch.full((512, 16), model.mask_id), steps, generator=seeded(0))
-        return math.exp(metrics.markov_nats(x, corpus.meta)), metrics.sample_entropy(x)
+        return math.exp(metrics.markov_nats(x, corpus.meta)), metrics.entropies(x).mean().item()
 
     for steps in (2, 4, 16):  # measured: 8.3 to 7.4, 3.7 to 3.3, 2.2 to 1.9; 2.1 to 2.0 on another machine
         (before, _), (after, entropy) = (judged(path, steps) for path in (teacher, tmp_path / "round_3.pt"))
@@ -387,11 +426,16 @@ def test_distillation_makes_better_text_at_the_same_steps(teacher, markov, tmp_p
 
 
 def test_a_round_prints_samples_in_the_steps_it_aims_at(teacher, tmp_path, capsys, monkeypatch):
-    steps, real = [], loop.unmask
-    monkeypatch.setattr(loop, "unmask", lambda model, xt, n, **kw: steps.append(n) or real(model, xt, n, **kw))
+    asked, real = [], loop.unmask
+    monkeypatch.setattr(
+        loop,
+        "unmask",
+        lambda model, xt, steps, **kw: asked.append((steps, kw["sampler"])) or real(model, xt, steps, **kw),
+    )
     D.main(settings(teacher, tmp_path, sample_interval=4))
     said = capsys.readouterr().out
-    assert "--- step 4\n" in said and "--- step 8\n" in said and steps == [4, 2]
+    assert "--- step 4\n" in said and "--- step 8\n" in said and asked == [(4, "ancestral"), (2, "ancestral")]
+    assert load_checkpoint(tmp_path / "round_2.pt")["made_for"] == {"steps": 2, "sampler": "ancestral"}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -557,7 +601,7 @@ def test_soft_loss_of_all_log_probs_is_the_distance_to_the_teacher(target, tmp_p
     """K = V: kl_fwd plus the teacher's entropy, at every place but the first; nothing labelled: zero."""
     teacher, saved = load_model(target)
     x = torch.randint(8, (6, 16), generator=seeded(0))
-    D.store_soft(teacher, x, str(tmp_path / "soft"), 8, saved["meta"], batch_size=4)
+    soft_from_teacher(teacher, x, str(tmp_path / "soft"), saved["meta"], 8, batch_size=4)
     soft = load_soft(str(tmp_path / "soft"))
     student = tiny_model(V=8, causal=True, seed=3)
     rows = torch.tensor([4, 0, 1])
@@ -569,6 +613,24 @@ def test_soft_loss_of_all_log_probs_is_the_distance_to_the_teacher(target, tmp_p
     nothing = D.soft_loss(student, torch.cat([x[rows], rows[:, None]], 1), None, soft)
     nothing.backward()
     assert nothing == 0
+
+
+def test_soft_labelling_that_is_killed_goes_on_to_the_same_labels(target, tmp_path, monkeypatch):
+    teacher, saved = load_model(target)
+    x = torch.randint(8, (11, 16), generator=seeded(0))
+    soft_from_teacher(teacher, x, str(tmp_path / "a"), saved["meta"], 3, batch_size=2)
+    real, batches = SoftWriter.add, []
+    monkeypatch.setattr(SoftWriter, "add", lambda *a: batches.append(1) or (real(*a) if len(batches) < 4 else 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        soft_from_teacher(teacher, x, str(tmp_path / "b"), saved["meta"], 3, batch_size=2)
+    with open(tmp_path / "b" / "tokens.bin.tmp", "ab") as f:
+        f.write(b"half a row")
+    monkeypatch.setattr(SoftWriter, "add", lambda *a: batches.append(1) or real(*a))
+    del batches[:]
+    soft_from_teacher(teacher, x, str(tmp_path / "b"), saved["meta"], 3, batch_size=2)
+    assert len(batches) == 3  # of 6: the first three were there
+    a, b = (load_soft(str(tmp_path / name)) for name in "ab")
+    assert all(np.array_equal(getattr(a, k), getattr(b, k)) for k in ("tokens", "ids", "logp"))
 
 
 @pytest.mark.parametrize("method", ["sdtt", "kd", "soft"])

@@ -43,7 +43,7 @@ def trained(markov, tmp_path_factory):
 
 def test_entropy_of_known_samples():
     x = torch.tensor([[0, 0, 0, 0], [1, 2, 3, 4], [5, 5, 6, 6]])
-    assert metrics.sample_entropy(x) == pytest.approx((0 + math.log(4) + math.log(2)) / 3)
+    assert metrics.entropies(x).tolist() == pytest.approx([0, math.log(4), math.log(2)])
 
 
 @torch.no_grad()
@@ -56,7 +56,8 @@ def test_judge_scores_every_token_once_but_the_first():
         logits = judge(window[:, :-1])
         log_p += logits.log_softmax(-1).gather(-1, window[:, 1:, None]).sum().item()
     counted = torch.arange(40).expand(5, 40) >= 1
-    assert metrics.judge_nats(judge, x, counted, batch_size=2) == pytest.approx(-log_p / (5 * 39), rel=1e-5)
+    nats = metrics.judge_nats(judge, x, counted, batch_size=2)
+    assert nats.shape == (5,) and nats.sum().item() == pytest.approx(-log_p, rel=1e-5)
 
 
 @torch.no_grad()
@@ -67,7 +68,7 @@ def test_what_counts_is_judged_after_the_prefix_and_up_to_the_first_end_of_text(
     for prefix, places in {0: ([1, 2, 3, 4, 7], [1, 3, 4, 6]), 3: ([3, 4, 7], [3, 4, 6])}.items():
         picked = torch.cat([row[[i - 1 for i in where]] for row, where in zip(log_p, places, strict=True)])
         metas = ({"tokenizer": "char", "vocab_size": 7}, {"eot": eot})
-        row = E.quality(x, None, judge, metas, ["genppl"], settings(), prefix)
+        row = E.quality(x, judge, metas, ["genppl"], settings(), prefix)
         assert row["genppl"] == pytest.approx(math.exp(-picked.mean()), rel=1e-5)
 
 
@@ -82,7 +83,7 @@ def test_retokenized_text_is_judged_as_the_judge_would_write_it():
     judge = tiny_model(V=4, causal=True)
     log_p = [judge(torch.tensor([row]))[0].log_softmax(-1) for row in ([3, 1, 2], [1, 0, 1, 0, 3])]
     want = -(log_p[0][0, 1] + log_p[0][1, 2] + log_p[1][3, 3]) / 3
-    row = E.quality(x, None, judge, (mine, its), ["genppl"], settings(retokenize=True), prefix=2)
+    row = E.quality(x, judge, (mine, its), ["genppl"], settings(retokenize=True), prefix=2)
     assert row["genppl"] == pytest.approx(want.exp().item(), rel=1e-5)
 
 
@@ -174,13 +175,13 @@ def test_saved_samples_are_judged_as_those_drawn_now(trained, tmp_path):
 
 def test_self_bleu_is_of_as_many_samples_as_there_are_real_texts(trained, tmp_path, monkeypatch):
     save(tmp_path / "a.jsonl", trained["diffusion"])
-    x, blocks = E.load_samples(tmp_path / "a.jsonl")[0], data.blocks
+    x, blocks = data.load_samples(tmp_path / "a.jsonl")[0], data.blocks
     monkeypatch.setattr(data, "blocks", lambda tokens, length, limit: blocks(tokens, length, min(limit, 3)))
     said = settings(samples=str(tmp_path / "a.jsonl"), judge=trained["ar"], what="selfbleu")
     row, real = E.evaluate(said)["rows"]
     assert (row["texts"], real["texts"]) == (6, 3)
     assert row["self_bleu"] == metrics.self_bleu(x[[0, 2, 5]].tolist()) != metrics.self_bleu(x.tolist())
-    row = E.quality(x, None, None, ({}, None), ["selfbleu"], said, continuations=3, n=2)
+    row = E.quality(x, None, ({}, None), ["selfbleu"], said, continuations=3, n=2)
     assert row["self_bleu"] == metrics.self_bleu(x[[0, 3]].tolist())
 
 
@@ -204,7 +205,7 @@ def test_evaluation_on_two_processes_says_the_same(trained, tmp_path):
 def test_continuations_begin_with_validation_text_and_compare_with_it(trained, markov, tmp_path, refused):
     for name, ckpt in trained.items():
         save(tmp_path / f"{name}.jsonl", ckpt, prefix=5, length=12, continuations=3)
-        x, about = E.load_samples(tmp_path / f"{name}.jsonl")
+        x, about = data.load_samples(tmp_path / f"{name}.jsonl")
         texts = data.blocks(data.load(markov).val, 12, 2)
         assert x.shape == (6, 12) and torch.equal(x[:, :5], texts.repeat_interleave(3, 0)[:, :5])
         assert len({tuple(row) for row in x[:3].tolist()}) > 1 and about["prefix"] == 5
@@ -225,9 +226,10 @@ def test_mauve_tells_text_from_noise(trained, markov, monkeypatch, tmp_path, ref
     corpus, judge = data.load(markov), drafters.load_model(trained["ar"])[0]
     real, same = (data.blocks(part, 16, 200) for part in (corpus.val, corpus.train))
     noise = torch.zeros(200, 16, dtype=torch.int64)
-    args = dict(real=real, judge=judge, metas=(corpus.meta, corpus.meta), wanted=["mauve"], cfg=settings())
-    assert E.quality(same, **args)["mauve"] > 0.8 > 0.2 > E.quality(noise, **args)["mauve"]
+    args = dict(judge=judge, metas=(corpus.meta, corpus.meta), wanted=["mauve"], cfg=settings())
     assert "mauve" not in E.quality(real, **args)
+    args["real_features"] = metrics.judge_features(judge, real, 16)
+    assert E.quality(same, **args)["mauve"] > 0.8 > 0.2 > E.quality(noise, **args)["mauve"]
     assert "--retokenize" in refused(E.evaluate, settings(what="mauve", retokenize=True))
 
 
@@ -241,7 +243,7 @@ def test_mistakes_with_samples(trained, tmp_path, refused, monkeypatch):
         "empty": "",
     }.items():
         (tmp_path / name).write_text(text)
-        assert "holds no samples" in refused(E.load_samples, str(tmp_path / name))
+        assert "holds no samples" in refused(data.load_samples, str(tmp_path / name))
     other = load_checkpoint(trained["ar"])
     other["meta"] = {"tokenizer": "gpt2", "vocab_size": 8}
     save_checkpoint(tmp_path / "other.pt", other)
@@ -341,12 +343,61 @@ def test_several_checkpoints_by_pattern_nucleus_rows_and_latency(trained, tmp_pa
 def test_models_of_different_shapes_are_timed_separately(trained, markov, tmp_path, monkeypatch):
     train.main(knobs(tmp_path / "wide", dataset=markov, n_embd=32, max_iters=1))
     wide = str(tmp_path / "wide" / "ckpt.pt")
-    monkeypatch.setattr(E, "seconds_per_sample", lambda model, *_: model.config.n_embd)
+    monkeypatch.setattr(metrics, "seconds_per_sample", lambda model, *_: model.config.n_embd)
     drawn = []
     monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda self, x, y, style, label: drawn.append((label, x)))
     kw = dict(what="genppl,latency", steps=[2], latency_batch=[1], num_samples=2, out=str(tmp_path / "out"))
     E.main(settings(ckpt=f"{trained['diffusion']},{wide}", judge=trained["ar"], **kw))
     assert drawn[-2:] == [(trained["diffusion"], (16,)), (wide, (32,))]
+
+
+def test_a_student_is_compared_at_the_teachers_entropy():
+    """Ten texts of one kind each: the frontier is a line in (entropy, log perplexity)."""
+
+    def texts(entropy, nats):
+        return torch.tensor([[nats * 10, 10, entropy]] * 10, dtype=torch.float64)
+
+    teacher = [texts(4.0, 3.0), texts(3.0, 1.0), texts(3.5, 1.5)]
+    assert metrics.over_frontier(texts(3.75, 2.0), teacher) == pytest.approx(math.exp(2.0 - 2.25))
+    assert metrics.over_frontier(texts(3.1, 2.0), teacher) == pytest.approx(math.exp(2.0 - 1.1))
+    assert metrics.over_frontier(texts(2.9, 2.0), teacher) is metrics.over_frontier(texts(4.1, 2.0), teacher) is None
+    assert metrics.gain(texts(4.1, 2.0), teacher, 0) == (None, None, None)
+    assert metrics.gain(texts(3.75, 2.0), teacher, 0) == pytest.approx((math.exp(-0.25),) * 3)
+    noise = torch.randn(200, 2, 3, dtype=torch.float64, generator=seeded(0)) * torch.tensor([1.0, 0.0, 0.1])
+    student, line = texts(3.75, 2.25)[:1] + noise[:, 0], [t[:1] + noise[:, 1] for t in teacher]
+    ratio, low, high = metrics.gain(student, line, 0)
+    assert low < ratio < high and low < 1 < high and high - low < 0.15
+
+
+def test_repetition_is_counted_within_a_text():
+    assert metrics.repeated(torch.tensor([[1, 2, 3, 4, 5, 6, 7]])) == 0
+    assert metrics.repeated(torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 2, 3, 4, 5, 6, 7]])) == pytest.approx(3 / 8)
+
+
+def test_the_frontier_of_a_teacher_and_its_student(trained, tmp_path, refused):
+    kw = dict(steps=[1, 4], temperatures=[1.0, 0.5], what="frontier", out=str(tmp_path))
+    both = f"{trained['diffusion']},{trained['diffusion']}.copy.pt,{trained['ar']}"
+    save_checkpoint(trained["diffusion"] + ".copy.pt", load_checkpoint(trained["diffusion"]))
+    E.main(settings(ckpt=both, judge=trained["ar"], **kw))
+    report = json.load(open(tmp_path / "eval.json"))
+    assert len(report["frontier"]) == 2 * 4 + 2 + 1 and report["frontier"][-1]["model"] == "real text"
+    gains = [(r["steps"], round(r["ratio"], 6), r["tokens_per_step"]) for r in report["gains"]]
+    assert gains == [(1, 1, 16), (4, 1, 4)]
+    cold, warm = (next(r for r in report["frontier"] if r["temperature"] == t) for t in (0.5, 1.0))
+    assert cold["entropy"] < warm["entropy"]
+    assert (tmp_path / "frontier.png").read_bytes()[:4] == b"\x89PNG"
+    assert "over the first's at equal entropy" in (tmp_path / "eval.txt").read_text()
+    assert "needs a judge" in refused(E.evaluate, settings(ckpt=both, **kw))
+
+
+def test_the_loss_of_a_run_is_plotted_from_its_log(trained, tmp_path, refused):
+    E.main(settings(ckpt=f"{trained['diffusion']},{trained['ar']}", what="loss", out=str(tmp_path)))
+    assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    logs = json.load(open(tmp_path / "eval.json"))["losses"]
+    assert [r["step"] for r in logs[trained["ar"].removesuffix("/ckpt.pt")] if "val_loss" in r] == [3, 6]
+    other = tmp_path / "other.pt"
+    save_checkpoint(other, load_checkpoint(trained["ar"]))
+    assert "no log.jsonl" in refused(E.evaluate, settings(ckpt=str(other), what="loss"))
 
 
 def test_latency_is_the_median_per_sample(monkeypatch):

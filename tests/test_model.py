@@ -13,6 +13,7 @@ from conftest import tiny_model
 import model as M
 from model import GPT, GPTConfig, attend, draw, probabilities
 from plumbing import head
+from plumbing.checkpoints import load_weights
 from plumbing.randomness import seeded
 from speculative import KVCache, generate
 
@@ -109,13 +110,24 @@ def test_cached_generation_equals_uncached_also_past_the_context(pos):
     assert torch.equal(greedy, reference.generate_greedy(model, idx[:1], 13))
 
 
+def test_text_ends_at_eos_and_is_otherwise_the_same():
+    model = tiny_model(causal=True)
+    idx = torch.randint(7, (5, 3), generator=seeded(0))
+    plain = generate(model, idx, 40, generator=seeded(1))
+    ended = generate(model, idx, 40, generator=seeded(1), eos=2)
+    for a, b, start in zip(plain.tolist(), ended.tolist(), [3] * 5, strict=True):
+        n = a.index(2, start) + 1 if 2 in a[start:] else len(a)
+        assert b == a[:n] + [2] * (len(a) - n)
+    assert (ended[:, -1] == 2).any() and not (plain[:, -1] == 2).all()
+
+
 def test_a_cache_set_back_forgets():
     model = tiny_model(causal=True)
     x = torch.randint(7, (1, 9))
     cache = KVCache(model.config, 1, "cpu")
     with torch.no_grad():
         model.hidden(x[:, :6], cache)
-        cache.length = 4
+        cache.lengths = [4]
         h = model.hidden(x[:, 4:], cache)  # several tokens at once, after four cached ones
         torch.testing.assert_close(h, model.hidden(x)[:, 4:], atol=1e-5, rtol=1e-4)
 
@@ -137,17 +149,17 @@ def test_every_architecture_continues_from_its_cache_also_where_rows_differ(arch
     starts = torch.tensor([4, 9, 0])
     rows = torch.arange(3)[:, None]
     for _ in range(2):  # twice: computing a token again changes nothing
-        cache.length = starts
+        cache.lengths = starts.tolist()
         where = starts[:, None] + torch.arange(5)
         got = model.head(model.hidden(x.gather(1, where), cache))
         torch.testing.assert_close(got, whole[rows, where], atol=1e-5, rtol=1e-5)
     where = starts[:, None] + 5 + torch.arange(2)
     got = model.head(model.hidden(x.gather(1, where), cache))  # and goes on, each row from its own
     torch.testing.assert_close(got, whole[rows, where], atol=1e-5, rtol=1e-5)
-    assert cache.length.tolist() == [11, 16, 7]
+    assert cache.lengths == [11, 16, 7]
     cache = KVCache(model.config, 3, "cpu")  # nothing before: rows read places that no row has written
     model.hidden(x[:, :1], cache)
-    cache.length = torch.tensor([1, 5, 1])
+    cache.lengths = [1, 5, 1]
     assert torch.isfinite(model.hidden(x[:, 1:3], cache)).all()
 
 
@@ -197,21 +209,21 @@ def test_generators_of_different_keys_differ_and_repeat():
 def test_weights_convert_between_gpt_and_diffusion():
     gpt = tiny_model(causal=True)
     diffusion = tiny_model(seed=1)
-    diffusion.load_weights(gpt.state_dict())
+    load_weights(diffusion, gpt.state_dict())
     assert torch.equal(diffusion.wte.weight[:7], gpt.wte.weight)
     torch.testing.assert_close(diffusion.wte.weight[7], gpt.wte.weight.mean(0))
     back = tiny_model(causal=True, seed=2)
-    back.load_weights(diffusion.state_dict())
+    load_weights(back, diffusion.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(back.parameters(), gpt.parameters(), strict=True))
 
 
 def test_weights_that_do_not_fit_are_refused_by_name(refused):
     model = tiny_model()
-    said = refused(model.load_weights, tiny_model(n_embd=32).state_dict())
+    said = refused(load_weights, model, tiny_model(n_embd=32).state_dict())
     assert "(8, 32)" in said and "(8, 16)" in said
-    said = refused(model.load_weights, {"odd": torch.zeros(1), **model.state_dict()})
+    said = refused(load_weights, model, {"odd": torch.zeros(1), **model.state_dict()})
     assert "odd" in said
-    assert "lm_head" in refused(model.load_weights, tiny_model(tie_weights=False).state_dict())
+    assert "lm_head" in refused(load_weights, model, tiny_model(tie_weights=False).state_dict())
 
 
 def test_impossible_shapes_are_refused(refused):

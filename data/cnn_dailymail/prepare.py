@@ -12,15 +12,15 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so that it runs from anywhere
 import data
-from configurator import UserError, check_range, configure
+from configurator import UserError, check, configure
 
 # ----------------------------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin, prompts.jsonl and meta.json go
 input = ""  # files of your own (a glob) instead of the download
 prompt_tokens = 512  # of a prompt, TL;DR: included; an article is cut to fit
-n_prompts = 1000  # at most; {"prompt", "reference"} a line, all exactly prompt_tokens long
+n_prompts = 1000  # at most; {"prompt", "reference"} a line, all exactly prompt_tokens long, at least 1
 val_fraction = 0.05  # of the pairs of your own files; prompts come from these. The download has its own splits
-num_proc = os.cpu_count() or 1  # processes
+num_proc = os.cpu_count() or 1  # processes, at least 1
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -77,8 +77,9 @@ def splits():
 
 if __name__ == "__main__":
     n_tail = len(data.gpt2().encode_ordinary(TLDR))
-    check_range(cfg, ["prompt_tokens"], n_tail + 1)
-    check_range(cfg, ["n_prompts", "num_proc"], 1)
+    check(cfg, __file__)
+    if prompt_tokens <= n_tail:
+        raise UserError(f"prompt_tokens is {prompt_tokens}; it must be at least {n_tail + 1}.")
     *parts, test = splits()
     kept, left_out = prompts(test.shuffle(seed=2357), prompt_tokens)  # the download is in order of newspaper
     if not kept:
