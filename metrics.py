@@ -220,7 +220,8 @@ def over_frontier(student, teacher, noise=None):
         return None
     pieces = list(itertools.pairwise(line))
     (low, a), (high, b) = next((piece for piece in pieces if entropy <= piece[1][0]), pieces[-1])
-    return math.exp(nats - a - (b - a) * (entropy - low) / max(high - low, 1e-9))
+    way = min(max((entropy - low) / max(high - low, 1e-9), -1), 2)  # between the two: from 0 to 1
+    return math.exp(nats - a - (b - a) * way)
 
 
 def gain(student, teacher, seed, draws=400):

@@ -1,13 +1,13 @@
 """
-The last part of `make demo`: diffusion model, its student, GPT and real text, judged by the GPT.
+The last part of `make demo`: the diffusion model in 1, 2 and 4 steps over six temperatures, its students against that
+frontier, the GPT token by token; judged by the GPT.
 
 $ python eval.py config/eval_pydoc.py
 """
 
-ckpt = "out/pydoc/ckpt.pt,out/sdtt_pydoc/round_3.pt,out/pydoc_ar/ckpt.pt"
+ckpt = "out/pydoc/ckpt.pt,out/sdtt_pydoc/round_2.pt,out/sdtt_pydoc/round_3.pt,out/pydoc_ar/ckpt.pt"
 judge = "out/pydoc_ar/ckpt.pt"
-what = "nelbo,genppl,latency"
-steps = [4, 8, 16, 32, 64]
-ar_top_p = [1.0, 0.9]
-draws = 8
+what = "nelbo,frontier,latency,loss"
+steps = [1, 2, 4]
+draws = 4
 out = "out/demo"

@@ -15,7 +15,7 @@ init_from = "out/pydoc_ar/ckpt.pt"  # same weights, causal = False, one new embe
 dropout = 0.0
 t_weight = 0.5
 learning_rate = 1e-3
-max_iters = 1200 if _fast else 700
+max_iters = 1400 if _fast else 700
 ema = 0.995
 eval_interval = 200
 sample_interval = 400

@@ -51,7 +51,7 @@ def gain_row(r):
     """What metrics.gain measured -> its row; "outside" where the first model has no such entropy."""
     known = r["ratio"] is not None
     numbers = (r["ratio"], f"{r['low']:.3f} ... {r['high']:.3f}") if known else ("outside", "")
-    return r["model"], r["steps"], r["tokens_per_step"], *numbers
+    return r["model"], r["steps"], r["tokens_per_step"], r["temperature"], r["entropy"], *numbers
 
 
 def tables(report):
@@ -79,8 +79,8 @@ def tables(report):
         keys = ("model", "steps", "tokens_per_step", "temperature", "genppl", "entropy", "repeated")
         lines += ["", *table(keys, [[r.get(k) for k in keys] for r in rows])]
     if rows := report["gains"]:
-        names = ("perplexity over the first's at equal entropy", "steps", "tokens_per_step", "ratio", "95 % interval")
-        lines += ["", *table(names, map(gain_row, rows))]
+        names = ("perplexity over the first's at equal entropy", "steps", "tokens_per_step", "temperature", "entropy")
+        lines += ["", *table((*names, "ratio", "95 % interval"), map(gain_row, rows))]
     if rows := report["latency"]:
         names = ("seconds per sample", "steps", "batch", "")
         lines += ["", *table(names, [(r["model"], r["steps"], r["batch"], f"{r['s_per_sample']:.4f}") for r in rows])]

@@ -1,0 +1,12 @@
+"""
+Beside it: the order of the papers, each token at a time of its own, needs 32 steps for what `spread` does in 4.
+
+$ python eval.py config/eval_pydoc_ancestral.py
+"""
+
+ckpt = "out/pydoc/ckpt.pt"
+judge = "out/pydoc_ar/ckpt.pt"
+what = "genppl"
+sampler = "ancestral"
+steps = [1, 2, 4, 16, 128]
+out = "out/demo/ancestral"
