@@ -132,8 +132,8 @@ def spread_states(x0, dt, k, mask_id, generator, sampler="spread"):
     """(B, T) int64 -> xt (B, T), call (B, T) for sdtt_targets: a state that the student's sampler comes by.
 
     DIFFERS from the paper, whose sampler is ancestral. In K = 1 / (k dt) steps of spread the student reveals the places
-    i mod K, class after class in random order. So j classes of the batch are revealed, 0 <= j < K, and it learns what
-    it will be asked there: the next class, which the teacher reveals in k parts, the places i mod k K.
+    i mod K, class after class in random order. So j classes of a row are shown, 0 <= j < K, and it learns what it will
+    be asked there: the next class, which the teacher reveals in k parts, the places i mod k K.
     """
     B, place, K = x0.size(0), torch.arange(x0.size(1), device=x0.device), round(1 / (k * dt))
     step = ranks(uniform((B, K), generator, x0.device))[:, place % K]  # (B, T) in 0 ... K - 1, when each is revealed
@@ -309,7 +309,7 @@ def set_up(cfg, causal, writes):
     if min(len(corpus.train), len(corpus.val)) <= T:
         raise UserError(f"{cfg.dataset} has parts that are shorter than a context of {T}. Use a longer text.")
     if cfg.method == "sdtt" and cfg.sampler == "spread" and cfg.orig_steps > T:
-        raise UserError(f"orig_steps is {cfg.orig_steps}, but there are {T} tokens to reveal. Use --orig_steps={T}.")
+        raise UserError(f"orig_steps is {cfg.orig_steps}, but there are {T} tokens to reveal. Use {T} or fewer.")
     if cfg.init_from == "teacher":
         refuse_used(cfg.out_dir)
     else:

@@ -153,12 +153,13 @@ class NGram:
             number, found = self.find(context[:, self.n - m :])  # of the last m - 1 tokens
             start, share, tokens = self.start[m - 1], self.share[m - 1], self.keys[m - 1]
             for row in (found & (start[number] < start[number + 1])).nonzero()[0]:
-                known = slice(
-                    start[number[row]], start[number[row] + 1]
-                )  # its continuations, side by side in the table
+                first, end = (
+                    start[number[row]],
+                    start[number[row] + 1],
+                )  # its continuations are neighbours in the table
                 backoff = self.backoff[m - 1][number[row]]
                 p[row] = backoff if self.smoothing == "laplace" else backoff * p[row]
-                p[row, tokens[known] % self.V] += share[known]
+                p[row, tokens[first:end] % self.V] += share[first:end]
         return torch.from_numpy(p).log_()
 
     def __call__(self, idx):
@@ -182,12 +183,16 @@ class NGram:
     def load(cls, path):
         """-> the model that save wrote, and its meta. Raises UserError if the file is damaged."""
         about, tables = read_counts(path)
-        meta = about.pop("meta")
-        self = cls(**about)
-        self.keys, self.counts = [np.arange(self.V)], [table[:, 0] for table in tables]
-        for table in tables[1:]:
-            self.keys.append(self.find(table[:, 1:-1])[0] * self.V + table[:, -1])
-        return self.prepare(), meta
+        try:
+            meta = about.pop("meta")
+            self = cls(**about)
+            choose("smoothing", self.smoothing, ("kneser_ney", "laplace"))
+            self.keys, self.counts = [np.arange(self.V)], [table[:, 0] for table in tables]
+            for table in tables[1:]:
+                self.keys.append(self.find(table[:, 1:-1])[0] * self.V + table[:, -1])
+            return self.prepare(), meta
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{path} is damaged or not an n-gram file ({str(error)[:80]}).") from None
 
 
 class Lookup:

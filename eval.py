@@ -18,9 +18,9 @@ Zero-shot perplexity is nelbo with --dataset. Samples may be written beforehand,
 """
 
 import dataclasses
-import functools
 import importlib.util
 import itertools
+import json
 import math
 import os
 import time
@@ -72,6 +72,8 @@ def wanted_parts(cfg):
         raise UserError(
             f"what is {cfg.what!r}, but {min(others)} needs a model, not --samples. Leave it out: --what=genppl."
         )
+    if "frontier" in wanted and (len(cfg.temperatures) < 2 or 0 < cfg.length < 4):
+        raise UserError("A frontier takes at least two --temperatures, and texts of at least 4 tokens.")
     if cfg.length == 1:
         raise UserError("length is 1, but the first token of a sample is not judged. Use at least 2.")
     if "acceptance" in wanted and cfg.prompts and not importlib.util.find_spec("rouge_score"):
@@ -104,7 +106,9 @@ def load_drafters(cfg, models, meta):
 def load_judge(cfg, wanted, meta, device):
     """-> judge and its meta, or None and None."""
     if not cfg.judge:
-        if "frontier" in wanted or ("genppl" in wanted and "transition" not in meta):
+        if "frontier" in wanted:
+            raise UserError("frontier needs a judge: --judge=CKPT of an autoregressive model.")
+        if "genppl" in wanted and "transition" not in meta:
             raise UserError(
                 "genppl needs a judge: --judge=CKPT of an autoregressive model, or leave it out: --what=nelbo."
             )
@@ -120,9 +124,10 @@ def load_judge(cfg, wanted, meta, device):
 def load_log(folder):
     """The folder of a run -> the objects of its log.jsonl."""
     try:
-        return data.read_jsonl(os.path.join(folder, "log.jsonl"))
+        with open(os.path.join(folder, "log.jsonl"), encoding="utf-8") as f:
+            return [json.loads(line) for line in f if line.endswith("\n")]  # a run may be writing the last one
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder or 'A published model'} has no log.jsonl of a training ({error}).") from None
+        raise UserError(f"{folder} has no log.jsonl of a training ({error}).") from None
 
 
 def load_all(wanted, device, cfg):
@@ -142,7 +147,7 @@ def load_all(wanted, device, cfg):
         its.prompts = data.load_prompts(cfg.prompts, its.meta, cfg.num_samples) if cfg.prompts else None
     its.judge, its.judge_meta = load_judge(cfg, wanted, its.meta, device)
     if "loss" in wanted:
-        its.logs = {folder: load_log(folder) for folder in map(os.path.dirname, its.models)}
+        its.logs = {path: load_log(path) for path in (os.path.dirname(p) or p for p in its.models)}
     if "lambada" in wanted:
         its.passages, metas["the passages"] = data.load_passages(cfg.passages)
     if set(wanted) & {"nelbo", "genppl", "selfbleu", "mauve", "frontier"} or (
@@ -231,12 +236,12 @@ def quality_of_all(its, wanted, autocast, cfg):
     rows, prefix = [], max([about["prefix"] for _, about in its.files.values()], default=0)
     texts = [len(x) // about["continuations"] for x, about in its.files.values()]  # that do not continue the same
     real = data.blocks(its.corpus.val, its.size, max(texts, default=cfg.num_samples))  # with a prefix: those continued
-    judged = functools.partial(quality, judge=its.judge, metas=(its.meta, its.judge_meta), wanted=wanted, cfg=cfg)
-    judged = functools.partial(judged, n=min([len(real), *texts]))
+    same = {"judge": its.judge, "metas": (its.meta, its.judge_meta), "wanted": wanted, "cfg": cfg}
+    same["n"] = min([len(real), *texts])
     with autocast:
-        real_row = {"model": "real text", "steps": None} | judged(real, prefix=prefix)
+        real_row = {"model": "real text", "steps": None} | quality(real, prefix=prefix, **same)
         if "mauve" in wanted:
-            judged = functools.partial(judged, real_features=metrics.judge_features(its.judge, real, cfg.batch_size))
+            same["real_features"] = metrics.judge_features(its.judge, real, cfg.batch_size)
 
     def label(path, top_p):
         return path if top_p == 1 else f"{path}, top_p {top_p:g}"
@@ -245,7 +250,7 @@ def quality_of_all(its, wanted, autocast, cfg):
         name = label(path, about["top_p"])
         rows.append({"model": name, "path": about["ckpt"], "steps": about["steps"], "causal": about["causal"]})
         with autocast:
-            rows[-1] |= judged(x, prefix=prefix, continuations=about["continuations"])
+            rows[-1] |= quality(x, prefix=prefix, continuations=about["continuations"], **same)
     for path, (model, checkpoint, context, _) in its.models.items():
         causal, templates = model.config.causal, empty_pages(model, its.meta, cfg.num_samples, its.size)
         for n_steps, top_p in [(its.size, p) for p in cfg.ar_top_p] if causal else [(k, cfg.top_p) for k in cfg.steps]:
@@ -256,8 +261,9 @@ def quality_of_all(its, wanted, autocast, cfg):
             seconds = (time.perf_counter() - began) / cfg.num_samples
             name = label(path, top_p)
             rows.append({"model": name, "path": path, "steps": n_steps, "s_per_sample": seconds, "causal": causal})
+            rows[-1]["sampler"] = None if causal else own.sampler
             with autocast:
-                rows[-1] |= judged(x)
+                rows[-1] |= quality(x, **same)
     return [*rows, real_row]
 
 
@@ -303,14 +309,15 @@ def latency_of_all(its, cfg):
     """-> seconds per sample of each model, batch and number of steps, {path: the path that was timed in its place}."""
     rows, timed = [], {}
     shapes = {}  # the rounds of a model are equally fast: one of them is measured
-    for path, (model, _, context, _) in its.models.items():
-        shape = dataclasses.astuple(dataclasses.replace(model.config, dropout=0.0))
+    for path, (model, checkpoint, context, _) in its.models.items():
+        own = settled(cfg, checkpoint)
+        shape = *dataclasses.astuple(dataclasses.replace(model.config, dropout=0.0)), own.sampler
         timed[path] = shapes.setdefault(shape, path)
         if timed[path] != path:
             continue
         for batch, n_steps in itertools.product(cfg.latency_batch, [its.size] if model.config.causal else cfg.steps):
             with context:
-                seconds = metrics.seconds_per_sample(model, its.meta, cfg, n_steps, its.size, batch)
+                seconds = metrics.seconds_per_sample(model, its.meta, own, n_steps, its.size, batch)
             row = {"model": path, "causal": model.config.causal, "batch": batch, "steps": n_steps}
             rows.append(row | {"s_per_sample": seconds})
     return rows, timed

@@ -4,6 +4,7 @@ The training loop, the only one: batch, loss, backward, clip, step. Everything e
 
 import contextlib
 import dataclasses
+import importlib.util
 import math
 import os
 import time
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 import data
 from configurator import UserError
-from model import unmask
+from model import DEFAULTS, unmask
 from plumbing.checkpoints import save_checkpoint
 from plumbing.hardware import pick_device, say_forecast
 from plumbing.parallel import gradients_stay_here, parallel, rank_and_world, shard_like, whole, whole_weights
@@ -240,6 +241,8 @@ def check_loop(cfg):
     """Refuses knobs that do not go together, before any work."""
     if cfg.fsdp and "WORLD_SIZE" not in os.environ:
         raise UserError("fsdp shards over processes: start them with torchrun --standalone --nproc_per_node=2 ...")
+    if cfg.wandb and not importlib.util.find_spec("wandb"):
+        raise UserError(f"wandb is {cfg.wandb!r}, but the package is missing. Install it with: pip install wandb")
     if cfg.sample_interval % cfg.eval_interval:
         raise UserError(
             f"sample_interval {cfg.sample_interval} is not a multiple of eval_interval {cfg.eval_interval}."
@@ -258,11 +261,11 @@ def validator(loss, corpus, length, cfg, device):
 
 
 def show_sample(model, noise, meta, made_for=None):
-    """-> the text of one sample; a diffusion model reveals it token by token, a student as it was made for."""
+    """-> the text of one sample; a student samples in the way that it was made for."""
     T, device = model.config.block_size, model.wte.weight.device
     if model.config.causal:
         tokens = generate(model, torch.full((1, 1), data.start_token(meta), device=device), T - 1, generator=noise)
     else:
         blank = torch.full((1, T), model.mask_id, device=device)
-        tokens = unmask(model, blank, **(made_for or {"steps": T}), generator=noise)
+        tokens = unmask(model, blank, **(made_for or DEFAULTS), generator=noise)
     return data.encoder(meta)[1](tokens[0].tolist())

@@ -8,6 +8,7 @@ import math
 import time
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 import data
@@ -86,12 +87,9 @@ def judge_features(judge, x, batch_size):
 def retokenized(x, prefix, decode, encode):
     """(n, L) int64 -> (n, M) int64, padded at the end, (n, M) bool: which tokens count. End-of-text stays one token."""
     texts = [[encode(decode(part)) for part in (row[:prefix], row[prefix:])] for row in x.tolist()]
-    longest = max(len(known) + len(new) for known, new in texts)
-    y, counted = torch.zeros(len(x), longest, dtype=torch.int64), torch.zeros(len(x), longest, dtype=torch.bool)
-    for i, (known, new) in enumerate(texts):
-        y[i, : len(known) + len(new)] = torch.tensor(known + new)
-        counted[i, max(len(known), 1) : len(known) + len(new)] = True
-    return y, counted
+    y = [torch.tensor(known + new) for known, new in texts]
+    counted = [torch.arange(len(known) + len(new)) >= max(len(known), 1) for known, new in texts]
+    return pad_sequence(y, batch_first=True), pad_sequence(counted, batch_first=True)
 
 
 def self_bleu(rows, longest=4):

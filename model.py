@@ -439,6 +439,7 @@ def spread_order(blank, steps, generator):
 
 
 SAMPLERS = ("spread", "ancestral", "analytic", "first_hitting", "confidence")
+DEFAULTS = {"sampler": "spread", "steps": 64}  # where neither a knob nor a checkpoint says otherwise
 
 
 @torch.no_grad()

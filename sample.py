@@ -40,7 +40,7 @@ from speculative import (
 # ----------------------------------------------------------------------------------------------------------------------
 export = ""  # a folder: also save the model there as model.safetensors and config.json, to publish it
 num_samples = 4  # at least 1
-steps = 0  # diffusion: K calls of the network for any length; 0: the checkpoint's own, else 64, at least 0
+steps = 0  # diffusion: K calls of the network (in each window); 0: the checkpoint's own, else 64, at least 0
 prompt = ""  # text that the samples begin with, or FILE:path
 infill = ""  # diffusion: a text with blanks to fill, one token each, or FILE:path
 blank = "_"  # what a blank looks like in infill
@@ -134,18 +134,6 @@ def refuse_bad_knobs(cfg, paths):
         raise UserError("torchrun shares the work of --save=FILE.jsonl only. Run it as: python sample.py ...")
 
 
-def speculated(model, drafter, known, n_new, cfg, noise, eos):
-    """(n, T) int64 -> (n, T + n_new) int64, its Counts, seconds, and a line on how it went."""
-    gamma = choose_gamma(model, drafter, known, n_new, cfg, seeded(cfg.seed, "trial", device=known.device))
-    began = time.perf_counter()  # the trial does not count
-    x, counts = speculate(model, drafter, known, n_new, gamma, cfg.temperature, cfg.top_k, cfg.top_p, noise, eos)
-    went = (
-        f"\n{counts.drafted.float().mean():.0%} of the tokens were drafted; gamma {gamma}, "
-        f"alpha {acceptance(counts):.2f}, {tokens_per_call(counts):.2f} tokens per target call"
-    )
-    return x, counts, time.perf_counter() - began, went
-
-
 def end_of(row, start, eos):
     """(L) int64 -> the place of its first eos from `start` on, else L."""
     found = (row[start:] == eos).nonzero() if eos is not None else ()
@@ -155,24 +143,33 @@ def end_of(row, start, eos):
 def texts_of(model, meta, template, autocast, note, cfg):
     """(1, L) int64, -1 at the blanks -> num_samples texts, and a line on how long they took."""
     device, decode, n = model.wte.weight.device, data.encoder(meta)[1], 1 if cfg.trace else cfg.num_samples
-    noise, went, counts, n_known = seeded(cfg.seed, device=device), "", None, int((template[0] >= 0).sum())
+    noise, n_known = seeded(cfg.seed, device=device), int((template[0] >= 0).sum())
     eos = meta.get("eot") if model.config.causal else None  # an autoregressive text ends there
+    counts, settings = None, (cfg.temperature, cfg.top_k, cfg.top_p, noise, eos)
     with torch.no_grad(), autocast:
         if cfg.draft:
-            drafter = load_drafter(cfg.draft, model, meta, cfg)
-            known = known_text(template).to(device).expand(n, -1)
-            x, counts, seconds, went = speculated(model, drafter, known, template.size(1) - n_known, cfg, noise, eos)
+            drafter, known = load_drafter(cfg.draft, model, meta, cfg), known_text(template).to(device).expand(n, -1)
+            n_new, trial = template.size(1) - n_known, seeded(cfg.seed, "trial", device=device)
+            gamma = choose_gamma(model, drafter, known, n_new, cfg, trial)
+        began = time.perf_counter()  # the trial does not count
+        if cfg.draft:
+            x, counts = speculate(model, drafter, known, n_new, gamma, *settings)
         else:
-            began = time.perf_counter()
             watch = tracer(decode, model.mask_id) if cfg.trace else None
-            x = draw_samples(model, template.to(device).expand(n, -1), cfg, cfg.steps, noise, watch, eos).cpu()
-            seconds = time.perf_counter() - began
-    x = x.cpu()
+            x = draw_samples(model, template.to(device).expand(n, -1), cfg, cfg.steps, noise, watch, eos)
+        x = x.cpu()
+        seconds = time.perf_counter() - began
     rows = [row[: end_of(row, n_known, eos)] for row in x]
-    texts = [decode(row.tolist()) for row in rows]
-    if counts and sys.stdout.isatty():
-        texts = [coloured(row, drafted[: len(row)], decode) for row, drafted in zip(rows, counts.drafted, strict=True)]
-    return texts, f"{n} x {x.size(1)} tokens in {seconds:.2f} s on {note}, seed {cfg.seed}{went}"
+    texts, total = [decode(row.tolist()) for row in rows], sum(map(len, rows))
+    took = f"{n} texts, {total} tokens in {seconds:.2f} s on {note}, seed {cfg.seed}"
+    if counts:
+        drafted = [places[: len(row)] for row, places in zip(rows, counts.drafted.cpu(), strict=True)]
+        share = torch.cat(drafted).sum() / max(total - n * n_known, 1)
+        took += f"\n{share:.0%} of the tokens were drafted; gamma {gamma}, alpha {acceptance(counts):.2f}, "
+        took += f"{tokens_per_call(counts):.2f} tokens per target call"
+        if sys.stdout.isatty():
+            texts = [coloured(row, places, decode) for row, places in zip(rows, drafted, strict=True)]
+    return texts, took
 
 
 def main(cfg):

@@ -12,7 +12,7 @@ import torch
 import data
 from configurator import UserError
 from drafters import Diffusion
-from model import GPT, draw, draw_from, probabilities, unmask
+from model import DEFAULTS, GPT, draw, draw_from, probabilities, unmask
 from plumbing.parallel import share_out
 from plumbing.randomness import seeded, uniform
 
@@ -204,6 +204,7 @@ def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, to
         p = probabilities(logits_after(target, target_cache, x, n + g, g + 1), *settings)  # (B, g + 1, V)
         n_accepted, token = verify(drafts, p, q, generator)  # (B), (B)
         x.scatter_(1, (n + n_accepted)[:, None], token[:, None])
+        token.cpu()  # waits for the device
         counts.add(rows, n, n_accepted, g, drafted - began, time.perf_counter() - drafted)
         n = n + n_accepted + 1
         for cache in caches:  # the last token is new, and what was refused before it is gone
@@ -362,7 +363,8 @@ def draw_samples(model, template, cfg, steps, noise, watch=None, eos=None):
 
 def settled(cfg, checkpoint):
     """-> cfg with the sampler and the steps that an SDTT student was made for, where they are open ('' and 0)."""
-    own = {"sampler": "spread", "steps": 64} | (checkpoint.get("made_for") or {})
+    own = DEFAULTS | {"sampler": checkpoint["config"].get("sampler") or DEFAULTS["sampler"]}  # of an older student
+    own |= checkpoint.get("made_for") or {}
     return types.SimpleNamespace(**{**vars(cfg), **{k: v for k, v in own.items() if not getattr(cfg, k)}})
 
 

@@ -53,8 +53,8 @@ def wait_for_all():
 
 
 def on_first_process(f):
-    """f() on the first process; the others wait."""
-    if rank_and_world()[0] == 0:
+    """f() on the first process, also before they have joined; the others wait."""
+    if int(os.environ.get("RANK", 0)) == 0:
         f()
     wait_for_all()
 

@@ -87,7 +87,8 @@ def load_published(name):
     except (UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{name} is no model that can be read here: {first_line(error)}.") from None
     about = {"model_config": model_config, "meta": meta, "config": {"dataset": dataset}, "step": 0, "val_loss": None}
-    return about | {"model": w, "ema": None}
+    made_for = {"sampler": "ancestral"} if str(name).startswith("sdtt:") else config.get("made_for")
+    return about | {"model": w, "ema": None, "made_for": made_for}
 
 
 def refuse_used_export(folder):
@@ -102,6 +103,7 @@ def save_published(folder, model, checkpoint):
     path, about = os.path.join(folder, "model.safetensors"), os.path.join(folder, "config.json")
     config = {"model_type": "nanosdtt", "model_config": dataclasses.asdict(model.config)}
     config |= {"meta": checkpoint["meta"], "dataset": checkpoint["config"]["dataset"]}
+    config["made_for"] = checkpoint.get("made_for")
     data.atomic_write(about, json.dumps(config, indent=1).encode())
     data.atomic_write(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}))
 

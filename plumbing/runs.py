@@ -4,7 +4,6 @@ The folder of a run: who may write there, what it holds, its log.
 
 import glob
 import hashlib
-import importlib.util
 import json
 import os
 
@@ -17,8 +16,6 @@ from plumbing.checkpoints import load_checkpoint
 
 def open_log(cfg, start):
     """-> f(dict): appends a line to out_dir/log.jsonl (and to wandb). Lines after step `start` are redone: cut."""
-    if cfg.wandb and not importlib.util.find_spec("wandb"):
-        raise UserError(f"wandb is {cfg.wandb!r}, but the package is missing. Install it with: pip install wandb")
     path = os.path.join(cfg.out_dir, "log.jsonl")
     lines = []
     if start and os.path.exists(path):
