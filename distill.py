@@ -102,9 +102,9 @@ def sdtt_targets(teacher, xt, call, generator):
         reveal = call == i
         rows = reveal.any(1)
         h = teacher.hidden(z[rows])[reveal[rows]]  # (n, C)
-        targets[reveal[wanted]] = h.float()
-        needed = reveal & (i < last)  # another step will look at them
-        h = h[needed[reveal]]
+        targets[reveal[wanted]] = h.float()  # reveal[wanted] (N,): which of the N targets this call fills
+        needed = reveal & (i < last)  # another call will look at them
+        h = h[needed[reveal]]  # needed[reveal] (n,): the hidden states of these
         z[needed] = in_chunks(lambda part: draw(teacher.head(part), generator), h, teacher.config.vocab_size)
     return targets
 
@@ -117,7 +117,8 @@ def ancestral_calls(masked, t, dt, k, generator, sampler="ancestral", eps=1e-5):
     """
     t = t.cpu().double()
     times = [(t - i * dt).clamp(min=eps) for i in range(k)]
-    times = torch.cat([*times, 0 * t], 1)  # (B, k + 1): what is still masked is treated as revealed by the last step
+    # the last time is 0, not t - k dt: what is still masked then is treated as revealed by the last step
+    times = torch.cat([*times, torch.zeros_like(t)], 1)  # (B, k + 1)
     return reveal_order(masked, times, sampler, generator)
 
 
@@ -133,17 +134,21 @@ def spread_states(x0, dt, k, mask_id, generator, sampler="spread"):
 
     DIFFERS from the paper, whose sampler is ancestral. In K = 1 / (k dt) steps of spread the student reveals the places
     i mod K, class after class in random order. So j classes of a row are shown, 0 <= j < K, and it learns what it will
-    be asked there: the next class, which the teacher reveals in k parts, the places i mod k K.
+    be asked there: the next class, which the teacher reveals in k parts. K = 8, k = 2: class 4 is the places 4, 12, 20,
+    28, ..., its parts are 4, 20, ... and 12, 28, ... (sampler is always 'spread'.)
     """
     B, place, K = x0.size(0), torch.arange(x0.size(1), device=x0.device), round(1 / (k * dt))
-    step = ranks(uniform((B, K), generator, x0.device))[:, place % K]  # (B, T) in 0 ... K - 1, when each is revealed
+    when = ranks(uniform((B, K), generator, x0.device))[:, place % K]  # (B, T) in 0 ... K - 1: the student's step
     j = (stratified(B, generator, x0.device) * K).long()  # (B, 1) in 0 ... K - 1
     part = ranks(uniform((B, k), generator, x0.device))[:, place // K % k]  # (B, T) in 0 ... k - 1
-    return torch.where(step < j, x0, mask_id), torch.where(step == j, part + 1, 0)
+    return torch.where(when < j, x0, mask_id), torch.where(when == j, part + 1, 0)
 
 
 def divergence_between(divergence, log_p, log_q):
-    """(n, V), (n, V) log-probabilities of student p and teacher q -> (n): nats; tvd in [0, 1]; mse: eq. 11."""
+    """(n, V), (n, V) log-probabilities of student p and teacher q -> (n): nats; tvd in [0, 1]; mse: eq. 11.
+
+    The paper's letters; in speculative.py, as in its paper, p is the target and q the drafter.
+    """
     if divergence == "kl_bwd":
         return (log_p.exp() * (log_p - log_q)).sum(-1)  # KL(p || q)
     if divergence == "kl_fwd":
@@ -182,16 +187,16 @@ def kd_loss(drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd
     """(B, T + 1) int64 -> a mean over tokens: divergence of drafter from target, and cross-entropy beside it."""
     x, y = batch[:, :-1], batch[:, 1:].flatten()
     with torch.no_grad():
-        h_target = target.hidden(x).flatten(0, 1)  # (B T, C)
+        h_target = target.hidden(x).flatten(0, 1)  # (B T, C of the target)
     head = target.frozen_head()
 
     def loss_of(logits, h_target, y):
         """(n, V), (n, C), (n) -> (n)."""
-        z_p, z_q = logits / temp, head(h_target) / temp
-        if divergence == "mse":  # DIFFERS from sdtt: on logits; on log-probabilities it hardly learns here
-            loss = (z_p - z_q).square().mean(-1)
+        z_drafter, z_target = logits / temp, head(h_target) / temp
+        if divergence == "mse":  # DIFFERS from sdtt: of logits, and a mean; on log-probabilities it hardly learns here
+            loss = (z_drafter - z_target).square().mean(-1)
         else:
-            loss = divergence_between(divergence, z_p.log_softmax(-1), z_q.log_softmax(-1))
+            loss = divergence_between(divergence, z_drafter.log_softmax(-1), z_target.log_softmax(-1))
         loss = kd_weight * temp**2 * loss
         return loss + ce_weight * F.cross_entropy(logits, y, reduction="none") if ce_weight else loss
 
@@ -220,12 +225,12 @@ def soft_loss(student, batch, generator, soft, missing="none", ce_weight=0.0, vo
 
     vocab_parallel: all processes have the same batch, and each the logits of its own slice of the vocabulary.
     """
-    x, rows = batch[:, :-1], batch[:, -1].cpu().numpy()
-    ids, logp = (torch.from_numpy(a[rows, 1:]).to(x.device) for a in (soft.ids, soft.logp))  # (B, L - 1, K)
-    labelled = logp.amax(-1) > -math.inf  # (B, L - 1)
+    x, number = batch[:, :-1], batch[:, -1].cpu().numpy()  # (B, L) tokens, (B) their row in `soft`
+    # the label of place i is of token i, having read those before it: place 0 has none
+    ids, logp = (torch.from_numpy(a[number, 1:]).to(x.device) for a in (soft.ids, soft.logp))  # (B, L - 1, K)
+    labelled = logp.amax(-1) > -math.inf  # (B, L - 1), N of them
     h = student.hidden(x[:, :-1])[labelled]  # (N, C)
-
-    rows = ids[labelled].long(), logp[labelled], x[:, 1:][labelled]
+    labels = ids[labelled].long(), logp[labelled], x[:, 1:][labelled]  # (N, K), (N, K), (N)
     rank, world = (dist.get_rank(), dist.get_world_size()) if vocab_parallel else (0, 1)
     if vocab_parallel:
         h, first = SameOnRanks.apply(h), slice_of_vocab(student.config.vocab_size, rank, world)[0]
@@ -240,7 +245,7 @@ def soft_loss(student, batch, generator, soft, missing="none", ce_weight=0.0, vo
             loss = loss + ce_weight * cross_entropy(logits, y[:, None], torch.zeros_like(logp[:, :1]))
         return loss
 
-    return student.head_loss(h, loss_of, *rows, part=rank, parts=world) / max(len(h), 1)
+    return student.head_loss(h, loss_of, *labels, part=rank, parts=world) / max(len(h), 1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -102,13 +102,15 @@ class NGram:
         used = self.counts
         if self.smoothing == "kneser_ney":  # below the top, an m-gram counts once for each token that came before it
             longer = range(2, self.n + 1)
-            used = [np.bincount(self.find(self.grams(m)[:, 1:])[0], minlength=len(self.keys[m - 2])) for m in longer]
+            suffixes = [self.find(self.grams(m)[:, 1:])[0] for m in longer]  # of each m-gram, without its first token
+            used = [np.bincount(s, minlength=len(keys)) for s, keys in zip(suffixes, self.keys, strict=False)]
             used.append(self.counts[-1])
             free = self.discount * (used[0] > 0).sum() / self.V  # for tokens never seen
             self.unigram = (np.maximum(used[0] - self.discount, 0) + free) / used[0].sum()
         else:
             self.unigram = (used[0] + self.alpha) / (used[0].sum() + self.alpha * self.V)
         self.unigram = self.unigram.astype(np.float32)
+        # [m - 1] is of m-grams: a share for each, a start and a backoff for each context, an (m - 1)-gram
         self.start, self.share, self.backoff = [None], [None], [None]
         for keys, shorter, count in zip(self.keys[1:], self.keys, used[1:], strict=False):
             context, size = keys // self.V, len(shorter)
@@ -118,7 +120,7 @@ class NGram:
                 backoff[total == 0] = 1
                 share = np.maximum(count - self.discount, 0) / np.maximum(total, 1)[context]
             else:
-                backoff = self.alpha / (total + self.alpha * self.V)
+                backoff = self.alpha / (total + self.alpha * self.V)  # the share of a token that never followed
                 share = count / (total + self.alpha * self.V)[context]
             self.start.append(np.concatenate([[0], np.bincount(context, minlength=size).cumsum()]))
             self.share.append(share.astype(np.float32))

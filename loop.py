@@ -56,7 +56,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=
     rank, world = rank_and_world()
     n_forwards = forwards_of_a_step(cfg, world)
     path = os.path.join(cfg.out_dir, name)
-    loss_of = parallel(model, loss, device, world, cfg.fsdp)  # before the optimizer: FSDP cuts the weights into shards
+    batch_loss = parallel(model, loss, device, world, cfg.fsdp)  # before the optimizer: FSDP cuts weights into shards
     optimizer = make_optimizer(model, cfg)
     averaged = {n: p.detach().clone() for n, p in model.named_parameters()} if cfg.ema else {}
     start = restore(resume, optimizer, averaged, model, cfg, path) if resume else 0
@@ -71,12 +71,12 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=
         step_loss, tokens = 0.0, 0
         for i in range(rank, n_forwards, world):  # the forwards of this process: their gradients add up
             batch = get_batch(seeded(cfg.seed, first + step, i)).to(device, non_blocking=True)
-            noise = seeded(cfg.seed, first + step, i, "noise", device=device)
+            noise = seeded(cfg.seed, first + step, i, "noise", device=device)  # a generator, of the loss's noise
             if model.config.dropout:
                 torch.manual_seed(noise.initial_seed())  # nn.Dropout knows only the global generator
-            with gradients_stay_here(loss_of, cfg, world) if i + world < n_forwards else contextlib.nullcontext():
+            with gradients_stay_here(batch_loss, cfg, world) if i + world < n_forwards else contextlib.nullcontext():
                 with autocast:
-                    value = loss_of(batch, noise) * (world / n_forwards)
+                    value = batch_loss(batch, noise) * (world / n_forwards)
                 value.backward()
             step_loss, tokens = step_loss + value.detach(), tokens + batch.numel() * world
         if cfg.grad_clip:
@@ -87,7 +87,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=
         evaluating = (step + 1) % cfg.eval_interval == 0 or step + 1 == cfg.max_iters
         progress.add(step, step_loss, lr, tokens, evaluating)
         if evaluating:
-            with averaged_weights(model, averaged), whole_weights(loss_of, cfg.fsdp):
+            with averaged_weights(model, averaged), whole_weights(batch_loss, cfg.fsdp):
                 val_loss = evaluate(model, validate, step + 1, first, autocast, cfg, meta, made_for)
             progress.refuse_nan([val_loss], step, lr)
             saved = checkpoint(model, optimizer, averaged, step + 1, val_loss, cfg, meta, made_for)

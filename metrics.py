@@ -127,8 +127,9 @@ def word_log_p(model, x, m):
 
 
 def masked_word(model, x, masked):
-    """(n,) int64 that ends with a word of m tokens, (S, m) bool: which of them are masked -> (S,) mean over these of
-    -log p, (m,) bool: whether each is the most probable one in the last of the S.
+    """x (n,) int64 ends with a word of m tokens, masked (S, m) bool tells which of them are hidden
+
+    -> (S,) mean over the hidden tokens of -log p; (m,) bool: whether each is the most probable one, given masked[-1].
     """
     word, xt = x[-masked.size(1) :], x.repeat(len(masked), 1)
     xt[:, -len(word) :].masked_fill_(masked, model.mask_id)
@@ -138,7 +139,10 @@ def masked_word(model, x, masked):
 
 
 def last_word(model, x, m, draws, noise, largest):
-    """(n,) int64 that ends with a word of m tokens -> whether it is guessed, its nats: exact and by Monte Carlo."""
+    """(n,) int64 that ends with a word of m tokens -> whether it is guessed, its nats, and the same by Monte Carlo.
+
+    None for nats where m > largest, and for Monte Carlo also of a causal model.
+    """
     word = x[-m:]
     if model.config.causal:
         log_p = word_log_p(model, x[None, :-1], m)[0]  # (m, V)
@@ -146,10 +150,10 @@ def last_word(model, x, m, draws, noise, largest):
         return (log_p.argmax(1) == word).all().item(), nats if m <= largest else None, None
     if m > largest:
         return masked_word(model, x, torch.ones(1, m, dtype=torch.bool, device=x.device))[1].all().item(), None, None
-    # the bound of model.nelbo on m tokens: the sum over l = 1 ... m of 1/l times the sum over l tokens, averaged over
-    # the subsets S of l of them; there are comb(m, l)
-    subsets = torch.tensor(list(itertools.product((False, True), repeat=m))[1:])  # (2^m - 1, m), all masked the last
-    nats, hits = masked_word(model, x, subsets.to(x.device))
+    subsets = torch.tensor(list(itertools.product((False, True), repeat=m))[1:])  # not the empty one; at last all m
+    nats, hits = masked_word(model, x, subsets.to(x.device))  # (2^m - 1)
+    # the bound of model.nelbo on m tokens: a sum over l = 1 ... m of the mean over the comb(m, l) sets of l tokens,
+    # which is m times the mean over a random l and a random set
     ways = torch.tensor([math.comb(m, k) for k in subsets.sum(1).tolist()], device=x.device)
     n_masks = torch.randint(1, m + 1, (draws, 1), generator=noise)
     drawn = ranks(torch.rand(draws, m, generator=noise)) < n_masks

@@ -236,7 +236,10 @@ class GPT(nn.Module):
         return F.linear(h, self.head_weight[: self.config.vocab_size], self.head_bias)
 
     def frozen_head(self):
-        """-> f: (n, C) -> (n, V) float32 logits, outside autograd, computed in what head_loss uses."""
+        """-> f: (n, C) -> (n, V) float32 logits, outside autograd, in the number format in which HeadLoss multiplies.
+
+        To be called before head_loss: inside, grad mode is off.
+        """
         W, device = self.head_weight[: self.config.vocab_size].detach(), self.wte.weight.device.type
         low = torch.is_autocast_enabled(device) and torch.is_grad_enabled()
         W = W.to(torch.get_autocast_dtype(device)) if low else W
@@ -244,6 +247,7 @@ class GPT(nn.Module):
         return lambda h: F.linear(h.to(W.dtype), W).float() + b
 
     def forward(self, idx):
+        """(B, T) -> (B, T, V) logits. The losses do not come by here: they call hidden and head_loss."""
         return self.head(self.hidden(idx))
 
     def head_loss(self, h, loss_of, *rows, part=0, parts=1):
@@ -334,6 +338,7 @@ def ar_loss(model, batch, generator=None):
     """(B, T + 1) int64 -> nats per token: next-token cross-entropy of a causal model. Needs no noise."""
     x, y = batch[:, :-1], batch[:, 1:].flatten()
     h = model.hidden(x).flatten(0, 1)  # (B T, C)
+    # F.cross_entropy(model.head(h), y), without all B T x V logits at once (plumbing/head.py)
     return model.nll(h, y, torch.full(y.shape, 1 / y.numel(), device=y.device))
 
 
@@ -356,7 +361,7 @@ def diffusion_loss(model, x0, generator, t_weight=1.0, eps=1e-3):
     """(B, T) int64 -> nats per token: a Monte Carlo estimate of the negative ELBO (MDLM eq. 10 with alpha_t = 1 - t).
 
     The head runs on masked positions only. Divided by all B T tokens, not by the masked ones: only then is it a bound
-    on the likelihood. DIFFERS if t_weight a < 1: noise level t weighs (2 - a) / t^a instead of 1 / t. That is no bound,
+    on the likelihood. DIFFERS if a = t_weight < 1: noise level t weighs (2 - a) / t^a, not 1 / t. That is no bound,
     but the network does not see t, so its optimum is the same, and the few tokens of a small t drown the rest no more.
     """
     # E over t in (eps, 1) of 1/t * sum over masked tokens of -log p(x0 | xt), from one t and one xt a sequence
@@ -365,6 +370,7 @@ def diffusion_loss(model, x0, generator, t_weight=1.0, eps=1e-3):
     masked = xt == model.mask_id  # (B, T), N of them
     h = model.hidden(xt)[masked]  # (N, C)
     weights = ((2 - t_weight) / t**t_weight).expand(xt.shape)[masked] / x0.numel()  # (N)
+    # the sum of weights * F.cross_entropy(model.head(h), x0[masked], reduction="none"), without N x V logits at once
     return model.nll(h, x0[masked], weights)
 
 
@@ -383,7 +389,7 @@ def nelbo(model, x0, generator):
     n_masks = (stratified(B, generator, x0.device) * T).long() + 1  # (B, 1) in 1 ... T
     masked = ranks(uniform(x0.shape, generator, x0.device)) < n_masks  # (B, T): each set of that size equally likely
     h = model.hidden(x0.masked_fill(masked, model.mask_id))[masked]
-    return model.nll(h, x0[masked], (1 / n_masks).expand(B, T)[masked] / B)
+    return model.nll(h, x0[masked], (1 / n_masks).expand(B, T)[masked] / B)  # T / l, over all B T tokens
 
 
 def reveal_rate(t, s, sampler="ancestral"):
@@ -415,10 +421,11 @@ def reveal_order(blank, times, sampler, generator):
     else:
         # The step that reveals a token: invert the distribution function of that step, 1 - P(still masked after it).
         times = times.to(device)
-        kept = (1 - reveal_rate(times[..., :-1], times[..., 1:], sampler)).cumprod(-1)  # P(still masked after the step)
-        step = torch.searchsorted(1 - kept[..., :-1], u, right=True).double() + 1  # (B, T) in 1 ... K
+        kept = (1 - reveal_rate(times[..., :-1], times[..., 1:], sampler)).cumprod(-1)  # (K) or (B, K), falls to 0
+        step = torch.searchsorted(1 - kept[..., :-1], u, right=True).double() + 1  # (B, T); K takes all that is left
     step = step.masked_fill(~blank.to(device), 0)
     # Number the steps that do occur in a row 1, 2, ...: one more wherever the sorted steps rise, put back in place.
+    # Steps 7 0 3 7, sorted 0 3 7 7: calls 0 1 2 2, in place 2 0 1 2.
     ordered, where = step.sort(1)
     call = torch.diff(ordered, dim=1, prepend=torch.zeros_like(ordered[:, :1])).ne(0).cumsum(1)
     return torch.zeros_like(call).scatter(1, where, call).to(blank.device)
@@ -433,9 +440,9 @@ def spread_order(blank, steps, generator):
     """
     K = blank.sum(1, keepdim=True).clamp(min=1, max=steps)  # (B, 1)
     u = uniform((len(blank), int(K.max())), generator, blank.device)
-    u = u.masked_fill(torch.arange(u.size(1), device=u.device) >= K, 2)  # the classes that a row has not come last
+    u = u.masked_fill(torch.arange(u.size(1), device=u.device) >= K, 2)  # above any u: a row's own classes rank below
     number = blank.cumsum(1) - 1  # (B, T), of each blank
-    return torch.where(blank, ranks(u).gather(1, number % K) + 1, 0)
+    return torch.where(blank, ranks(u).gather(1, number % K) + 1, 0)  # the rank of its class, from 1
 
 
 SAMPLERS = ("spread", "ancestral", "analytic", "first_hitting", "confidence")
@@ -446,7 +453,8 @@ DEFAULTS = {"sampler": "spread", "steps": 64}  # where neither a knob nor a chec
 def unmask(model, xt, steps, sampler="ancestral", temperature=1.0, top_p=1.0, generator=None, watch=None):
     """(B, L) int64 with mask_id at the blanks -> (B, L) with all of them filled; other tokens stay as they are.
 
-    L past block_size is filled in sliding windows, half a context at a time (MDLM's semi-autoregressive decoding).
+    L past block_size is filled in sliding windows, half a context at a time (MDLM's semi-autoregressive decoding). The
+    default sampler is MDLM's; sample.py and eval.py ask for 'spread', or what a student was made for.
     watch(xt) is called after every change. Raises UserError for steps < 1 or an unknown sampler.
     """
     choose("sampler", sampler, SAMPLERS)
@@ -456,9 +464,9 @@ def unmask(model, xt, steps, sampler="ancestral", temperature=1.0, top_p=1.0, ge
         raise UserError("This is an autoregressive model: it generates left to right and cannot fill in blanks.")
     xt, size = xt.clone(), model.config.block_size
     fill = fill_by_confidence if sampler == "confidence" else fill_at_random
-    last, stride = max(xt.size(1) - size, 0), max(size // 2, 1)
-    for start in range(0, last + stride, stride):
-        start = min(start, last)
+    last_start, stride = max(xt.size(1) - size, 0), max(size // 2, 1)
+    for start in range(0, last_start + stride, stride):
+        start = min(start, last_start)
         window = xt[:, start : start + size]  # a view: filling it fills xt
         fill(model, window, steps, sampler, temperature, top_p, generator, watch and (lambda: watch(xt)))
     return xt
@@ -471,14 +479,14 @@ def in_chunks(f, h, V):
 
 def fill_at_random(model, xt, steps, sampler, temperature, top_p, generator, watch):
     """(B, T), in place: all samplers but confidence; they differ only in the order of reveals."""
-    mask_id = model.mask_id
+    mask_id, V = model.mask_id, model.config.vocab_size
     times = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps  # 1 ... 0
     call = reveal_order(xt == mask_id, times, sampler, generator)  # (B, T)
     for i in range(1, int(call.max()) + 1):
         reveal = call == i  # (B, T), N of them
         rows = reveal.any(1)
         h = model.hidden(xt[rows])[reveal[rows]]  # (N, C): the head runs on what this step reveals
-        xt[reveal] = in_chunks(lambda part: draw(model.head(part), generator, temperature, top_p=top_p), h, mask_id)
+        xt[reveal] = in_chunks(lambda part: draw(model.head(part), generator, temperature, top_p=top_p), h, V)
         if watch:
             watch()
 
@@ -500,7 +508,7 @@ def fill_by_confidence(model, xt, steps, sampler, temperature, top_p, generator,
             return torch.cat([tokens.float(), logits.softmax(-1).gather(1, tokens)], 1)  # ids are exact below 2^24
 
         h = model.hidden(xt[rows])[masked[rows]]  # (N, C)
-        tokens, p = in_chunks(candidates_of, h, model.mask_id).unbind(1)
+        tokens, p = in_chunks(candidates_of, h, model.config.vocab_size).unbind(1)
         candidates = xt[rows].masked_scatter(masked[rows], tokens.long())
         confidence = torch.full(candidates.shape, -1.0, dtype=p.dtype, device=xt.device)
         confidence[masked[rows]] = p

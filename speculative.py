@@ -29,7 +29,7 @@ class KVCache:
     def __init__(self, config, batch_size, device, dtype=torch.float32):
         heads = config.n_head if config.arch == "gpt" else 1
         shape = (2, batch_size, heads, config.block_size, config.n_embd // heads)
-        # zeros: a short row meets the places that only longer rows have filled with weight 0, and 0 * NaN is NaN
+        # zeros: short rows read, with weight 0, places that only longer rows have written, and 0 * NaN is NaN
         self.kv = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.lengths = [0] * batch_size
 
@@ -57,7 +57,7 @@ class KVCache:
 
 
 class LayerCache:
-    """One layer's share of a KVCache."""
+    """One layer's share of a KVCache. The lengths rise in GPT.hidden, after the last layer."""
 
     def __init__(self, cache, kv):
         self.cache, self.kv = cache, kv  # kv (2, B, H, block_size, D)
@@ -75,6 +75,7 @@ class LayerCache:
             return *self.kv[:, :, :, :end], None
         where = self.cache.positions(T)  # (B, T)
         rows = torch.arange(len(where), device=where.device)[:, None]
+        # two index tensors with a slice between them: (B, T, H, D)
         self.kv[0, rows, :, where] = k.transpose(1, 2).to(self.kv.dtype)
         self.kv[1, rows, :, where] = v.transpose(1, 2).to(self.kv.dtype)
         mask = torch.arange(end, device=where.device) <= where[:, None, :, None]
@@ -122,11 +123,11 @@ def generate(model, idx, n_new, temperature=1.0, top_k=0, top_p=1.0, generator=N
 
 
 def logits_after(model, cache, x, n, k):
-    """(B, L) int64, (B,) -> (B, k, V): logits of what follows each of the last k of the first n tokens.
+    """x (B, L) int64 of which the first n (B,) tokens are known -> (B, k, V) logits at their last k places.
 
-    The cache may hold some of the last k already.
+    The cache may hold some of these already. All rows read m tokens, as many as the one that has most to read: what is
+    read again costs nothing but time. (Within a text no row is more than a round behind, so n - m >= 0.)
     """
-    # every row reads as many as the one that has most to read: what it reads again costs nothing but time
     m = max(end - min(length, end - k) for length, end in zip(cache.lengths, n.tolist(), strict=True))
     cache.lengths = (n - m).tolist()
     new = x.gather(1, n[:, None] - m + torch.arange(m, device=x.device))
@@ -165,18 +166,18 @@ def verify(drafts, p, q, generator):
     """(B, g) int64, target's (B, g + 1, V), drafter's (B, g, V) -> (B,) how many drafts are accepted, (B,) the token
     that follows them. Leviathan et al., Algorithm 1; the one place that makes the text's law the target's.
     """
-    n_accepted, g = torch.zeros_like(drafts[:, :1]).sum(1), drafts.size(1)
+    B, g = drafts.shape
     if not g:
-        return n_accepted, draw_from(p[:, 0], generator)
+        return drafts.new_zeros(B), draw_from(p[:, 0], generator)
     # Token x, which came with chance q(x), stays with chance min(1, p(x) / q(x)): so it stays min(p, q) of the time ...
     p_x, q_x = (d[:, :g].gather(2, drafts[..., None]).squeeze(2) for d in (p, q))  # (B, g)
     accepted = bernoulli((p_x / q_x).clamp(max=1), generator)
     n_accepted = accepted.long().cumprod(1).sum(1)  # those before the first refusal: later ones were never judged
     # ... and where it does not, the rest of p, norm(max(p - q, 0)), makes up for it exactly.
-    row, refused = torch.arange(len(drafts), device=drafts.device), n_accepted.clamp(max=g - 1)
+    row, refused = torch.arange(B, device=drafts.device), n_accepted.clamp(max=g - 1)  # if all are accepted: not used
     rest = residual(p[row, refused], q[row, refused])  # (B, V)
-    last = torch.where((n_accepted < g)[:, None], rest, p[:, g])  # all accepted: the target's next token for free
-    return n_accepted, draw_from(last, generator)
+    p_next = torch.where((n_accepted < g)[:, None], rest, p[:, g])  # all accepted: the target's next token for free
+    return n_accepted, draw_from(p_next, generator)
 
 
 @torch.no_grad()
@@ -244,17 +245,17 @@ class Counts:
     """What a speculation tells of itself: per place of a draft how often it was tested and accepted; time and calls."""
 
     def __init__(self, gamma, out):
-        self.calls, self.tested, self.accepted = 0, *torch.zeros(2, gamma, dtype=torch.int64)
+        self.row_calls, self.tested, self.accepted = 0, *torch.zeros(2, gamma, dtype=torch.int64)
         self.drafted = torch.zeros_like(out, dtype=torch.bool)  # tokens that the drafter wrote
         # of all rounds but the first, which reads the prompt as well
         self.rounds, self.drafts, self.draft_s, self.target_s = 0, 0, 0.0, 0.0
 
     def add(self, rows, n, n_accepted, g, draft_s, target_s):
         """A round: rows (b) that stood at n (b) accepted so many (b) of g drafts, in so many seconds."""
-        if self.calls:
+        if self.row_calls:
             self.rounds, self.drafts = self.rounds + 1, self.drafts + g
             self.draft_s, self.target_s = self.draft_s + draft_s, self.target_s + target_s
-        self.calls += len(rows)
+        self.row_calls += len(rows)
         place = torch.arange(self.drafted.size(1), device=n.device)
         self.drafted[rows] |= (place >= n[:, None]) & (place < (n + n_accepted)[:, None])
         self.tested[:g] += (n_accepted[:, None] >= place[:g]).sum(0).cpu()  # what follows a refusal was never tested

@@ -1,39 +1,40 @@
 """
 A run to step through: a tiny model on the CPU, a small part of a second a step on any machine, for every objective.
 
-$ python data/pydoc/prepare.py                               once: 1 second, nothing to download
-$ python train.py config/debug.py                            also --objective=ar
-$ python distill.py config/debug.py                          also --method=kd, --method=soft (after --objective=ar)
+$ python data/pydoc/prepare.py                 once: 1 second, nothing to download
+$ python train.py config/debug.py              also --objective=ar; until its first "saved to", the others need it
+$ python distill.py config/debug.py            also --sampler=spread --orig_steps=16; --method=kd, --method=soft
 $ python sample.py config/debug.py
+$ python sample.py config/debug.py --ckpt=out/debug/ar/ckpt.pt --draft=out/debug/kd/ckpt.pt --gamma=3
 
-Put breakpoint() where you want to look: in diffusion_loss, ar_loss, sdtt_loss, kd_loss, soft_loss or sample. Started
-again, a run goes on where it was stopped, so that there is always a next step. .vscode/launch.json starts the same.
+Put breakpoint() where you want to look: in diffusion_loss, ar_loss, sdtt_loss, kd_loss, soft_loss, unmask or verify.
+Training goes on where it last saved; a distillation begins anew. .vscode/launch.json starts the same.
 """
 
 import os
+import shutil
 import sys
 
 _script = os.path.basename(getattr(sys.modules["__main__"], "__file__", None) or "")  # sys.argv[0] is this file here
 _said = dict(arg[2:].split("=", 1) for arg in sys.argv if "=" in arg)
 
 
-def _exists(name):
-    return os.path.exists(os.path.join("out", "debug", name))
-
-
 device = "cpu"
+dtype = "float32"  # so that all digits are there to look at
 if _script == "train.py":
     dataset = "pydoc"
     objective = _said.get("objective", "diffusion")
-    out_dir = f"out/debug/{objective}"
-    init_from = "resume" if _exists(f"{objective}/ckpt.pt") else "scratch"
+    out_dir = _said.get("out_dir", f"out/debug/{objective}")
+    init_from = "resume" if os.path.exists(f"{out_dir}/ckpt.pt") else "scratch"
     block_size, n_layer, n_head, n_embd = 32, 2, 2, 64
     max_iters = 1_000_000  # until you stop it
 if _script == "distill.py":
     method = _said.get("method", "sdtt")
     teacher = "out/debug/diffusion/ckpt.pt" if method == "sdtt" else "out/debug/ar/ckpt.pt"
-    out_dir = f"out/debug/{method}"
-    init_from = "resume" if _exists(f"{method}/round_1.pt") or _exists(f"{method}/ckpt.pt") else "teacher"
+    divergence = "kl_bwd" if method == "sdtt" else "kl_fwd"
+    out_dir = _said.get("out_dir", f"out/debug/{method}")
+    if out_dir.startswith("out/debug/"):
+        shutil.rmtree(out_dir, ignore_errors=True)  # the last one's teacher or knobs may have been others
     orig_steps, rounds, iters_per_round = 16, 1, 1_000_000
     n_embd = 32  # of a drafter
     pseudo_tokens = 10_000
@@ -43,7 +44,7 @@ if _script in ("train.py", "distill.py"):
     warmup_iters = 10
     lr_schedule = "constant"
     learning_rate = 1e-3
-    eval_interval = sample_interval = 50
+    eval_interval = sample_interval = 20
     eval_iters = 2
 if _script == "sample.py":
     ckpt = "out/debug/diffusion/ckpt.pt"

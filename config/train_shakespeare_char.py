@@ -1,5 +1,5 @@
 """
-Tiny Shakespeare, characters: the GPT of train_shakespeare_char_ar.py becomes a diffusion model, 10 more minutes.
+Tiny Shakespeare, characters: the GPT of train_shakespeare_char_ar.py becomes a diffusion model.
 
 $ python train.py config/train_shakespeare_char.py
 """
@@ -9,8 +9,8 @@ from config.train_shakespeare_char_ar import *
 objective = "diffusion"
 out_dir = "out/shakespeare_char"
 init_from = "out/shakespeare_char_ar/ckpt.pt"
+dropout = 0.0
 t_weight = 0.5
-learning_rate = 1e-3
-max_iters = 2600
+max_iters = 2000
 ema = 0.998
-eval_interval = 650
+eval_interval = 500

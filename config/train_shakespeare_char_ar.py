@@ -1,5 +1,5 @@
 """
-Tiny Shakespeare, characters, a GPT: 6 minutes on 2 CPU cores. The start of train_shakespeare_char.py.
+Tiny Shakespeare, characters, a GPT. The start of train_shakespeare_char.py, and the judge of its samples.
 
 $ python train.py config/train_shakespeare_char_ar.py
 """
@@ -7,15 +7,16 @@ $ python train.py config/train_shakespeare_char_ar.py
 dataset = "shakespeare_char"
 objective = "ar"
 out_dir = "out/shakespeare_char_ar"
-block_size = 128
-n_layer = 6
+block_size = 256
+n_layer = 4
 n_head = 4
-n_embd = 256
+n_embd = 192
+dropout = 0.1
 batch_size = 16
 learning_rate = 2e-3
 min_lr = 0.02
 warmup_iters = 50
-max_iters = 1500
+max_iters = 1000
 ema = 0.99
 eval_interval = 250
 eval_iters = 20

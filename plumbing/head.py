@@ -18,13 +18,14 @@ class HeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, loss_of, n, h, weight, bias, V, need_grad, *rows):
+    def forward(ctx, loss_of, chunk, h, weight, bias, V, need_grad, *rows):
         dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype
         if not need_grad:  # evaluation: GPT-2's logits are about -100, where bfloat16 counts in halves
             dtype = torch.float32
         W = weight[:V].to(dtype)  # (V, C)
-        n = max(1, min(h.size(0), n))
-        low, whole = (torch.empty(n, V, dtype=d, device=h.device) for d in (dtype, torch.float32))  # serve all chunks
+        n = max(1, min(h.size(0), chunk))
+        # for all chunks: logits as they are multiplied, and then dz; logits in float32, where the loss is taken
+        low, z_float = (torch.empty(n, V, dtype=d, device=h.device) for d in (dtype, torch.float32))
         loss = torch.zeros((), device=h.device)
         ctx.n_rows = len(rows)
         if need_grad:
@@ -34,7 +35,8 @@ class HeadLoss(torch.autograd.Function):
         with torch.autocast(h.device.type, enabled=False):
             for i in range(0, h.size(0), n):
                 hi = h[i : i + n].to(dtype)
-                z = whole[: len(hi)].copy_(torch.mm(hi, W.T, out=low[: len(hi)]))  # (n, V)
+                # multiplied in dtype, then float32
+                z = z_float[: len(hi)].copy_(torch.mm(hi, W.T, out=low[: len(hi)]))  # (n, V)
                 if bias is not None:
                     z += bias
                 with torch.set_grad_enabled(need_grad):  # a graph of this chunk alone, from z to its losses
@@ -45,7 +47,7 @@ class HeadLoss(torch.autograd.Function):
                 (dz,) = torch.autograd.grad(value, z)
                 if bias is not None:
                     db += dz.sum(0)
-                dz_low = low[: len(hi)].copy_(dz)
+                dz_low = low[: len(hi)].copy_(dz)  # low is free again: z holds its copy
                 del value, dz  # and all that they hold, before the next chunk needs as much
                 dh[i : i + n] = dz_low @ W
                 dW[:V] += torch.mm(dz_low.T, hi, out=dW_low)
@@ -53,6 +55,7 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        """Once only: it gives away what the forward has found."""
         dh, dW, db = (g if g is None else g.mul_(grad) for g in ctx.grads)
         ctx.grads = None
         return None, None, dh, dW, db, *[None] * (2 + ctx.n_rows)

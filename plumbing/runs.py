@@ -93,7 +93,7 @@ def refuse_other_knobs(cfg, path):
     for key in sorted((vars(cfg).keys() & was.keys()) - free):
         if getattr(cfg, key) != was[key]:
             raise UserError(
-                f"{path} was distilled with --{key}={was[key]}, not {getattr(cfg, key)!r}. "
+                f"{path} was distilled with {key} {was[key]}, not {getattr(cfg, key)!r}. "
                 "Resume it with the same, or choose another --out_dir."
             )
 

@@ -221,7 +221,7 @@ def test_greedy_text_is_the_targets_own_in_a_batch_and_at_every_length(name, gam
     for n_new in (0, 1, 2, 7, 29):
         got, counts = speculate(target, guess, idx, n_new, gamma, temperature=0)
         assert torch.equal(got, generate(target, idx, n_new, temperature=0))
-        made = sum(counts.accepted) + counts.calls
+        made = sum(counts.accepted) + counts.row_calls
         assert made == 5 * n_new and counts.drafted.sum() == sum(counts.accepted)
 
 
@@ -267,7 +267,7 @@ def test_acceptance_by_counting_is_the_overlap():
     target = tiny_model(V=V, causal=True, seed=1, block_size=64)
     idx = torch.zeros(50, 1, dtype=torch.long)
     _, counts = speculate(target, target, idx, 60, 4, generator=seeded(0))
-    assert counts.accepted.equal(counts.tested) and counts.calls == 50 * 12
+    assert counts.accepted.equal(counts.tested) and counts.row_calls == 50 * 12
     guess = tiny_model(V=V, causal=True, seed=2, block_size=64)
     x, counts = speculate(target, guess, idx, 60, 1, generator=seeded(0))
     p, q = target(x).softmax(-1), guess(x).softmax(-1)
