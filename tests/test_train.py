@@ -271,7 +271,7 @@ def test_kill_9_at_random_moments_and_resume_to_the_same_bits(pydoc, tmp_path):
         while process.poll() is None and not (log.exists() and log.stat().st_mtime > before):
             time.sleep(0.01)  # until training has begun
         try:
-            process.wait(timeout=rng.random() * 1.5 if kills < 3 else None)
+            process.wait(timeout=rng.random() * 0.7 if kills < 3 else None)
             break
         except subprocess.TimeoutExpired:
             pass
