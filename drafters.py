@@ -309,9 +309,8 @@ def fit_ngram(cfg, tokens, corpus):
     """Counts the tokens and writes out_dir/ngram.txt."""
     refuse_used(cfg.out_dir)
     path = os.path.join(cfg.out_dir, "ngram.txt")
-    model = NGram(cfg.ngram_n, corpus.meta["vocab_size"], cfg.smoothing, cfg.ngram_discount, cfg.ngram_alpha).fit(
-        tokens
-    )
+    how = cfg.smoothing, cfg.ngram_discount, cfg.ngram_alpha
+    model = NGram(cfg.ngram_n, corpus.meta["vocab_size"], *how).fit(tokens)
     x = data.blocks(corpus.val, 129, 200)
     nats = -torch.cat([model(b[:, :-1]).gather(2, b[:, 1:, None]) for b in x.split(8)]).mean()
     os.makedirs(cfg.out_dir, exist_ok=True)

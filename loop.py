@@ -54,7 +54,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=
     """
     device, autocast, _ = pick_device(cfg.device, cfg.dtype)
     rank, world = rank_and_world()
-    n_forwards = forwards_of_a_step(cfg, world)
+    n_forwards = cfg.gradient_accumulation_steps  # of all processes together, before a step
     path = os.path.join(cfg.out_dir, name)
     batch_loss = parallel(model, loss, device, world, cfg.fsdp)  # before the optimizer: FSDP cuts weights into shards
     optimizer = make_optimizer(model, cfg)
@@ -96,17 +96,6 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=
     for n, p in model.named_parameters() if averaged else ():
         p.data.copy_(averaged[n])
     return model.eval()
-
-
-def forwards_of_a_step(cfg, world):
-    """-> how many forwards all processes make together before a step. Raises UserError if their shares differ."""
-    n = cfg.gradient_accumulation_steps
-    if n % world:
-        raise UserError(
-            f"gradient_accumulation_steps {n} does not divide into {world} processes. "
-            f"Use --gradient_accumulation_steps={world * max(1, n // world)}."
-        )
-    return n
 
 
 def restore(resume, optimizer, averaged, model, cfg, path):
@@ -239,6 +228,10 @@ class Progress:
 
 def check_loop(cfg):
     """Refuses knobs that do not go together, before any work."""
+    n, world = cfg.gradient_accumulation_steps, int(os.environ.get("WORLD_SIZE", 1))
+    if n % world:
+        mend = f"Use --gradient_accumulation_steps={world * max(1, n // world)}."
+        raise UserError(f"gradient_accumulation_steps {n} does not divide into {world} processes. {mend}")
     if cfg.fsdp and "WORLD_SIZE" not in os.environ:
         raise UserError("fsdp shards over processes: start them with torchrun --standalone --nproc_per_node=2 ...")
     if cfg.wandb and not importlib.util.find_spec("wandb"):
