@@ -9,5 +9,5 @@ ckpt = "out/pydoc/ckpt.pt,out/sdtt_pydoc/round_2.pt,out/sdtt_pydoc/round_3.pt,ou
 judge = "out/pydoc_ar/ckpt.pt"
 what = "nelbo,frontier,latency,loss"
 steps = [1, 2, 4]
-draws = 4
+draws = 2
 out = "out/demo"

@@ -8,5 +8,5 @@ ckpt = "out/pydoc/ckpt.pt"
 judge = "out/pydoc_ar/ckpt.pt"
 what = "genppl"
 sampler = "ancestral"
-steps = [1, 2, 4, 16, 128]
+steps = [2, 4, 16, 128]
 out = "out/demo/ancestral"

@@ -174,21 +174,23 @@ def plot_drafters(report, path):
 
 
 def plot_frontier(report, path):
-    """Generative perplexity against entropy, a line over temperatures for each model and number of steps."""
+    """Generative perplexity against entropy, a line over temperatures: a colour a number of steps, a marker a model."""
     plt = pyplot()
-    fig, ax = plt.subplots(figsize=(8, 5))
+    fig, ax = plt.subplots(figsize=(10, 5))
     *rows, real = report["frontier"]
-    models = list(dict.fromkeys(r["model"] for r in rows))
-    shapes = dict(zip(models, itertools.cycle("os^Dv"), strict=False))
-    for i, (steps, model) in enumerate(dict.fromkeys((r["steps"], r["model"]) for r in rows)):
+    markers = dict(zip(dict.fromkeys(r["model"] for r in rows), itertools.cycle("os^Dv"), strict=False))
+    colours = {steps: f"C{i}" for i, steps in enumerate(dict.fromkeys(r["steps"] for r in rows))}
+    for steps, model in sorted(dict.fromkeys((r["steps"], r["model"]) for r in rows)):
         line = [(r["entropy"], r["genppl"]) for r in rows if (r["steps"], r["model"]) == (steps, model)]
-        style = ("-" if model == models[0] else "--") + shapes[model]
-        ax.plot(*zip(*line, strict=True), style, color=f"C{i % 10}", label=f"{model}, {steps} steps", ms=4)
+        style = ("-" if model == rows[0]["model"] else "--") + markers[model]
+        ax.plot(*zip(*line, strict=True), style, color=colours[steps], label=f"{model}, steps: {steps}", ms=4)
     ax.plot(real["entropy"], real["genppl"], "*", color="black", ms=12, label="real text")
     ax.set(xlabel="entropy of a sample (nats)", ylabel=QUALITY["genppl"], yscale="log")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(plt.LogLocator(subs=(2, 5)))
     ax.yaxis.set_minor_formatter("{x:g}")
     ax.grid(alpha=0.3, which="both")
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     fig.tight_layout()
     fig.savefig(path, dpi=130)
 
