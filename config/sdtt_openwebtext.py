@@ -10,6 +10,7 @@ First:                python data/openwebtext/prepare.py, and the teacher: confi
 
 teacher = "out/openwebtext/ckpt.pt"  # small, 1024 tokens
 out_dir = "out/sdtt_openwebtext"
+sampler = "ancestral"
 orig_steps = 1024
 rounds = 7
 iters_per_round = 10_000
