@@ -15,8 +15,8 @@ init_from = "out/pydoc_ar/ckpt.pt"  # same weights, causal = False, one new embe
 dropout = 0.0
 t_weight = 0.5
 learning_rate = 1e-3
-max_iters = 1050 if _fast else 700
+max_iters = 1050 if _fast else 650
 ema = 0.995
 eval_interval = 200
 sample_interval = 400
-laptop_minutes = 5.0
+laptop_minutes = 4.0
