@@ -1,6 +1,6 @@
 """
 Train a GPT or a masked diffusion language model.
-$ python train.py config/train_pydoc.py           (5 minutes on 2 laptop cores; --help prints the knobs)
+$ python train.py config/train_pydoc.py           (4 minutes on 2 laptop cores; --help prints the knobs)
 $ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py    (--fsdp=True: in shards)
 
 `fit` is the only training loop of the project. A diffusion model converts from a GPT: --init_from=out/gpt/ckpt.pt.

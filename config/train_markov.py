@@ -1,5 +1,6 @@
 """
-A language whose entropy is known exactly: watch the bound come down to it, 3 minutes on 2 CPU cores.
+A language whose entropy is known exactly: watch the bound come down to it.
+On 2 cores 5 minutes with AVX2 (float32), 3 with AVX-512 and bfloat16.
 
 $ python train.py config/train_markov.py
 """
@@ -19,3 +20,4 @@ max_iters = 2000
 ema = 0.998
 eval_interval = 250
 eval_iters = 50
+laptop_minutes = 5.0

@@ -1,5 +1,6 @@
 """
-The second part of `make demo`: the GPT becomes a masked diffusion model, 4 to 5 minutes on 2 laptop cores.
+The second part of `make demo`: the GPT becomes a masked diffusion model, 4 minutes on 2 laptop
+cores, with AVX2 in float32 and, in more steps, with bfloat16.
 
 $ python train.py config/train_pydoc.py
 """
@@ -7,7 +8,7 @@ $ python train.py config/train_pydoc.py
 from config.train_pydoc_ar import *
 from plumbing.hardware import pick_device
 
-_fast = pick_device()[2].endswith("bfloat16")  # then the same minutes are enough for half as many steps again
+_fast = pick_device()[2].endswith("bfloat16")  # then the same minutes are enough for more steps
 
 objective = "diffusion"
 out_dir = "out/pydoc"

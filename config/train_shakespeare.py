@@ -1,5 +1,6 @@
 """
-Tiny Shakespeare in GPT-2 byte pairs: the real vocabulary of 50257 on a laptop, 11 minutes on 2 CPU cores.
+Tiny Shakespeare in GPT-2 byte pairs: the real vocabulary of 50257 on a laptop.
+On 2 cores 30 minutes with AVX2 (float32), 17 with AVX-512 and bfloat16.
 
 $ python train.py config/train_shakespeare.py
 """
@@ -20,3 +21,4 @@ max_iters = 1500
 ema = 0.998
 eval_interval = 500
 eval_iters = 10
+laptop_minutes = 30.0

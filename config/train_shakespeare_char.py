@@ -1,5 +1,6 @@
 """
 Tiny Shakespeare, characters: the GPT of train_shakespeare_char_ar.py becomes a diffusion model.
+On 2 cores 14 minutes with AVX2 (float32), 8 with AVX-512 and bfloat16.
 
 $ python train.py config/train_shakespeare_char.py
 """
@@ -14,3 +15,4 @@ t_weight = 0.5
 max_iters = 2000
 ema = 0.998
 eval_interval = 500
+laptop_minutes = 14.0

@@ -1,5 +1,6 @@
 """
 Tiny Shakespeare, characters, a GPT. The start of train_shakespeare_char.py, and the judge of its samples.
+On 2 cores 8 minutes with AVX2 (float32), 5 with AVX-512 and bfloat16.
 
 $ python train.py config/train_shakespeare_char_ar.py
 """
@@ -20,3 +21,4 @@ max_iters = 1000
 ema = 0.99
 eval_interval = 250
 eval_iters = 20
+laptop_minutes = 8.0
