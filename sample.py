@@ -161,7 +161,7 @@ def texts_of(model, meta, template, autocast, note, cfg):
         seconds = time.perf_counter() - began
     rows = [row[: end_of(row, n_known, eos)] for row in x]
     texts, total = [decode(row.tolist()) for row in rows], sum(map(len, rows))
-    took = f"{n} texts, {total} tokens in {seconds:.2f} s on {note}, seed {cfg.seed}"
+    took = f"{total} tokens in {seconds:.2f} s on {note}, seed {cfg.seed}"
     if counts:
         drafted = [places[: len(row)] for row, places in zip(rows, counts.drafted.cpu(), strict=True)]
         share = torch.cat(drafted).sum() / max(total - n * n_known, 1)
