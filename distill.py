@@ -1,6 +1,6 @@
 """
 Distillation. Self-Distillation Through Time: halve the sampling steps of a masked diffusion model, round after round.
-$ python distill.py config/sdtt_pydoc.py                   (3 rounds, 2 minutes on 2 laptop cores; --help prints the knobs)
+$ python distill.py config/sdtt_pydoc.py             (3 rounds, 2 minutes on 2 laptop cores; --help prints the knobs)
 $ torchrun --standalone --nproc_per_node=8 distill.py config/sdtt_openwebtext.py
 
 Deschenaux & Gulcehre 2024, arXiv 2410.21035. Algorithm 1 is sdtt_targets; Algorithm 2 is sdtt: loop.fit once a round.
