@@ -32,6 +32,7 @@ from drafters import NGram
 from model import GPT, GPTConfig, ar_loss, diffusion_loss, unmask
 from plumbing.hardware import multiplies_bfloat16, pick_device
 from plumbing.randomness import seeded
+from speculative import generate
 
 # ----------------------------------------------------------------------------------------------------------------------
 work = "all"  # 'all' | 'ar' | 'diffusion' | 'sdtt' (training steps) | 'sample' | 'decode' | 'ngram' | 'scale'
@@ -171,10 +172,10 @@ def decoding(name, who):
     model, _ = make(name, True)
     start = torch.zeros(1, 1, dtype=torch.long)
 
-    def generate():
+    def write():
         generate(model.eval(), start, T - 1, generator=seeded(0), use_cache=who == "ours")
 
-    ms = 1e3 * seconds(generate, 3 if who == "ours" else 1) / (T - 1)
+    ms = 1e3 * seconds(write, 3 if who == "ours" else 1) / (T - 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     bytes_read = sum(4 * p.numel() for p in model.parameters())
     return {"ms": ms, "floor_ms": 1e3 * bytes_read / vector_rate(), "peak_mb": peak}
