@@ -1,6 +1,6 @@
 """
 Every number and plot: how likely real text is under a model, and how good its own text is.
-$ python eval.py config/eval_pydoc.py                                                                (1 minute)
+$ python eval.py config/eval_pydoc.py                                                                (2 minutes)
 
 nelbo   nats per token of validation text: exact for a GPT, an upper bound (MDLM) for a diffusion model
 genppl  perplexity of a model's samples under a judge, an autoregressive model. Read it beside the entropy of the same

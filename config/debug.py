@@ -44,7 +44,7 @@ if _script in ("train.py", "distill.py"):
     warmup_iters = 10
     lr_schedule = "constant"
     learning_rate = 1e-3
-    eval_interval = sample_interval = 20
+    eval_interval = sample_interval = 100
     eval_iters = 2
 if _script == "sample.py":
     ckpt = "out/debug/diffusion/ckpt.pt"

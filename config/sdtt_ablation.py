@@ -1,5 +1,5 @@
 """
-The paper's ablations at class size: 3 rounds of 150 steps on the demo's model, 2 to 4 minutes on 2 cores.
+The paper's ablations at class size: 3 rounds of 150 steps on the demo's model, 2 to 5 minutes on 2 cores.
 
 $ python distill.py config/sdtt_ablation.py --divergence=tvd --seed=1 --out_dir=out/ablation/tvd-1
 """
@@ -10,4 +10,4 @@ out_dir = "out/ablation/base-1"
 seed = 1
 iters_per_round = 150
 eval_interval = 150
-laptop_minutes = 2.0
+laptop_minutes = 1.5

@@ -68,6 +68,8 @@ def load_weights(model, weights):
 
 def how_to_train(folder):
     """What a folder without the checkpoint asked for has, the command that makes it, or what else there is."""
+    if os.path.normpath(folder).startswith(os.path.join("out", "debug")):
+        return "Make it with: python train.py config/debug.py, or distill.py, as that file says."
     if inside := checkpoints_in(folder):
         return f"{folder or '.'} holds {', '.join(inside)}."
     for config in sorted(glob.glob(os.path.join(os.path.dirname(__file__), "..", "config", "*.py"))):
@@ -92,6 +94,6 @@ def paths_of(ckpt):
     for pattern in map(str.strip, ckpt.split(",")):
         found = sorted(glob.glob(pattern), key=lambda p: (len(p), p)) if "*" in pattern else [pattern]
         if not found:
-            raise UserError(f"No file matches {pattern}.")
+            raise UserError(f"No file matches {pattern}. {how_to_train(os.path.dirname(pattern))}")
         paths += found
     return paths
