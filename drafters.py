@@ -155,10 +155,7 @@ class NGram:
             number, found = self.find(context[:, self.n - m :])  # of the last m - 1 tokens
             start, share, tokens = self.start[m - 1], self.share[m - 1], self.keys[m - 1]
             for row in (found & (start[number] < start[number + 1])).nonzero()[0]:
-                first, end = (
-                    start[number[row]],
-                    start[number[row] + 1],
-                )  # its continuations are neighbours in the table
+                first, end = start[number[row] : number[row] + 2]  # its continuations are neighbours in the table
                 backoff = self.backoff[m - 1][number[row]]
                 p[row] = backoff if self.smoothing == "laplace" else backoff * p[row]
                 p[row, tokens[first:end] % self.V] += share[first:end]
@@ -184,8 +181,10 @@ class NGram:
     @classmethod
     def load(cls, path):
         """-> the model that save wrote, and its meta. Raises UserError if the file is damaged."""
-        about, tables = read_counts(path)
+        if not os.path.isfile(path):
+            raise UserError(f"There is no n-gram file {path}. Make one with: python train.py --arch=ngram")
         try:
+            about, tables = read_counts(path)
             meta = about.pop("meta")
             self = cls(**about)
             choose("smoothing", self.smoothing, ("kneser_ney", "laplace"))
@@ -193,7 +192,7 @@ class NGram:
             for table in tables[1:]:
                 self.keys.append(self.find(table[:, 1:-1])[0] * self.V + table[:, -1])
             return self.prepare(), meta
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged or not an n-gram file ({str(error)[:80]}).") from None
 
 

@@ -256,7 +256,7 @@ def quality_of_all(its, wanted, autocast, cfg):
         for n_steps, top_p in [(its.size, p) for p in cfg.ar_top_p] if causal else [(k, cfg.top_p) for k in cfg.steps]:
             began = time.perf_counter()
             with context:
-                own = types.SimpleNamespace(**{**vars(settled(cfg, checkpoint)), "top_p": top_p})
+                own = settled(cfg, checkpoint, top_p=top_p)
                 x = draw_many(model, templates, own, n_steps)
             seconds = (time.perf_counter() - began) / cfg.num_samples
             name = label(path, top_p)
@@ -285,7 +285,7 @@ def frontier_of_all(its, autocast, cfg):
         for n_steps in [its.size] if model.config.causal else cfg.steps:
             texts[path, n_steps] = []
             for temperature in cfg.temperatures:
-                own = types.SimpleNamespace(**{**vars(settled(cfg, checkpoint)), "temperature": temperature})
+                own = settled(cfg, checkpoint, temperature=temperature)
                 with context:
                     x = draw_many(model, templates, own, n_steps)
                 names = {"model": path, "steps": n_steps, "tokens_per_step": its.size / n_steps}

@@ -357,16 +357,16 @@ def draw_samples(model, template, cfg, steps, noise, watch=None, eos=None):
     """
     if not model.config.causal:
         xt = template.masked_fill(template < 0, model.mask_id)
-        return unmask(model, xt, steps, cfg.sampler or "spread", cfg.temperature, cfg.top_p, noise, watch)
+        return unmask(model, xt, steps, cfg.sampler or DEFAULTS["sampler"], cfg.temperature, cfg.top_p, noise, watch)
     known = known_text(template)
     return generate(model, known, template.size(1) - known.size(1), cfg.temperature, cfg.top_k, cfg.top_p, noise, eos)
 
 
-def settled(cfg, checkpoint):
-    """-> cfg with the sampler and the steps that an SDTT student was made for, where they are open ('' and 0)."""
+def settled(cfg, checkpoint, **changes):
+    """-> cfg with the changes, and where sampler and steps are open ('', 0) those that a student was made for."""
     own = DEFAULTS | {"sampler": checkpoint["config"].get("sampler") or DEFAULTS["sampler"]}  # of an older student
     own |= checkpoint.get("made_for") or {}
-    return types.SimpleNamespace(**{**vars(cfg), **{k: v for k, v in own.items() if not getattr(cfg, k)}})
+    return types.SimpleNamespace(**{**vars(cfg), **{k: v for k, v in own.items() if not getattr(cfg, k)}, **changes})
 
 
 def draw_many(model, templates, cfg, steps):

@@ -4,11 +4,9 @@ The counts of an n-gram as a text file: a line of JSON, then a line for each m-g
 
 import itertools
 import json
-import os
 
 import numpy as np
 
-from configurator import UserError
 from data import replacing
 
 
@@ -21,17 +19,12 @@ def write_counts(path, about, tables):
 
 
 def read_counts(path):
-    """-> what write_counts was given. Raises UserError if the file is damaged."""
-    if not os.path.isfile(path):
-        raise UserError(f"There is no n-gram file {path}. Make one with: python train.py --arch=ngram")
-    try:
-        with open(path, encoding="utf-8") as f:
-            about = json.loads(f.readline())
-            numbers = np.array(f.read().split(), dtype=np.int64)
-        sizes = about.pop("sizes")
-        ends = np.cumsum([0] + [size * (m + 1) for m, size in enumerate(sizes, 1)])
-        if len(numbers) != ends[-1]:
-            raise ValueError("its end is missing")
-        return about, [numbers[a:b].reshape(-1, m + 2) for m, (a, b) in enumerate(itertools.pairwise(ends))]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged or not an n-gram file ({str(error)[:80]}).") from None
+    """-> what write_counts was given. Damaged: ValueError, LookupError, TypeError or AttributeError."""
+    with open(path, encoding="utf-8") as f:
+        about = json.loads(f.readline())
+        numbers = np.array(f.read().split(), dtype=np.int64)
+    sizes = about.pop("sizes")
+    ends = np.cumsum([0] + [size * (m + 1) for m, size in enumerate(sizes, 1)])
+    if len(numbers) != ends[-1]:
+        raise ValueError("its end is missing")
+    return about, [numbers[a:b].reshape(-1, m + 2) for m, (a, b) in enumerate(itertools.pairwise(ends))]
