@@ -17,31 +17,37 @@ from plumbing import hardware
 from plumbing.hardware import pick_device
 
 
-def cpu(monkeypatch, capability, **has):
-    """Pretends to be such a CPU."""
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+def cpu(monkeypatch, float32, bfloat16):
+    """Pretends to be a CPU of such rates, in TFLOP/s."""
+    rates = {torch.float32: float32, torch.bfloat16: bfloat16}
+    monkeypatch.setattr(hardware, "product_rate", lambda device, dtype, n=256: rates[dtype])
+    hardware.multiplies_bfloat16.cache_clear()
 
 
-def test_a_cpu_gets_bfloat16_only_where_its_kernels_multiply_it(monkeypatch):
-    for capability, has, dtype in (
-        ("AVX512", {"amx_bf16": True}, "bfloat16"),
-        ("AVX512", {"avx512_bf16": True}, "bfloat16"),
-        ("AVX512", {"amx_bf16": False}, "float32"),
-        ("AVX2", {"amx_bf16": True, "avx512_bf16": True}, "float32"),  # a server that is told to be a laptop
-        ("AVX2", {}, "float32"),
-        ("DEFAULT", {"avx512_bf16": True}, "float32"),
+@pytest.fixture(autouse=True)
+def measured_anew():
+    yield
+    hardware.multiplies_bfloat16.cache_clear()
+
+
+def test_a_cpu_gets_bfloat16_only_where_it_multiplies_it_faster(monkeypatch):
+    for float32, bfloat16, dtype in (
+        (0.36, 1.3, "bfloat16"),  # AMX
+        (0.16, 0.30, "bfloat16"),  # avx512_bf16 on one CPU
+        (0.27, 0.15, "float32"),  # avx512_bf16 on another
+        (0.30, 0.06, "float32"),  # AVX-512 without it
+        (0.11, 0.0009, "float32"),  # a laptop
     ):
-        cpu(monkeypatch, capability, **has)
+        cpu(monkeypatch, float32, bfloat16)
         _, autocast, note = pick_device("cpu")
         assert note.endswith(dtype) and isinstance(autocast, torch.autocast) == (dtype == "bfloat16")
-        assert ("without bfloat16" in note) == (dtype == "float32")
+        assert ("without fast bfloat16" in note) == (dtype == "float32")
 
 
-def test_the_emulation_variable_reaches_it():
+def test_the_emulation_variables_reach_it():
     code = "from plumbing.hardware import pick_device; print(pick_device('cpu')[2])"
-    out, _ = run("-c", code, env={"ATEN_CPU_CAPABILITY": "avx2"})
-    assert out == "cpu (as asked, without bfloat16), float32\n"
+    out, _ = run("-c", code, env={"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"})
+    assert out == "cpu (as asked, without fast bfloat16), float32\n"
 
 
 def test_a_gpu_without_bfloat16_gets_float32_and_the_reason(monkeypatch):
@@ -49,15 +55,15 @@ def test_a_gpu_without_bfloat16_gets_float32_and_the_reason(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for has_it, note in (
         (True, "cuda (a GPU is here), bfloat16"),
-        (False, "cuda (a GPU is here, without bfloat16), float32"),
+        (False, "cuda (a GPU is here, without fast bfloat16), float32"),
     ):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it, **_: has_it)
+        hardware.multiplies_bfloat16.cache_clear()
         assert pick_device()[2] == note
 
 
 def test_asking_for_bfloat16_where_it_is_emulated_says_how_much_slower_it_is(monkeypatch, capsys):
-    cpu(monkeypatch, "AVX2")
-    monkeypatch.setattr(hardware, "product_rate", lambda device, dtype: {torch.float32: 0.11}.get(dtype, 0.001))
+    cpu(monkeypatch, 0.11, 0.001)
     hardware.say_how_slow.cache_clear()
     for _ in range(2):  # said once
         assert pick_device("cpu", "bfloat16")[2] == "cpu (as asked), bfloat16"
@@ -78,7 +84,7 @@ class NoHalves(TorchDispatchMode):
 
 def test_nothing_runs_in_16_bits_where_they_are_emulated(markov, tmp_path, monkeypatch):
     """Not the forward, not the optimizer, not a sample, not a metric."""
-    cpu(monkeypatch, "AVX2")
+    cpu(monkeypatch, 0.11, 0.001)
     with NoHalves():
         for objective in ("diffusion", "ar"):
             train.main(knobs(tmp_path / objective, dataset=markov, objective=objective, ema=0.9, sample_interval=3))
