@@ -129,13 +129,13 @@ def ancestral_states(x0, dt, k, mask_id, generator, sampler="ancestral"):
     return xt, ancestral_calls(xt == mask_id, t, dt, k, generator, sampler)
 
 
-def spread_states(x0, dt, k, mask_id, generator, sampler="spread"):
+def spread_states(x0, dt, k, mask_id, generator):
     """(B, T) int64 -> xt (B, T), call (B, T) for sdtt_targets: a state that the student's sampler comes by.
 
     DIFFERS from the paper, whose sampler is ancestral. In K = 1 / (k dt) steps of spread the student reveals the places
     i mod K, class after class in random order. So j classes of a row are shown, 0 <= j < K, and it learns what it will
     be asked there: the next class, which the teacher reveals in k parts. K = 8, k = 2: class 4 is the places 4, 12, 20,
-    28, ..., its parts are 4, 20, ... and 12, 28, ... (sampler is always 'spread'.)
+    28, ..., its parts are 4, 20, ... and 12, 28, ...
     """
     B, place, K = x0.size(0), torch.arange(x0.size(1), device=x0.device), round(1 / (k * dt))
     when = ranks(uniform((B, K), generator, x0.device))[:, place % K]  # (B, T) in 0 ... K - 1: the student's step
@@ -168,17 +168,17 @@ def sdtt_loss(student, x0, generator, teacher, dt, k=2, divergence="kl_bwd", sam
 
     A step of the student is k steps of the teacher, each of which reveals dt of the tokens.
     """
-    states = spread_states if sampler == "spread" else ancestral_states
-    xt, call = states(x0, dt, k, student.mask_id, generator, sampler)  # (B, T) both; N places with call > 0 are learnt
+    given = x0, dt, k, student.mask_id, generator
+    # (B, T) both; N places with call > 0 are learnt
+    xt, call = spread_states(*given) if sampler == "spread" else ancestral_states(*given, sampler)
     targets = sdtt_targets(teacher, xt, call, generator)  # (N, C)
     h = student.hidden(xt)[call > 0]  # (N, C)
     head = teacher.frozen_head()
 
     def loss_of(logits, h_teacher):
         """(n, V), (n, C) -> (n): both distributions exist for a few positions at a time only."""
-        return divergence_between(
-            divergence, logits.to(dtype).log_softmax(-1), head(h_teacher).to(dtype).log_softmax(-1)
-        )
+        log_p, log_q = (z.to(dtype).log_softmax(-1) for z in (logits, head(h_teacher)))
+        return divergence_between(divergence, log_p, log_q)
 
     return student.head_loss(h, loss_of, targets) / max(len(h), 1)
 
@@ -231,15 +231,14 @@ def soft_loss(student, batch, generator, soft, missing="none", ce_weight=0.0, vo
     labelled = logp.amax(-1) > -math.inf  # (B, L - 1), N of them
     h = student.hidden(x[:, :-1])[labelled]  # (N, C)
     labels = ids[labelled].long(), logp[labelled], x[:, 1:][labelled]  # (N, K), (N, K), (N)
-    rank, world = (dist.get_rank(), dist.get_world_size()) if vocab_parallel else (0, 1)
+    rank, world, cross_entropy = 0, 1, soft_cross_entropy
     if vocab_parallel:
-        h, first = SameOnRanks.apply(h), slice_of_vocab(student.config.vocab_size, rank, world)[0]
+        rank, world, h = dist.get_rank(), dist.get_world_size(), SameOnRanks.apply(h)
+        first = slice_of_vocab(student.config.vocab_size, rank, world)[0]
+        cross_entropy = functools.partial(vocab_parallel_soft_cross_entropy, first=first)
 
     def loss_of(logits, ids, logp, y):
         """(n, V), (n, K), (n, K), (n) -> (n)."""
-        cross_entropy = soft_cross_entropy
-        if vocab_parallel:
-            cross_entropy = functools.partial(vocab_parallel_soft_cross_entropy, first=first)
         loss = cross_entropy(logits, ids, logp, missing=missing)
         if ce_weight:  # the text itself is one candidate of probability 1
             loss = loss + ce_weight * cross_entropy(logits, y[:, None], torch.zeros_like(logp[:, :1]))
@@ -329,12 +328,6 @@ def set_up(cfg, causal, writes):
     return teacher and teacher.to(device).requires_grad_(False), corpus, device, note
 
 
-def load_round(cfg, r):
-    """-> what round r has saved so far, on the CPU, or None."""
-    path = os.path.join(cfg.out_dir, f"round_{r}.pt")
-    return load_checkpoint(path) if os.path.exists(path) else None
-
-
 def student_of(teacher, saved, cfg):
     """-> a copy of the teacher to train, or what the round has saved of it."""
     student = GPT(dataclasses.replace(teacher.config, dropout=cfg.dropout)).to(teacher.wte.weight.device)
@@ -352,18 +345,17 @@ def sdtt(cfg):
     same["dtype"] = getattr(torch, cfg.loss_dtype)
     carried = None  # the optimizer of the last round, if it lives on
     for r, (dt, steps) in enumerate(plan, 1):
-        saved = load_round(cfg, r)
+        name, first = f"round_{r}.pt", (r - 1) * cfg.iters_per_round
+        path = os.path.join(cfg.out_dir, name)
+        saved = load_checkpoint(path) if os.path.exists(path) else None
         if not saved or saved["step"] < cfg.iters_per_round:
-            print_once(
-                f"round {r} of {len(plan)}, on {note}: {cfg.teacher_steps} teacher steps of 1/{round(1 / dt)} "
-                f"become one; the student aims at {steps} steps"
-            )
+            way = f"{cfg.teacher_steps} teacher steps of 1/{round(1 / dt)} become one"
+            print_once(f"round {r} of {len(plan)}, on {note}: {way}; the student aims at {steps} steps")
             student, loss = student_of(teacher, saved, cfg), functools.partial(sdtt_loss, dt=dt, **same)
             validate, made_for = validator(loss, corpus, T, cfg, device), {"steps": steps, "sampler": cfg.sampler}
-            name, first = f"round_{r}.pt", (r - 1) * cfg.iters_per_round
             fit(student, loss, get_batch, validate, cfg, saved or carried, corpus.meta, made_for, name, first)
             wait_for_all()  # until the first one has written the round
-            saved = load_round(cfg, r)
+            saved = load_checkpoint(path)
         weights = saved["ema"] if cfg.ema_teacher and saved["ema"] else saved["model"]
         teacher.load_state_dict(weights)  # the student becomes the teacher
         if not cfg.reset_optimizer:
@@ -417,7 +409,6 @@ def kd(cfg):
     T = target.config.block_size
     if cfg.drafter != "ngram":
         drafter, saved = make_drafter(cfg, corpus.meta, T, device, note)
-    pseudo = None
     if cfg.kd_data == "teacher" or cfg.drafter == "ngram":
         on_first_process(lambda: refuse_other_origin(os.path.join(cfg.out_dir, "pseudo.json"), cfg, T))
         on_first_process(lambda: pseudo_data(target, corpus.meta, cfg, device))
@@ -438,8 +429,8 @@ def kd(cfg):
         drafter.train()
         return text
 
-    weights = {"temp": cfg.kd_temp, "kd_weight": cfg.kd_weight, "ce_weight": cfg.ce_weight}
-    loss = functools.partial(kd_loss, target=target, divergence=cfg.divergence, **weights)
+    weights = {"divergence": cfg.divergence, "kd_weight": cfg.kd_weight, "ce_weight": cfg.ce_weight}
+    loss = functools.partial(kd_loss, target=target, temp=cfg.kd_temp, **weights)
     fit(drafter, loss, get_batch, validator(loss, corpus, T + 1, cfg, device), cfg, saved, corpus.meta)
 
 
@@ -449,13 +440,10 @@ def kd(cfg):
 
 def soft(cfg):
     teacher, corpus, device, note = set_up(cfg, causal=True, writes="ckpt.pt")
-    folder = os.path.join(cfg.out_dir, "soft")
-    T = teacher.config.block_size if teacher else cfg.soft_length
+    folder, T = os.path.join(cfg.out_dir, "soft"), teacher.config.block_size if teacher else cfg.soft_length
     if cfg.soft_data and not cfg.soft_data.endswith(".jsonl"):
-        folder = cfg.soft_data
-        T = load_soft(folder).meta["length"]
+        folder, T = cfg.soft_data, load_soft(cfg.soft_data).meta["length"]
     student, saved = make_drafter(cfg, corpus.meta, T, device, note)
-
     if folder != cfg.soft_data:
         on_first_process(lambda: label(teacher, corpus, folder, T, cfg))
     labels = load_soft(folder)
@@ -470,8 +458,8 @@ def soft(cfg):
         return batch
 
     how = {"missing": cfg.missing, "ce_weight": cfg.ce_weight, "vocab_parallel": cfg.vocab_parallel}
-    loss = functools.partial(soft_loss, soft=labels, **how)
-    fit(student, loss, get_batch, validator(ar_loss, corpus, T + 1, cfg, device), cfg, saved, corpus.meta)
+    loss, validate = functools.partial(soft_loss, soft=labels, **how), validator(ar_loss, corpus, T + 1, cfg, device)
+    fit(student, loss, get_batch, validate, cfg, saved, corpus.meta)
 
 
 def main(cfg):
@@ -486,8 +474,8 @@ def main(cfg):
         finally:
             release(cfg.out_dir)
     if cfg.export:
-        last = f"round_{len(plan_rounds(cfg))}.pt" if cfg.method == "sdtt" else "ckpt.pt"
-        on_first_process(lambda: save_published(cfg.export, *load_model(os.path.join(cfg.out_dir, last))))
+        last = os.path.join(cfg.out_dir, f"round_{len(plan_rounds(cfg))}.pt") if cfg.method == "sdtt" else last
+        on_first_process(lambda: save_published(cfg.export, *load_model(last)))
     leave_processes()
 
 

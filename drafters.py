@@ -228,10 +228,7 @@ class Diffusion:
     def __init__(self, model, steps=1, order="left", window=0):
         choose("order", order, ("left", "any"))
         if order == "any" and steps > 1:
-            raise UserError(
-                f"A draft revealed in any order in {steps} steps has no q(x_j | x before j): verification would not be "
-                "lossless. Use one step, or order 'left'."
-            )
+            raise UserError("Tokens revealed in any order have no q(x_j | x before j): use one step, or order 'left'.")
         self.model, self.steps, self.window = model, steps, window
 
     def propose(self, x, n, gamma, settings, generator):
@@ -293,10 +290,7 @@ def load_drafter(path, target, meta, cfg):
         drafter, checkpoint = load_model(path, target.wte.weight.device, cfg.attention)
         its_meta = checkpoint["meta"]
         if drafter.config.block_size < (cfg.length or target.config.block_size):
-            raise UserError(
-                f"The drafter {path} has a context of {drafter.config.block_size}, too short for the text. "
-                f"Use --length={drafter.config.block_size}."
-            )
+            raise UserError(f"The text is longer than {path}'s context: use --length={drafter.config.block_size}.")
         if not drafter.config.causal:
             drafter = Diffusion(drafter, cfg.draft_steps)
     if not data.same_vocabulary(meta, its_meta):

@@ -20,7 +20,6 @@ Zero-shot perplexity is nelbo with --dataset. Samples may be written beforehand,
 import dataclasses
 import importlib.util
 import itertools
-import json
 import math
 import os
 import time
@@ -38,6 +37,8 @@ from plumbing.checkpoints import paths_of
 from plumbing.hardware import pick_device
 from plumbing.parallel import join_processes, leave_processes, rank_and_world
 from plumbing.report import tables, write_report
+from plumbing.runs import read_log
+from plumbing.scores import judge_features, mauve_score, self_bleu
 from speculative import draw_many, empty_pages, settled
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -69,9 +70,7 @@ def wanted_parts(cfg):
             "what", w, ("nelbo", "genppl", "selfbleu", "mauve", "latency", "acceptance", "lambada", "loss", "frontier")
         )
     if cfg.samples and (others := set(wanted) - {"genppl", "selfbleu", "mauve"}):
-        raise UserError(
-            f"what is {cfg.what!r}, but {min(others)} needs a model, not --samples. Leave it out: --what=genppl."
-        )
+        raise UserError(f"{min(others)} needs a model, not --samples. Leave it out: --what=genppl.")
     if "frontier" in wanted and (len(cfg.temperatures) < 2 or 0 < cfg.length < 4):
         raise UserError("A frontier takes at least two --temperatures, and texts of at least 4 tokens.")
     if cfg.length == 1:
@@ -80,10 +79,8 @@ def wanted_parts(cfg):
         raise UserError("ROUGE-2 needs a package that is missing. Install it with: pip install rouge-score")
     if "mauve" in wanted and not importlib.util.find_spec("mauve"):
         raise UserError("mauve needs a package that is missing. Install it with: pip install mauve-text")
-    if "mauve" in wanted and cfg.retokenize:
-        raise UserError("mauve compares tokens as they are: not with --retokenize=True.")
-    if "mauve" in wanted and not cfg.judge:
-        raise UserError("mauve takes its features from a judge: --judge=CKPT of an autoregressive model.")
+    if "mauve" in wanted and (cfg.retokenize or not cfg.judge):
+        raise UserError("mauve takes tokens as they are and features from a judge: --judge=CKPT, no --retokenize.")
     return wanted
 
 
@@ -106,12 +103,8 @@ def load_drafters(cfg, models, meta):
 def load_judge(cfg, wanted, meta, device):
     """-> judge and its meta, or None and None."""
     if not cfg.judge:
-        if "frontier" in wanted:
-            raise UserError("frontier needs a judge: --judge=CKPT of an autoregressive model.")
-        if "genppl" in wanted and "transition" not in meta:
-            raise UserError(
-                "genppl needs a judge: --judge=CKPT of an autoregressive model, or leave it out: --what=nelbo."
-            )
+        if "frontier" in wanted or ("genppl" in wanted and "transition" not in meta):
+            raise UserError("genppl and frontier need a judge: --judge=CKPT of an autoregressive model.")
         return None, None
     judge, checkpoint = load_model(cfg.judge, device, cfg.attention)
     if not judge.config.causal:
@@ -119,15 +112,6 @@ def load_judge(cfg, wanted, meta, device):
     if not cfg.retokenize and not data.same_vocabulary(meta, checkpoint["meta"]):
         raise UserError(f"The judge {cfg.judge} has another vocabulary than the text. Use --retokenize=True.")
     return judge, checkpoint["meta"]
-
-
-def load_log(folder):
-    """The folder of a run -> the objects of its log.jsonl."""
-    try:
-        with open(os.path.join(folder, "log.jsonl"), encoding="utf-8") as f:
-            return [json.loads(line) for line in f if line.endswith("\n")]  # a run may be writing the last one
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} has no log.jsonl of a training ({error}).") from None
 
 
 def load_all(wanted, device, cfg):
@@ -147,12 +131,11 @@ def load_all(wanted, device, cfg):
         its.prompts = data.load_prompts(cfg.prompts, its.meta, cfg.num_samples) if cfg.prompts else None
     its.judge, its.judge_meta = load_judge(cfg, wanted, its.meta, device)
     if "loss" in wanted:
-        its.logs = {path: load_log(path) for path in (os.path.dirname(p) or p for p in its.models)}
+        its.logs = {path: read_log(path) for path in (os.path.dirname(p) or p for p in its.models)}
     if "lambada" in wanted:
         its.passages, metas["the passages"] = data.load_passages(cfg.passages)
-    if set(wanted) & {"nelbo", "genppl", "selfbleu", "mauve", "frontier"} or (
-        "acceptance" in wanted and not cfg.prompts
-    ):
+    reads = {"nelbo", "genppl", "selfbleu", "mauve", "frontier"} | (set() if cfg.prompts else {"acceptance"})
+    if reads & set(wanted):
         its.corpus = data.load(cfg.dataset or sources[0])
         metas["the dataset"] = its.corpus.meta
     for path, other in metas.items():
@@ -241,7 +224,7 @@ def quality_of_all(its, wanted, autocast, cfg):
     with autocast:
         real_row = {"model": "real text", "steps": None} | quality(real, prefix=prefix, **same)
         if "mauve" in wanted:
-            same["real_features"] = metrics.judge_features(its.judge, real, cfg.batch_size)
+            same["real_features"] = judge_features(its.judge, real, cfg.batch_size)
 
     def label(path, top_p):
         return path if top_p == 1 else f"{path}, top_p {top_p:g}"
@@ -269,40 +252,32 @@ def quality_of_all(its, wanted, autocast, cfg):
 
 def frontier_of_all(its, autocast, cfg):
     """-> a row for each model, number of steps and temperature, one of real text; the gains over the first model."""
-    rows, texts, metas = [], {}, (its.meta, its.judge_meta)
+    points, metas = {}, (its.meta, its.judge_meta)
 
-    def add(x, **names):
+    def point(x, **names):
+        """(n, L) int64 -> its row, (n, 3): nats, judged tokens and entropy of each text."""
         with autocast:
-            y, counted = judged_tokens(x, its.judge, metas, cfg)
-            nats = metrics.judge_nats(its.judge, y, counted, cfg.batch_size).double()
-        each = torch.stack([nats, counted.sum(1), metrics.entropies(x)], 1)  # (n, 3)
-        ppl, entropy = math.exp(nats.sum() / counted.sum()), each[:, 2].mean().item()
-        rows.append(names | {"genppl": ppl, "entropy": entropy, "repeated": metrics.repeated(x)})
-        return each
+            nats, n_tokens = metrics.judged(x, its.judge, metas, cfg)
+        row, entropies = names | {"genppl": math.exp(nats.sum() / n_tokens.sum())}, metrics.entropies(x)
+        row |= {"entropy": entropies.mean().item(), "repeated": metrics.repeated(x)}
+        return row, torch.stack([nats, n_tokens, entropies], 1)
 
     for path, (model, checkpoint, context, _) in its.models.items():
         templates = empty_pages(model, its.meta, cfg.num_samples, its.size)
         for n_steps in [its.size] if model.config.causal else cfg.steps:
-            texts[path, n_steps] = []
+            points[path, n_steps] = []
+            names = {"model": path, "steps": n_steps, "tokens_per_step": its.size / n_steps}
             for temperature in cfg.temperatures:
-                own = settled(cfg, checkpoint, temperature=temperature)
                 with context:
-                    x = draw_many(model, templates, own, n_steps)
-                names = {"model": path, "steps": n_steps, "tokens_per_step": its.size / n_steps}
-                texts[path, n_steps].append(add(x, **names, temperature=temperature))
-    real = add(data.blocks(its.corpus.val, its.size, cfg.num_samples), model="real text", steps=None)
+                    x = draw_many(model, templates, settled(cfg, checkpoint, temperature=temperature), n_steps)
+                points[path, n_steps].append(point(x, **names, temperature=temperature))
+    real, _ = point(data.blocks(its.corpus.val, its.size, cfg.num_samples), model="real text", steps=None)
     teacher, gains = next(iter(its.models)), []
-    for (path, n_steps), each in texts.items():
-        if (
-            path != teacher and (teacher, n_steps) in texts
-        ):  # at the temperature where it is about as varied as real text
-            off = [abs(student[:, 2].mean() - real[:, 2].mean()) for student in each]
-            i = off.index(min(off))
-            ratio, low, high = metrics.gain(each[i], texts[teacher, n_steps], cfg.seed)
-            row = {"model": path, "steps": n_steps, "tokens_per_step": its.size / n_steps}
-            row |= {"temperature": cfg.temperatures[i], "entropy": each[i][:, 2].mean().item()}
-            gains.append(row | {"ratio": ratio, "low": low, "high": high})
-    return rows, gains
+    for path, n_steps in points:
+        if path != teacher and (teacher, n_steps) in points:  # at the temperature where it is as varied as real text
+            row, texts = min(points[path, n_steps], key=lambda found: abs(found[0]["entropy"] - real["entropy"]))
+            gains.append(row | metrics.gain(texts, [each for _, each in points[teacher, n_steps]], cfg.seed))
+    return [*(row for line in points.values() for row, _ in line), real], gains
 
 
 def latency_of_all(its, cfg):
@@ -323,23 +298,6 @@ def latency_of_all(its, cfg):
     return rows, timed
 
 
-def judged_tokens(x, judge, metas, cfg, prefix=0):
-    """(n, L) int64 -> (n, M) int64 as the judge reads them, (n, M) bool: which tokens count.
-
-    After the `prefix`, which is real text, every token counts but the first of all and, as in MDLM's code, each
-    end-of-text after the first of the sample, which may be its first token: a model may not win by writing nothing.
-    retokenize: what counts is the text, as the judge's tokenizer cuts it.
-    """
-    meta, judge_meta = metas
-    y, counted = x, torch.arange(x.size(1)).expand_as(x) >= max(prefix, 1)
-    if judge and cfg.retokenize:
-        y, counted = metrics.retokenized(x, prefix, data.encoder(meta)[1], data.encoder(judge_meta)[0])
-    if judge and "eot" in judge_meta:
-        end = y == judge_meta["eot"]
-        counted = counted & ~(end & (end.cumsum(1) > 1))
-    return y, counted
-
-
 def quality(x, judge, metas, wanted, cfg, prefix=0, continuations=1, n=None, real_features=None):
     """(N, L) int64 -> its row of the table: entropy, and what is wanted of genppl, true_ppl, self_bleu and mauve.
 
@@ -348,21 +306,16 @@ def quality(x, judge, metas, wanted, cfg, prefix=0, continuations=1, n=None, rea
     """
     meta, row = metas[0], {"texts": len(x), "entropy": metrics.entropies(x[:, prefix:]).mean().item()}
     if judge and "genppl" in wanted:
-        y, counted = judged_tokens(x, judge, metas, cfg, prefix)
-        nats = metrics.judge_nats(judge, y, counted, cfg.batch_size)
-        row["genppl"] = math.exp(nats.double().sum() / counted.sum())
+        nats, n_tokens = metrics.judged(x, judge, metas, cfg, prefix)
+        row["genppl"] = math.exp(nats.sum() / n_tokens.sum())
     if "transition" in meta and "genppl" in wanted:
         row["true_ppl"] = math.exp(metrics.markov_nats(x, meta))
     if "selfbleu" in wanted:
         one_each = x[::continuations, prefix:]
         chosen = torch.linspace(0, len(one_each) - 1, n or len(one_each)).long()
-        row["self_bleu"] = metrics.self_bleu(one_each[chosen].tolist())
+        row["self_bleu"] = self_bleu(one_each[chosen].tolist())
     if real_features is not None:
-        import mauve
-
-        features = metrics.judge_features(judge, x, cfg.batch_size)
-        out = mauve.compute_mauve(p_features=real_features, q_features=features, seed=cfg.seed, verbose=False)
-        row["mauve"] = float(out.mauve)
+        row["mauve"] = mauve_score(real_features, judge_features(judge, x, cfg.batch_size), cfg.seed)
     return row
 
 

@@ -237,9 +237,7 @@ def check_loop(cfg):
     if cfg.wandb and not importlib.util.find_spec("wandb"):
         raise UserError(f"wandb is {cfg.wandb!r}, but the package is missing. Install it with: pip install wandb")
     if cfg.sample_interval % cfg.eval_interval:
-        raise UserError(
-            f"sample_interval {cfg.sample_interval} is not a multiple of eval_interval {cfg.eval_interval}."
-        )
+        raise UserError(f"sample_interval {cfg.sample_interval} is no multiple of eval_interval {cfg.eval_interval}.")
 
 
 def validator(loss, corpus, length, cfg, device):

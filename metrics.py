@@ -2,7 +2,6 @@
 How good a text is, and how fast it was written: the numbers of eval.py, one function each.
 """
 
-import collections
 import itertools
 import math
 import time
@@ -17,6 +16,7 @@ from drafters import Diffusion, Lookup
 from model import ar_loss, nelbo, probabilities, ranks
 from plumbing.parallel import share_out
 from plumbing.randomness import seeded
+from plumbing.scores import rouge_2_f1
 from speculative import (
     acceptance,
     best_gamma,
@@ -73,15 +73,21 @@ def judge_nats(judge, x, counted, batch_size):
     return torch.cat(share_out(nats_of, range(0, len(x), batch_size), "judging"))
 
 
-@torch.no_grad()
-def judge_features(judge, x, batch_size):
-    """(n, L) int64 -> (n, C) on the CPU: the judge's last hidden state, as MAUVE takes it from GPT-2."""
-    x = x[:, -judge.config.block_size :]
-    rows = range(0, len(x), batch_size)
-    parts = share_out(
-        lambda i: judge.hidden(x[i : i + batch_size].to(judge.wte.weight.device))[:, -1].cpu(), rows, "mauve"
-    )
-    return torch.cat(parts).float().numpy()
+def judged(x, judge, metas, cfg, prefix=0):
+    """(n, L) int64 -> (n) nats of each text under the judge, (n) of how many of its tokens.
+
+    After the `prefix`, which is real text, every token counts but the first of all and, as in MDLM's code, each
+    end-of-text after the first of the sample, which may be its first token: a model may not win by writing nothing.
+    retokenize: what counts is the text, as the judge's tokenizer cuts it.
+    """
+    meta, judge_meta = metas
+    y, counted = x, torch.arange(x.size(1)).expand_as(x) >= max(prefix, 1)  # (n, M), as the judge reads them
+    if cfg.retokenize:
+        y, counted = retokenized(x, prefix, data.encoder(meta)[1], data.encoder(judge_meta)[0])
+    if "eot" in judge_meta:
+        end = y == judge_meta["eot"]
+        counted = counted & ~(end & (end.cumsum(1) > 1))
+    return judge_nats(judge, y, counted, cfg.batch_size).double(), counted.sum(1)
 
 
 def retokenized(x, prefix, decode, encode):
@@ -90,33 +96,6 @@ def retokenized(x, prefix, decode, encode):
     y = [torch.tensor(known + new) for known, new in texts]
     counted = [torch.arange(len(known) + len(new)) >= max(len(known), 1) for known, new in texts]
     return pad_sequence(y, batch_first=True), pad_sequence(counted, batch_first=True)
-
-
-def self_bleu(rows, longest=4):
-    """Lists of tokens, all of one length -> the mean BLEU of each of them against all others, without smoothing.
-
-    An n-gram's count is clipped at its count in that other row which has most of it: one of the two highest counts.
-    """
-    log_precision = [0.0] * len(rows)
-    for n in range(1, longest + 1):
-        counts = [collections.Counter(zip(*(row[i:] for i in range(n)), strict=False)) for row in rows]
-        best = {}  # n-gram -> its highest count in a row, how many rows have that, the next count
-        for c in counts:
-            for gram, k in c.items():
-                top, rows_with_it, second = best.get(gram, (0, 0, 0))
-                if k > top:
-                    best[gram] = k, 1, top
-                elif k == top:
-                    best[gram] = top, rows_with_it + 1, second
-                else:
-                    best[gram] = top, rows_with_it, max(second, k)
-        for i, c in enumerate(counts):
-            hits = 0
-            for gram, k in c.items():
-                top, rows_with_it, second = best[gram]
-                hits += min(k, second if k == top and rows_with_it == 1 else top)
-            log_precision[i] += math.log(hits / c.total()) / longest if hits else -math.inf
-    return sum(map(math.exp, log_precision)) / len(rows)
 
 
 def word_log_p(model, x, m):
@@ -227,12 +206,12 @@ def over_frontier(student, teacher, noise=None):
 
 
 def gain(student, teacher, seed, draws=400):
-    """-> over_frontier, and the 95 % interval of it by bootstrap over the texts of both; None, None, None outside."""
+    """-> over_frontier, "low" and "high", its 95 % interval by bootstrap over the texts of both; None where outside."""
     ratio, noise = over_frontier(student, teacher), seeded(seed, "bootstrap")
     if ratio is None:
-        return None, None, None
+        return {"ratio": None, "low": None, "high": None}
     drawn = torch.tensor([over_frontier(student, teacher, noise) for _ in range(draws)])
-    return ratio, *drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return {"ratio": ratio, "low": drawn.quantile(0.025).item(), "high": drawn.quantile(0.975).item()}
 
 
 def markov_nats(x, meta):
@@ -280,23 +259,16 @@ def mean_and_error(values):
 
 def rouge_2(target, drafters, prompts, size, references, meta, cfg):
     """-> {who: (mean ROUGE-2 F1 against the references, its standard error)} of the target and of each speculation."""
-    from rouge_score import rouge_scorer
-
-    scorer, decode, P = rouge_scorer.RougeScorer(["rouge2"], use_stemmer=True), data.encoder(meta)[1], prompts.size(1)
-    settings, scores = (cfg.temperature, cfg.top_k, cfg.top_p), {}
+    decode, P, settings, scores = data.encoder(meta)[1], prompts.size(1), (cfg.temperature, cfg.top_k, cfg.top_p), {}
 
     def score(x):
-        texts = [decode(row).split("<|endoftext|>")[0] for row in x[:, P:].tolist()]
-        pairs = zip(references, texts, strict=True)
-        f1 = torch.tensor([scorer.score(reference, text)["rouge2"].fmeasure for reference, text in pairs])
-        return f1.mean().item(), (f1.std() / len(f1) ** 0.5).item()
+        return rouge_2_f1(references, [decode(row).split("<|endoftext|>")[0] for row in x[:, P:].tolist()])
 
     noise = seeded(cfg.seed, "target", device=prompts.device)
     scores["the target alone"] = score(generate(target, prompts, size - P, *settings, noise))
     for path, drafter in drafters.items():
         noise = seeded(cfg.seed, "speculate", device=prompts.device)
-        x, _ = speculate(target, drafter, prompts, size - P, cfg.gamma, *settings, noise)
-        scores[path] = score(x)
+        scores[path] = score(speculate(target, drafter, prompts, size - P, cfg.gamma, *settings, noise)[0])
     return scores
 
 

@@ -8,6 +8,7 @@ $ python sample.py --ckpt=out/pydoc_ar/ckpt.pt --draft=lookup                   
 $ torchrun --standalone --nproc_per_node=8 sample.py --ckpt=sdtt:kld:7 --num_samples=1024 --save=out/kld7.jsonl
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -72,20 +73,15 @@ def save_samples(cfg, model, checkpoint, note):
         if len(texts) < n:
             raise UserError(f"{dataset} has {len(texts)} validation texts of {size} tokens, fewer than {n}.")
         templates[:, : cfg.prefix] = texts.repeat_interleave(cfg.continuations, 0)[:, : cfg.prefix]
-    writes = rank_and_world()[0] == 0
-    try:  # now, not after hours
-        if writes:
-            data.atomic_write(f"{cfg.save}.part", b"")
-            os.remove(f"{cfg.save}.part")
-    except OSError as error:
-        raise UserError(f"Cannot write {cfg.save} ({error}).") from None
-    x = draw_many(model, templates, cfg, cfg.steps)
     about = {k: getattr(cfg, k) for k in ("ckpt", "sampler", "temperature", "top_k", "top_p", "seed", "prefix")}
     about |= {"continuations": cfg.continuations, "steps": size if model.config.causal else cfg.steps}
     about |= {"causal": model.config.causal, "hardware": note, "dataset": dataset, "meta": meta}
-    lines = [json.dumps(about), *(json.dumps({"tokens": row, "text": decode(row)}) for row in x.tolist())]
-    if writes:
-        data.atomic_write(cfg.save, "\n".join([*lines, ""]).encode())
+    writes = rank_and_world()[0] == 0
+    with data.replacing(cfg.save, "w") if writes else contextlib.nullcontext() as f:  # opened now, not after hours
+        x = draw_many(model, templates, cfg, cfg.steps)
+        lines = [about, *({"tokens": row, "text": decode(row)} for row in x.tolist())]
+        if writes:
+            f.writelines(json.dumps(line) + "\n" for line in lines)
     print_once(f"{len(x)} samples saved in {cfg.save}")
 
 
@@ -188,9 +184,7 @@ def main(cfg):
         return leave_processes()
     templates = [make_template(cfg, model, checkpoint["meta"]) for model, checkpoint, *_ in models]
     if cfg.trace and (len(models) > 1 or models[0][0].config.causal):
-        raise UserError(
-            "--trace shows masks disappearing: it takes one diffusion checkpoint, not several or autoregressive."
-        )
+        raise UserError("--trace shows masks disappearing: it takes one checkpoint, of a diffusion model.")
     drawn = []
     for (model, checkpoint, autocast, note), template in zip(models, templates, strict=True):
         drawn.append(texts_of(model, checkpoint["meta"], template, autocast, note, settled(cfg, checkpoint)))

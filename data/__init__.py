@@ -5,7 +5,6 @@ Datasets: data/<name>/prepare.py writes train.bin, val.bin (token ids) and meta.
 import collections
 import contextlib
 import difflib
-import glob
 import hashlib
 import http.client
 import json
@@ -188,9 +187,13 @@ def token_dtype(vocab_size):
 @contextlib.contextmanager
 def replacing(path, mode="wb"):
     """-> a file to write to, which becomes path at the end: a kill leaves the old file or the new one, never a half."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     try:
-        with open(f"{path}.tmp", mode, encoding=None if "b" in mode else "utf-8") as f:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        f = open(f"{path}.tmp", mode, encoding=None if "b" in mode else "utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot write {path} ({error}).") from None
+    try:
+        with f:
             yield f
             f.flush()
             os.fsync(f.fileno())
@@ -288,79 +291,3 @@ def check_hash(content, sha256, where):
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise UserError(f"{where} has sha256 {found}, not {sha256}. Delete it and try again, or pass it by --input=.")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# documents: public collections, or files of your own, through `datasets`
-
-READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
-
-
-def documents(hub, input, columns, sample_by="line"):
-    """-> datasets.Dataset with the columns: of the hub (load_dataset's arguments), or of the files of the glob `input`.
-
-    sample_by: a row of a .txt file is its "line" or the whole "document". Raises UserError for what cannot be read.
-    """
-    files = sorted(glob.glob(input))
-    kinds = {READERS.get(os.path.splitext(file)[1]) for file in files}
-    if input and not files:
-        raise UserError(f"--input={input} matches no file.")
-    if input and (len(kinds) > 1 or None in kinds):
-        raise UserError(f"--input={input} should match files of one kind of {', '.join(READERS)}, such as {files[0]}.")
-    import datasets  # not before: it takes seconds
-
-    try:
-        if input:
-            more = {"sample_by": sample_by} if kinds == {"text"} else {}
-            found = datasets.load_dataset(kinds.pop(), data_files=files, split="train", **more)
-        else:
-            import huggingface_hub
-
-            huggingface_hub.logging.set_verbosity_error()  # a dozen lines of retries say no more than our one
-            found = datasets.load_dataset(**hub)
-    except Exception as error:  # of many classes: httpx, pyarrow, datasets; the cause says more than the last of them
-        why = " ".join(str(error.__cause__ or error).split())[:120] or type(error).__name__
-        if input:
-            raise UserError(f"Could not read {files[0]} ({why}).") from None
-        raise UserError(
-            f"Could not download {hub['path']} ({why}). Try again, it continues; or pass --input='folder/*.parquet'."
-        ) from None
-    missing = [c for c in columns if c not in found.column_names]
-    if missing:
-        raise UserError(
-            f"{input or hub['path']} has the columns {', '.join(found.column_names)}, but no column {missing[0]}."
-        )
-    return found
-
-
-def hold_out(rows, val_fraction):
-    """Dataset -> two Datasets, to train and to validate: always the same random rows, at least one on each side."""
-    if not (0 < val_fraction < 1 and len(rows) > 1):
-        raise UserError(f"Cannot hold out val_fraction={val_fraction} of {len(rows)} rows.")
-    parts = rows.train_test_split(test_size=max(1, int(val_fraction * len(rows))), seed=2357, shuffle=True)
-    return parts["train"], parts["test"]
-
-
-def write_documents(folder, train, val):
-    """Two Datasets with the columns ids and len -> folder/train.bin, val.bin; returns how many tokens they have.
-
-    Both go through a memory map, in 1024 batches, and are renamed when whole. Only write_meta makes them loadable.
-    """
-    from tqdm import tqdm
-
-    os.makedirs(folder, exist_ok=True)
-    counts = {}
-    for name, rows in (("train", train), ("val", val)):
-        n, at, n_batches = int(np.sum(rows["len"], dtype=np.int64)), 0, min(1024, len(rows))
-        out = np.memmap(os.path.join(folder, f"{name}.bin.tmp"), dtype=np.uint16, mode="w+", shape=(n,))
-        for i in tqdm(range(n_batches), desc=f"{name}.bin"):
-            shard = rows.shard(num_shards=n_batches, index=i, contiguous=True).with_format("numpy")
-            ids = np.concatenate(list(shard[:]["ids"]))
-            out[at : at + len(ids)] = ids
-            at += len(ids)
-        out.flush()
-        counts[f"{name}_tokens"] = n
-    remove_meta(folder)
-    for name in ("train", "val"):
-        os.replace(os.path.join(folder, f"{name}.bin.tmp"), os.path.join(folder, f"{name}.bin"))
-    return counts

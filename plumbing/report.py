@@ -102,10 +102,12 @@ def pyplot():
     matplotlib.use("Agg")
     import matplotlib.pyplot
 
-    return matplotlib.pyplot
+    plt = matplotlib.pyplot
+    plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 8})
+    return plt
 
 
-def plot(report, path):
+def plot(report):
     """Quality and entropy against sampling steps, a line a model, with real text as the line to reach."""
     plt = pyplot()
     quality = "genppl" if "genppl" in report["rows"][0] else "true_ppl"
@@ -120,19 +122,17 @@ def plot(report, path):
             ax.axhline(r[key], linestyle=style, color="gray" if r["steps"] else "black", label=r["model"])
         ax.set_xscale("log", base=2)
         ax.set_xlabel("sampling steps")
-        ax.grid(alpha=0.3)
     axes[0].set_yscale("log")
     axes[0].yaxis.set_minor_formatter("{x:g}")
     for ax in axes:
         ax.xaxis.set_major_formatter("{x:g}")
     axes[0].set_ylabel(QUALITY[quality])
     axes[1].set_ylabel("entropy of a sample (nats)")
-    axes[0].legend(fontsize=8)
-    fig.tight_layout()
-    fig.savefig(path, dpi=130)
+    axes[0].legend()
+    return fig
 
 
-def plot_latency(report, path):
+def plot_latency(report):
     """Quality against seconds per sample, a panel a batch size: a line a diffusion model, a star a GPT."""
     plt = pyplot()
     quality = "genppl" if "genppl" in report["rows"][0] else "true_ppl"
@@ -149,14 +149,12 @@ def plot_latency(report, path):
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter("")
         ax.yaxis.set_minor_formatter("{x:g}")
-        ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel(QUALITY[quality])
-    axes[0, 0].legend(fontsize=8)
-    fig.tight_layout()
-    fig.savefig(path, dpi=130)
+    axes[0, 0].legend()
+    return fig
 
 
-def plot_drafters(report, path):
+def plot_drafters(report):
     """A bar a drafter: its acceptance rate, and the measured speed."""
     plt = pyplot()
     rows = report["drafters"]
@@ -165,15 +163,14 @@ def plot_drafters(report, path):
     for ax, key, label in zip(axes, ("alpha", "speedup"), ("acceptance rate alpha", "measured speed-up"), strict=True):
         ax.barh(names, [r[key] for r in rows], xerr=[r[f"{key}_error"] for r in rows], color="tab:blue", height=0.6)
         ax.set_xlabel(f"{label}, 95 % intervals")
-        ax.grid(alpha=0.3, axis="x")
+        ax.grid(False, axis="y")
     axes[0].set_xlim(0, 1)
     axes[0].invert_yaxis()
     axes[1].axvline(1, color="black", linestyle="--")
-    fig.tight_layout()
-    fig.savefig(path, dpi=130)
+    return fig
 
 
-def plot_frontier(report, path):
+def plot_frontier(report):
     """Generative perplexity against entropy, a line over temperatures: a colour a number of steps, a marker a model."""
     plt = pyplot()
     fig, ax = plt.subplots(figsize=(10, 5))
@@ -190,12 +187,11 @@ def plot_frontier(report, path):
     ax.yaxis.set_minor_locator(plt.LogLocator(subs=(2, 5)))
     ax.yaxis.set_minor_formatter("{x:g}")
     ax.grid(alpha=0.3, which="both")
-    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    fig.tight_layout()
-    fig.savefig(path, dpi=130)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return fig
 
 
-def plot_losses(report, path):
+def plot_losses(report):
     """Loss in training and in validation against steps, a pair of lines a run."""
     plt = pyplot()
     fig, ax = plt.subplots(figsize=(7, 4.2))
@@ -204,10 +200,8 @@ def plot_losses(report, path):
             line = [(r["step"], r[key]) for r in records if key in r]
             ax.plot(*zip(*line, strict=True), style, color=f"C{i}", label=f"{run}, {key}")
     ax.set(xlabel="steps", ylabel="nats per token")
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
-    fig.tight_layout()
-    fig.savefig(path, dpi=130)
+    ax.legend()
+    return fig
 
 
 def write_report(report, folder):
@@ -219,7 +213,9 @@ def write_report(report, folder):
     plots |= {"drafters.png": (plot_drafters, report["drafters"])}
     for name, (draw, wanted) in plots.items():
         if wanted:
-            draw(report, os.path.join(folder, name))
+            fig = draw(report)
+            fig.tight_layout()
+            fig.savefig(os.path.join(folder, name), dpi=130)
         elif os.path.exists(os.path.join(folder, name)):  # of an earlier run
             os.remove(os.path.join(folder, name))
     atomic_write(os.path.join(folder, "eval.txt"), (tables(report) + "\n").encode())

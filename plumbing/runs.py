@@ -10,19 +10,15 @@ import os
 import filelock
 
 from configurator import UserError
-from data import atomic_write, replacing
+from data import atomic_write, write_jsonl
 from plumbing.checkpoints import load_checkpoint
 
 
 def open_log(cfg, start):
     """-> f(dict): appends a line to out_dir/log.jsonl (and to wandb). Lines after step `start` are redone: cut."""
     path = os.path.join(cfg.out_dir, "log.jsonl")
-    lines = []
-    if start and os.path.exists(path):
-        with open(path, encoding="utf-8") as f:
-            lines = [line for line in f if line.endswith("\n") and json.loads(line)["step"] <= start]
-    with replacing(path, "w") as f:
-        f.writelines(lines)
+    kept = [record for record in read_log(cfg.out_dir) if record["step"] <= start] if os.path.exists(path) else []
+    write_jsonl(path, kept)
     file = open(path, "a", encoding="utf-8")
     run = None
     if cfg.wandb:
@@ -37,6 +33,15 @@ def open_log(cfg, start):
             run.log(record, step=record["step"])
 
     return log
+
+
+def read_log(folder):
+    """The folder of a run -> the objects of its log.jsonl, but not a line that is only half written."""
+    try:
+        with open(os.path.join(folder, "log.jsonl"), encoding="utf-8") as f:
+            return [json.loads(line) for line in f if line.endswith("\n")]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} has no log.jsonl of a training ({error}).") from None
 
 
 def files_of_run(out_dir, names=("ckpt.pt", "round_*.pt", "ngram.txt")):

@@ -13,6 +13,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so that it runs from anywhere
 import data
 from configurator import UserError, check, configure
+from data.documents import documents, hold_out, write_documents
 
 # ----------------------------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin, prompts.jsonl and meta.json go
@@ -69,9 +70,9 @@ def is_pair(row):
 def splits():
     """-> Datasets of pairs: to train, to validate, to make prompts of."""
     if input:
-        train, val = data.hold_out(data.documents(HUB, input, COLUMNS).filter(is_pair), val_fraction)
+        train, val = hold_out(documents(HUB, input, COLUMNS).filter(is_pair), val_fraction)
         return train, val, val
-    found = [data.documents({**HUB, "split": s}, input, COLUMNS) for s in ("train", "validation", "test")]
+    found = [documents({**HUB, "split": s}, input, COLUMNS) for s in ("train", "validation", "test")]
     return [split.filter(is_pair) for split in found]
 
 
@@ -94,7 +95,7 @@ if __name__ == "__main__":
         )
         for part in parts
     ]
-    counts = data.write_documents(out_dir, *parts)
+    counts = write_documents(out_dir, *parts)
     data.write_jsonl(os.path.join(out_dir, "prompts.jsonl"), kept[:n_prompts])
     meta = {**data.GPT2_META, "source": input or HUB["path"], "train_pairs": len(parts[0]), "val_pairs": len(parts[1])}
     meta |= {**counts, "prompt_tokens": prompt_tokens, "prompts": len(kept[:n_prompts]), **left_out}

@@ -15,6 +15,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so that it runs from anywhere
 import data
 from configurator import UserError, configure
+from data.documents import documents
 
 # ----------------------------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where passages.jsonl and meta.json go
@@ -60,7 +61,7 @@ def passages(texts, encode):
 if __name__ == "__main__":
     meta = data.load_meta(vocabulary)[1] if vocabulary else data.GPT2_META
     encode, _ = data.encoder(meta)
-    found = data.documents(HUB, input, ["text"])
+    found = documents(HUB, input, ["text"])
     kept, lengths, left_out = passages((row["text"] or "" for row in found), encode)
     said = ", ".join(f"{n} ({why.replace('_', ' ')})" for why, n in left_out.items()) or "none"
     if not kept:

@@ -12,6 +12,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so that it runs from anywhere
 import data
 from configurator import configure
+from data.documents import documents, hold_out, write_documents
 
 # ----------------------------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin and meta.json go
@@ -33,10 +34,10 @@ def tokenize(row):
 if __name__ == "__main__":
     data.gpt2()  # a missing vocabulary shows here, in one line, not in every process
     hub = {**HUB, "split": "train", "num_proc": num_proc}
-    found = data.documents(hub, input, ["text"], sample_by="document")
+    found = documents(hub, input, ["text"], sample_by="document")
     parts = [
         part.map(tokenize, remove_columns=found.column_names, desc="tokenizing", num_proc=num_proc)
-        for part in data.hold_out(found, val_fraction)
+        for part in hold_out(found, val_fraction)
     ]
-    counts = data.write_documents(out_dir, *parts)
+    counts = write_documents(out_dir, *parts)
     data.write_meta(out_dir, {**data.GPT2_META, "source": input or HUB["path"], **counts})

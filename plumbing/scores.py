@@ -1,0 +1,64 @@
+"""
+Scores that other papers report, by their own definitions: self-BLEU, MAUVE, ROUGE-2.
+"""
+
+import collections
+import math
+
+import torch
+
+from plumbing.parallel import share_out
+
+
+def self_bleu(rows, longest=4):
+    """Lists of tokens, all of one length -> the mean BLEU of each of them against all others, without smoothing.
+
+    An n-gram's count is clipped at its count in that other row which has most of it: one of the two highest counts.
+    """
+    log_precision = [0.0] * len(rows)
+    for n in range(1, longest + 1):
+        counts = [collections.Counter(zip(*(row[i:] for i in range(n)), strict=False)) for row in rows]
+        best = {}  # n-gram -> its highest count in a row, how many rows have that, the next count
+        for c in counts:
+            for gram, k in c.items():
+                top, rows_with_it, second = best.get(gram, (0, 0, 0))
+                if k > top:
+                    best[gram] = k, 1, top
+                elif k == top:
+                    best[gram] = top, rows_with_it + 1, second
+                else:
+                    best[gram] = top, rows_with_it, max(second, k)
+        for i, c in enumerate(counts):
+            hits = 0
+            for gram, k in c.items():
+                top, rows_with_it, second = best[gram]
+                hits += min(k, second if k == top and rows_with_it == 1 else top)
+            log_precision[i] += math.log(hits / c.total()) / longest if hits else -math.inf
+    return sum(map(math.exp, log_precision)) / len(rows)
+
+
+@torch.no_grad()
+def judge_features(judge, x, batch_size):
+    """(n, L) int64 -> (n, C) on the CPU: the judge's last hidden state, as MAUVE takes it from GPT-2."""
+    x = x[:, -judge.config.block_size :]
+    rows = range(0, len(x), batch_size)
+    parts = share_out(
+        lambda i: judge.hidden(x[i : i + batch_size].to(judge.wte.weight.device))[:, -1].cpu(), rows, "mauve"
+    )
+    return torch.cat(parts).float().numpy()
+
+
+def mauve_score(real, written, seed):
+    """(n, C), (n, C) features -> MAUVE by the package of its authors."""
+    import mauve
+
+    return float(mauve.compute_mauve(p_features=real, q_features=written, seed=seed, verbose=False).mauve)
+
+
+def rouge_2_f1(references, texts):
+    """-> the mean F1 of ROUGE-2 of the texts against their references, its standard error."""
+    from rouge_score import rouge_scorer
+
+    scorer, pairs = rouge_scorer.RougeScorer(["rouge2"], use_stemmer=True), zip(references, texts, strict=True)
+    f1 = torch.tensor([scorer.score(reference, text)["rouge2"].fmeasure for reference, text in pairs])
+    return f1.mean().item(), (f1.std() / len(f1) ** 0.5).item()
