@@ -409,24 +409,21 @@ def test_two_processes_distill_as_one(teacher, tmp_path):
             torch.testing.assert_close(one["ema"][name], two["ema"][name], atol=5e-4, rtol=0)  # half a step of Adam
 
 
-def test_distillation_makes_better_text_at_the_same_steps(teacher, markov, tmp_path):
-    """On a language whose law is known, judged by the truth, and without losing entropy."""
+def test_distillation_makes_better_text_at_equal_steps_and_entropy(teacher, markov, tmp_path):
+    """On a language whose law is known, judged by the truth: better than the teacher at a temperature that costs it as
+    much entropy."""
     kw = dict(orig_steps=16, rounds=3, iters_per_round=150, eval_interval=150, batch_size=64, ema=0.95)
-    D.main(settings(teacher, tmp_path, warmup_iters=10, learning_rate=1e-3, **kw))
+    D.main(settings(teacher, tmp_path, warmup_iters=10, learning_rate=1e-3, sampler="spread", **kw))
     corpus = data.load(markov)
 
-    def judged(path, steps):
+    def judged(path, temperature):
         model, _ = load_model(path)
-        x = unmask(model, torch.full((512, 16), model.mask_id), steps, generator=seeded(0))
+        x = unmask(model, torch.full((512, 16), model.mask_id), 2, "spread", temperature, generator=seeded(0))
         return math.exp(metrics.markov_nats(x, corpus.meta)), metrics.entropies(x).mean().item()
 
-    for steps, least in (
-        (2, 0.97),
-        (4, 0.97),
-        (16, 1.03),
-    ):  # measured: 8.3 to 7.4, 3.7 to 3.3; 2.2 to 1.9, 2.34 to 2.31
-        (before, _), (after, entropy) = (judged(path, steps) for path in (teacher, tmp_path / "round_3.pt"))
-        assert after < least * before and entropy > 1.3
+    # measured, three seeds: the student 3.85 to 3.92 / 1.416 to 1.424; the teacher 4.54 / 1.436, at 0.9 4.15 / 1.411
+    (cool, its_entropy), (student, entropy) = judged(teacher, 0.9), judged(tmp_path / "round_3.pt", 1.0)
+    assert student < 0.98 * cool and entropy > its_entropy - 0.02
 
 
 def test_a_round_prints_samples_in_the_steps_it_aims_at(teacher, tmp_path, capsys, monkeypatch):
