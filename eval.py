@@ -267,6 +267,7 @@ def frontier_of_all(its, autocast, cfg):
         for n_steps in [its.size] if model.config.causal else cfg.steps:
             points[path, n_steps] = []
             names = {"model": path, "steps": n_steps, "tokens_per_step": its.size / n_steps}
+            names["made_for"] = (checkpoint.get("made_for") or {}).get("steps")  # of an SDTT student
             for temperature in cfg.temperatures:
                 with context:
                     x = draw_many(model, templates, settled(cfg, checkpoint, temperature=temperature), n_steps)

@@ -184,7 +184,7 @@ def main(cfg):
         return leave_processes()
     templates = [make_template(cfg, model, checkpoint["meta"]) for model, checkpoint, *_ in models]
     if cfg.trace and (len(models) > 1 or models[0][0].config.causal):
-        raise UserError("--trace shows masks disappearing: it takes one checkpoint, of a diffusion model.")
+        raise UserError("--trace shows masks disappearing: it takes one model, not several or an autoregressive one.")
     drawn = []
     for (model, checkpoint, autocast, note), template in zip(models, templates, strict=True):
         drawn.append(texts_of(model, checkpoint["meta"], template, autocast, note, settled(cfg, checkpoint)))

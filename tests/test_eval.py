@@ -502,3 +502,14 @@ def test_mistakes_with_drafters(trained, guessers, pydoc, tmp_path, refused):
     train.main(knobs(tmp_path, dataset=pydoc, arch="ngram", ngram_n=1))
     assert "another vocabulary" in refuse(f"{tmp_path}/ngram.txt")
     assert "already holds a run" in refused(train.main, knobs(tmp_path, dataset=pydoc, arch="ngram"))
+
+
+def test_the_gains_of_several_seeds_become_a_plot(tmp_path):
+    for seed, ratio in (("a", 0.5), ("b", 0.72)):
+        own = {"steps": 2, "made_for": 2, "tokens_per_step": 8.0, "ratio": ratio, "low": ratio - 0.1, "high": 1.0}
+        outside = own | {"steps": 4, "made_for": 4, "tokens_per_step": 4.0, "ratio": None}
+        (tmp_path / seed).mkdir()
+        (tmp_path / seed / "eval.json").write_text(json.dumps({"gains": [own, own | {"steps": 1}, outside]}))
+    out, _ = run("lessons/gains.py", f"{tmp_path}/gains.png", f"{tmp_path}/a", f"{tmp_path}/b")
+    assert out.split() == ["8", "tokens", "a", "step:", "0.600"]  # the geometric mean
+    assert (tmp_path / "gains.png").read_bytes()[:4] == b"\x89PNG"
