@@ -1,0 +1,61 @@
+"""
+What SDTT adds over a temperature, against how many tokens a step reveals: a plot from several runs of eval.py.
+$ python lessons/gains.py assets/gains.png out/seed1/eval out/seed2/eval out/seed3/eval                      (a second)
+
+Each folder holds the eval.json of --what=frontier for one seed: a teacher, and students that eval.py compared with it
+at equal entropy. A student counts at the number of steps that it was made for.
+"""
+
+import collections
+import json
+import os
+import statistics
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))  # so that it runs from anywhere
+from configurator import UserError, one_line_for_user_errors
+from plumbing.report import pyplot
+
+
+def gains_of(folder):
+    """A folder -> {tokens per step: (ratio, low, high)}, each of the student that was made for it."""
+    try:
+        with open(os.path.join(folder, "eval.json"), encoding="utf-8") as f:
+            rows = [row for row in json.load(f)["gains"] if row["ratio"] is not None]
+    except (OSError, ValueError, LookupError) as error:
+        raise UserError(f"{folder} holds no gains ({error}). Make them with: eval.py --what=frontier") from None
+    own = [row for row in rows if row["steps"] == row["made_for"]]
+    return {row["tokens_per_step"]: (row["ratio"], row["low"], row["high"]) for row in own}
+
+
+def plot(folders, path):
+    """A thin line with its 95 % intervals for each seed, a thick one through their geometric means."""
+    plt = pyplot()
+    fig, ax = plt.subplots(figsize=(7, 4.2))
+    by_tokens = collections.defaultdict(list)
+    for folder in folders:
+        gains = sorted(gains_of(folder).items())
+        x, y, low, high = zip(*((n, *gain) for n, gain in gains), strict=True)
+        bars = [[b - a for a, b in zip(low, y, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
+        ax.errorbar(x, y, bars, fmt="o-", lw=0.8, ms=3, capsize=2, alpha=0.6, label=folder)
+        for n, (ratio, *_) in gains:
+            by_tokens[n].append(ratio)
+    means = [(n, statistics.geometric_mean(ratios)) for n, ratios in sorted(by_tokens.items())]
+    ax.plot(*zip(*means, strict=True), "-", color="black", lw=2, label="mean")
+    ax.axhline(1, linestyle="--", color="gray")
+    ax.set(xscale="log", xlabel="tokens revealed per step", ylabel="perplexity, student over teacher at equal entropy")
+    ax.set_xticks([n for n, _ in means])
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
+    ax.legend()
+    fig.tight_layout()
+    fig.savefig(path, dpi=130)
+    return means
+
+
+if __name__ == "__main__":
+    sys.excepthook = one_line_for_user_errors
+    if len(sys.argv) < 3:
+        raise UserError("Which runs? python lessons/gains.py PICTURE FOLDER ..., folders of eval.py --what=frontier.")
+    for n, mean in plot(sys.argv[2:], sys.argv[1]):
+        print(f"{n:5g} tokens a step: {mean:.3f}")
