@@ -1,17 +1,20 @@
 """
-How fast and how small, as ratios measured in one run: our step beside its literal twin and beside the floor.
-$ python tests/bench.py                                                            (10 minutes on 2 CPU cores)
-$ python tests/bench.py --work=diffusion --shape=B                                 (one row)
-$ python tests/bench.py --work=scale               (what the published sizes need: arithmetic, and activations measured)
+How fast and how small, as ratios measured in one run: ours beside its literal twin and beside the floor.
+$ python tests/bench.py                                                     (under 10 minutes on 2 CPU cores)
+$ python tests/bench.py --rows=diffusion_B,decode_A                                            (some of its rows)
+$ python tests/bench.py --device=cuda                                            (under 10 minutes on one GPU)
+$ python tests/bench.py --rows=memory           (what the published sizes need on 1, 8 and 64 GPUs: arithmetic)
 
 twin    tests/reference.py, written as the papers' own code computes it: dense B x T x V logits and losses, a draw at
-        every position of every sampling step (with MDLM's cache), no KV cache, torch's default attention
+        every position of every sampling step (with MDLM's cache), no KV cache, attention written out
 floor   the operations (matrix products only) over the rate of a large product in training's number format, same run;
         for cached decoding the bytes of the weights over the rate of a matrix-vector product
-Every measurement is a process of its own, so that peak memory (resident, of the whole process) is its own.
+A is 6 layers x 384, V 65, batch 16; B is 4 x 256, V 50304, batch 8; 256 tokens. Every CPU measurement is a process of
+its own, so that peak memory (resident, of the whole process) is its own.
 """
 
 import copy
+import itertools
 import json
 import os
 import resource
@@ -27,43 +30,67 @@ import torch
 import distill
 import loop
 import train
-from configurator import configure
+from configurator import choose, configure
 from drafters import NGram
 from model import GPT, GPTConfig, ar_loss, diffusion_loss, unmask
-from plumbing.hardware import multiplies_bfloat16, pick_device
+from plumbing.hardware import pick_device
 from plumbing.randomness import seeded
-from speculative import generate
+from speculative import acceptance, generate, speculate
 
 # ----------------------------------------------------------------------------------------------------------------------
-work = "all"  # 'all' | 'ar' | 'diffusion' | 'sdtt' (training steps) | 'sample' | 'decode' | 'ngram' | 'scale'
-tflops = 400.0  # for scale: what one GPU is assumed to reach, e.g. 40 % of an H100's 989
-shape = "all"  # 'all' | 'A' (6 x 384, V 65) | 'B' (4 x 256, V 50304)
-who = "both"  # 'both' | 'ours' | 'twin'
-steps = 0  # sampling steps; 0: all of 16, 64 and 1024
-repeats = 9  # training steps measured; the median counts
-profile = True  # say where the time of our training step goes
+rows = "all"  # some of those that --rows=? prints, by name
+device = "cpu"  # 'cpu' (beside the twins) | 'cuda' (GPT-2 small)
+dtype = ""  # '' (bfloat16 where it is faster) | 'float32' | 'bfloat16'
+repeats = 7  # training steps measured; the median counts
+toy = False  # sizes of a second, to see that it runs
+profile = False  # say where the time of our training steps goes
+who = "both"  # 'both' | 'ours' | 'twin': which of them this process measures
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
-SHAPES = {"A": (6, 384, 65, 16), "B": (4, 256, 50304, 8)}  # layers, width, V, batch size; length 256
-T = 256
+ROWS = {
+    "ar_A": "a step of training a GPT on characters",
+    "ar_B": "the same with GPT-2's vocabulary",
+    "diffusion_A": "a step of training a diffusion model on characters",
+    "diffusion_B": "the same with GPT-2's vocabulary: the head runs on masked positions",
+    "sdtt_A": "a step of distillation on characters",
+    "sdtt_B": "the same with GPT-2's vocabulary: hidden states stand for log-probabilities",
+    "sample16_A": "4 texts of 256 characters in 16 steps",
+    "sample64_A": "in 64 steps",
+    "sample1024_A": "in more steps than tokens: steps that reveal nothing cost nothing",
+    "sample16_B": "4 texts of 256 of GPT-2's tokens in 16 steps: a draw a token, not one a token and step",
+    "decode_A": "a token of a GPT with its KV cache, one text at a time",
+    "decode_B": "the same with GPT-2's vocabulary",
+    "ngram": "the trigrams of a million tokens, counted",
+    "memory": "what the published sizes need on 1, 8 and 64 GPUs",
+}
+SHAPES = {"A": (6, 384, 65, 16, 256), "B": (4, 256, 50304, 8, 256)}  # layers, width, V, batch size, length
+if cfg.toy:
+    SHAPES = {"A": (1, 64, 65, 2, 32), "B": (1, 64, 500, 2, 32)}
 
 
-def seconds(f, n):
-    """Median time of n calls after two to warm up."""
+def wait():
+    if cfg.device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(f, n, warm=2):
+    """Median time of n calls after some to warm up."""
     times = []
-    for _ in range(n + 2):
+    for _ in range(n + warm):
         began = time.perf_counter()
         f()
+        wait()
         times.append(time.perf_counter() - began)
-    return sorted(times[2:])[n // 2]
+    return sorted(times[warm:])[n // 2]
 
 
 def matmul_rate():
     """-> operations per second of a product of the size that training makes, in the number format that it uses."""
-    dtype = torch.bfloat16 if multiplies_bfloat16("cpu") else torch.float32
-    a, b = torch.randn(4096, 1024, dtype=dtype), torch.randn(1024, 4096, dtype=dtype)
-    return 2 * 4096 * 1024 * 4096 / seconds(lambda: a @ b, 9)
+    device, _, note = pick_device(cfg.device, cfg.dtype)
+    kind, n = torch.bfloat16 if note.endswith("bfloat16") else torch.float32, 8192 if cfg.device == "cuda" else 4096
+    a, b = (torch.ones(shape, dtype=kind, device=device) for shape in ((n, 1024), (1024, 4096)))
+    return 2 * n * 1024 * 4096 / seconds(lambda: a @ b, 3 if cfg.toy else 9)
 
 
 def vector_rate():
@@ -73,7 +100,7 @@ def vector_rate():
 
 
 def make(name, causal):
-    L, C, V, B = SHAPES[name]
+    L, C, V, B, T = SHAPES[name]
     torch.manual_seed(0)
     config = GPTConfig(block_size=T, vocab_size=V, n_layer=L, n_head=C // 64, n_embd=C, causal=causal)
     return GPT(config), torch.randint(V, (B, T + causal), generator=seeded(1))
@@ -81,32 +108,44 @@ def make(name, causal):
 
 def operations(name, masked):
     """Multiply-adds x 2 of one step: trunk and attention on all tokens, the head on a share `masked` of them."""
-    L, C, V, B = SHAPES[name]
+    L, C, V, B, T = SHAPES[name]
     per_token = 2 * 12 * L * C * C + 4 * L * T * C + masked * 2 * V * C
     return 3 * per_token * B * T  # the backward takes twice the forward
 
 
-def training(work, name, who):
-    """-> ms a step and, for ours, where it goes."""
-    _, autocast, _ = pick_device()
-    causal = work == "ar"
-    model, x0 = make(name, causal)
-    optimizer = loop.make_optimizer(model, train.cfg)
-    calls = iter(range(10**6))
-    if work == "sdtt":
-        teacher = copy.deepcopy(model).eval().requires_grad_(False)
+def peak_mb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
-    def loss():
+
+# ----------------------------------------------------------------------------------------------------------------------
+# one row on a CPU
+
+
+def loss_and_twin(work, model, x0, calls):
+    """-> two functions without arguments that compute the loss of a step: ours and the literal one."""
+    teacher = copy.deepcopy(model).eval().requires_grad_(False) if work == "sdtt" else None
+
+    def twin():
         noise = seeded(next(calls))
         if work == "sdtt":
-            return (distill.sdtt_loss if who == "ours" else reference.sdtt_loss)(model, x0, noise, teacher, 1 / 1024)
-        if who == "ours":
-            return (ar_loss if causal else diffusion_loss)(model, x0, noise)
-        if causal:
+            return reference.sdtt_loss(model, x0, noise, teacher, 1 / 1024)
+        if work == "ar":
             return reference.ar_loss(model, x0)
         t = torch.rand(x0.size(0), 1, generator=noise) * 0.999 + 0.001
         xt = torch.where(torch.rand(x0.shape, generator=noise) < t, model.mask_id, x0)
         return reference.diffusion_loss(model, x0, xt, t)
+
+    ours = {
+        "sdtt": lambda: distill.sdtt_loss(model, x0, seeded(next(calls), device=x0.device), teacher, 1 / 1024),
+        "ar": lambda: ar_loss(model, x0),
+        "diffusion": lambda: diffusion_loss(model, x0, seeded(next(calls), device=x0.device)),
+    }
+    return ours[work], twin
+
+
+def stepper(model, loss, autocast):
+    """-> a training step as loop.fit makes it."""
+    optimizer = loop.make_optimizer(model, train.cfg)
 
     def step():
         with autocast:
@@ -116,11 +155,18 @@ def training(work, name, who):
         optimizer.step()
         optimizer.zero_grad()
 
-    result = {"ms": 1e3 * seconds(step, cfg.repeats)}
-    result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    flops = operations(name, 1.0 if causal else 0.5)
+    return step
+
+
+def training(work, name, who):
+    """-> ms a step and, for ours, where it goes."""
+    _, autocast, _ = pick_device(cfg.device, cfg.dtype)
+    model, x0 = make(name, work == "ar")
+    step = stepper(model, loss_and_twin(work, model, x0, itertools.count())[who == "twin"], autocast)
+    result = {"ms": 1e3 * seconds(step, cfg.repeats), "peak_mb": peak_mb()}
+    flops = operations(name, 1.0 if work == "ar" else 0.5)
     if work == "sdtt":  # the teacher's forward, and again where its first step reveals something; its head once
-        again = 1 - (1 - 1 / 1024) ** T
+        again = 1 - (1 - 1 / 1024) ** x0.size(1)
         flops += (operations(name, 0.5) + again * operations(name, 0.0)) / 3
     result["floor_ms"] = 1e3 * flops / matmul_rate()
     if cfg.profile and who == "ours":
@@ -130,7 +176,7 @@ def training(work, name, who):
     return result
 
 
-GROUPS = {"products": ("mm", "bmm", "addmm"), "softmax, norm": ("softmax", "layer_norm", "logsumexp")}
+GROUPS = {"products": ("mm", "bmm", "addmm", "attention"), "softmax, norm": ("softmax", "layer_norm", "logsumexp")}
 GROUPS |= {"copies, casts": ("copy_", "cat", "fill_", "zero_"), "optimizer": ("adam", "vector_norm")}
 
 
@@ -144,155 +190,225 @@ def where_it_goes(profile):
     return ", ".join(f"{k} {100 * v / total:.0f} %" for k, v in share.items())
 
 
-def sampling(name, who, steps):
-    """4 x 256 tokens."""
-    _, autocast, _ = pick_device()
+def sampling(steps, name, who):
+    """4 texts, from nothing but masks."""
+    _, autocast, _ = pick_device(cfg.device, cfg.dtype)
     model, _ = make(name, False)
+    L, C, V, _, T = SHAPES[name]
     xt = torch.full((4, T), model.mask_id)
-    fill = (
-        unmask
-        if who == "ours"
-        else lambda model, xt, steps, generator: reference.ancestral_sampler(model, xt, steps, generator)
-    )
+    fill = unmask if who == "ours" else reference.ancestral_sampler
     with autocast, torch.no_grad():
-        fill(model.eval(), xt, 2, generator=seeded(0))
-        began = time.perf_counter()
-        fill(model, xt, steps, generator=seeded(0))
-    ms = 1e3 * (time.perf_counter() - began)
-    L, C, V, _ = SHAPES[name]
+        ms = 1e3 * seconds(lambda: fill(model.eval(), xt, steps, generator=seeded(0)), 1, warm=who == "ours")
     calls = steps * (1 - (1 - 1 / steps) ** T)  # of a row; the twin may need more, never fewer
     trunk = (2 * 12 * L * C * C + 4 * L * T * C) * 4 * T * calls
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return {"ms": ms, "floor_ms": 1e3 * (trunk + 2 * V * C * 4 * T) / matmul_rate(), "peak_mb": peak}
+    return {"ms": ms, "floor_ms": 1e3 * (trunk + 2 * V * C * 4 * T) / matmul_rate(), "peak_mb": peak_mb()}
 
 
 def decoding(name, who):
-    """255 tokens at batch 1 in float32, with our KV cache or without -> ms per token."""
-    pick_device()
-    model, _ = make(name, True)
-    start = torch.zeros(1, 1, dtype=torch.long)
+    """A whole context at batch 1 in float32, with our KV cache or without -> ms per token."""
+    pick_device(cfg.device, cfg.dtype)
+    model, x0 = make(name, True)
+    start, n_new = torch.zeros(1, 1, dtype=torch.long), x0.size(1) - 2
 
     def write():
-        generate(model.eval(), start, T - 1, generator=seeded(0), use_cache=who == "ours")
+        generate(model.eval(), start, n_new, generator=seeded(0), use_cache=who == "ours")
 
-    ms = 1e3 * seconds(write, 3 if who == "ours" else 1) / (T - 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    ms = 1e3 * seconds(write, 3 if who == "ours" else 1, warm=who == "ours") / n_new
     bytes_read = sum(4 * p.numel() for p in model.parameters())
-    return {"ms": ms, "floor_ms": 1e3 * bytes_read / vector_rate(), "peak_mb": peak}
+    return {"ms": ms, "floor_ms": 1e3 * bytes_read / vector_rate(), "peak_mb": peak_mb()}
 
 
-def counting(who, n_tokens):
-    """Trigrams of n_tokens random tokens of V 50257, frequent ones more often -> seconds to fit, ms for a query."""
-    V, rng = 50257, np.random.default_rng(0)
+def counting(who):
+    """Trigrams of random tokens of V 50257, frequent ones more often; numpy's sort of as many numbers is the floor."""
+    V, rng, n_tokens = 50257, np.random.default_rng(0), 10**4 if cfg.toy else 10**6
     share = 1 / np.arange(1, V + 1)
     tokens = np.searchsorted(share.cumsum() / share.sum(), rng.random(n_tokens)).astype(np.uint16)
     model = NGram(3, V) if who == "ours" else reference.DictNGram(3, V)
-    began = time.perf_counter()
-    model.fit(tokens)
-    result = {"fit_s": time.perf_counter() - began}
-    contexts = [tokens[i : i + 2].astype(np.int64) for i in rng.integers(n_tokens - 2, size=64)]
-    queries = iter(contexts[None] for contexts in contexts) if who == "ours" else iter(contexts)
-    result["ms"] = 1e3 * seconds(lambda: model.log_probs(next(queries)), 60)
-    result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return result
+    ms, keys = 1e3 * seconds(lambda: model.fit(tokens), 1, warm=0), rng.integers(2**40, size=n_tokens)
+    return {"ms": ms, "peak_mb": peak_mb(), "floor_ms": 1e3 * seconds(lambda: np.sort(keys), 3)}
 
 
-def measure(work, name, who, steps):
+def measure(row, who):
+    """-> {"ms", "floor_ms", "peak_mb"} of one row, ours or the twin."""
+    work, _, name = row.partition("_")
     if work == "ngram":
-        return counting(who, steps)
-    if work == "sample":
-        return sampling(name, who, steps)
-    return decoding(name, who) if work == "decode" else training(work, name, who)
+        return counting(who)
+    if work == "decode":
+        return decoding(name, who)
+    if work.startswith("sample"):
+        return sampling(int(work.removeprefix("sample")), name, who)
+    return training(work, name, who)
 
 
-def run(work, name, who, steps):
+def in_a_process(row, who):
     """-> what measure returns, in a process of its own."""
-    command = [sys.executable, __file__, f"--work={work}", f"--shape={name}", f"--who={who}"]
-    command += [f"--steps={steps}", f"--repeats={cfg.repeats}", f"--profile={cfg.profile}"]
+    if cfg.toy:
+        return measure(row, who)
+    command = [sys.executable, __file__, f"--rows={row}", f"--who={who}"]
+    command += [f"--{k}={getattr(cfg, k)}" for k in ("dtype", "repeats", "profile", "toy")]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
-PUBLISHED = {"small": (12, 768, 12), "medium": (24, 1024, 16), "large": (24, 1536, 16)}  # layers, width, heads
+def beside_the_twins(wanted):
+    print(f"{pick_device('cpu', cfg.dtype)[2]}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{'':13s}{'twin ms':>9s} {'our ms':>9s} {'ratio':>6s} {'/ floor':>7s} {'twin MB':>8s} {'our MB':>7s}")
+    for row in wanted:
+        twin, ours = (in_a_process(row, who) for who in ("twin", "ours"))
+        print(
+            f"{row:13s}{twin['ms']:9.1f} {ours['ms']:9.1f} {twin['ms'] / ours['ms']:6.1f} "
+            f"{ours['ms'] / ours['floor_ms']:7.2f} {twin['peak_mb']:8d} {ours['peak_mb']:7d}  {ROWS[row]}",
+            flush=True,
+        )
+        if "goes" in ours:
+            print(f"{'':13s}{ours['goes']}")
 
 
-def saved_for_backward(model, length):
-    """-> bytes that one sequence's diffusion loss keeps for its backward pass, the weights aside."""
-    kept, weights = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def keep(x):
-        if x.untyped_storage().data_ptr() not in weights:
-            kept[x.untyped_storage().data_ptr()] = (
-                x.untyped_storage().nbytes(),
-                x,
-            )  # held, so that no address comes twice
-        return x
-
-    x0 = torch.randint(model.config.vocab_size, (1, length), generator=seeded(1))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast("cpu", torch.bfloat16):
-        model.hidden(x0)
-    return sum(n for n, _ in kept.values())
+# ----------------------------------------------------------------------------------------------------------------------
+# a GPU (or, as a toy, a CPU)
 
 
-def scale(length=1024, V=50257):
-    """Prints parameters, memory and operations of the published sizes; the days follow from an assumed rate."""
-    print("float32 weights, gradients, AdamW, averaged weights: 20 bytes a parameter, by FSDP a share of it; bfloat16")
-    print(
-        f"activations; days of 1 M steps of 512 x 1024 tokens, and of 7 rounds of SDTT, at {cfg.tflops:g} TFLOP/s a GPU"
-    )
-    names = (
-        "million",
-        "GB of states",
-        "on 8 GPUs",
-        "GB a sequence",
-        "GFLOP a token",
-        "days, 1 GPU",
-        "8 GPUs",
-        "SDTT, 8 GPUs",
-    )
-    print(f"{'':8s}" + "".join(f"{name:>15s}" for name in names))
-    for name, (L, C, H) in PUBLISHED.items():
-        config = GPTConfig(block_size=length, vocab_size=V, n_layer=L, n_embd=C, n_head=H, tie_weights=False)
-        config = GPTConfig(**{**vars(config), "mlp_bias": True, "ln_bias": True, "head_bias": True})
-        model = GPT(config)
-        n = sum(p.numel() for p in model.parameters())
-        forward = 2 * 12 * L * C * C + 4 * L * length * C + V * C  # per token; the head on the masked half of them
-        days = 3 * forward * 1e6 * 512 * 1024 / cfg.tflops / 1e12 / 86400
-        # an SDTT step is the student's 3 forwards, 2 of the teacher, and its head once more
-        sdtt = (5 * forward + V * C) * 7e4 * 128 * 1024 / cfg.tflops / 1e12 / 86400
-        numbers = (n / 1e6, 20 * n / 1e9, 20 * n / 8e9, saved_for_backward(model, length) / 1e9, 3 * forward / 1e9)
-        print(f"{name:8s}" + "".join(f"{x:15.2f}" for x in (*numbers, days, days / 8, sdtt / 8)), flush=True)
+def on_a_gpu():
+    """GPT-2 small with a context of 1024: training, distillation, sampling, decoding, speculation."""
+    device, autocast, note = pick_device(cfg.device, cfg.dtype)
+    L, C, V, B, T = (1, 64, 500, 2, 32) if cfg.toy else (12, 768, 50257, 16, 1024)
+    repeats, rate = min(cfg.repeats, 2) if cfg.toy else cfg.repeats, matmul_rate()
+    print(f"{note}, torch {torch.__version__}, a large product: {rate / 1e12:.3g} TFLOP/s; {L} x {C}, context {T}")
+    agree(device)
+
+    def new(causal, attention="sdpa", layers=L):
+        torch.manual_seed(0)
+        shape = {"block_size": T, "vocab_size": V, "n_layer": layers, "n_head": C // 64, "n_embd": C}
+        return GPT(GPTConfig(**shape, causal=causal, attention=attention)).to(device)
+
+    def memory(began=False):
+        """-> GB at the highest since began."""
+        if cfg.device != "cuda":
+            return peak_mb() / 1e3
+        if began:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() / 1e9
+
+    flash = ["flash_attn"] if importlib_has("flash_attn") and cfg.device == "cuda" else []
+    for work, attention, compiled in itertools.product(("ar", "diffusion"), ["sdpa", *flash], (False, True)):
+        if compiled and cfg.device != "cuda":
+            continue  # it is what a GPU gets by default
+        memory(began=True)
+        model = new(work == "ar", attention)
+        x0 = torch.randint(V, (B, T + (work == "ar")), generator=seeded(1)).to(device)
+        if compiled:
+            model.hidden = torch.compile(model.hidden)
+        s = seconds(stepper(model, loss_and_twin(work, model, x0, itertools.count())[0], autocast), repeats, warm=3)
+        per_token = 3 * (2 * 12 * L * C * C + 4 * L * T * C + (1.0 if work == "ar" else 0.5) * 2 * V * C)
+        how = f"{work}, {attention}, {'compiled' if compiled else 'eager'}"
+        share = B * T / s * per_token / rate
+        print(
+            f"train {how}: {B * T / s:,.0f} tokens/s, {share:.0%} of the product's rate, {memory():.1f} GB", flush=True
+        )
+    memory(began=True)
+    model, x0 = new(False), torch.randint(V, (2 * B, T), generator=seeded(1)).to(device)
+    s = seconds(stepper(model, loss_and_twin("sdtt", model, x0, itertools.count())[0], autocast), repeats)
+    print(f"SDTT step, batch {2 * B}: {s:.3f} s, {2 * B * T / s:,.0f} tokens/s, {memory():.1f} GB", flush=True)
+    diffusion, gpt, small = new(False).eval(), new(True).eval(), new(True, layers=max(1, L // 6)).eval()
+    with torch.no_grad(), autocast:
+        for b in (1, 8) if cfg.toy else (1, 8, 32):
+            start = torch.zeros(b, 1, dtype=torch.long, device=device)
+            s = seconds(lambda start=start: generate(gpt, start, T - 1, generator=seeded(0, device=device)), 1, warm=1)
+            print(f"{b} texts of {T}: GPT with its cache {s:.2f} s", flush=True)
+            for k in (4, T) if cfg.toy else (4, 16, 64, 256, 1024):
+                blank, noise = torch.full((b, T), diffusion.mask_id, device=device), seeded(0, device=device)
+                s = seconds(lambda x=blank, k=k, noise=noise: unmask(diffusion, x, k, "spread", generator=noise), 1, 1)
+                print(f"{b} texts of {T}: diffusion, {k} steps {s:.2f} s", flush=True)
+        start, noise = torch.zeros(1, 1, dtype=torch.long, device=device), seeded(0, device=device)
+        counts = []
+        plain = seconds(lambda: generate(gpt, start, T // 2, generator=noise), 1)
+        drafted = seconds(lambda: counts.append(speculate(gpt, small, start, T // 2, 4, generator=noise)[1]), 1)
+        alpha = acceptance(counts[-1])
+        print(f"speculation, 4 drafted by {small.config.n_layer} layers: {plain / drafted:.2f} x at alpha {alpha:.2f}")
+
+
+def importlib_has(package):
+    import importlib.util
+
+    return importlib.util.find_spec(package) is not None
+
+
+def agree(device):
+    """Fast paths beside literal ones on this device, in float32; raises AssertionError where they differ."""
+    torch.manual_seed(0)
+    config = {"block_size": 32, "vocab_size": 97, "n_layer": 2, "n_head": 2, "n_embd": 32}
+    gpt, diffusion = (GPT(GPTConfig(**config, causal=causal)).to(device) for causal in (True, False))
+    x0 = torch.randint(97, (4, 33), generator=seeded(1)).to(device)
+    torch.testing.assert_close(ar_loss(gpt, x0), reference.ar_loss(gpt, x0))
+    t = torch.full((4, 1), 0.5, device=device)
+    xt = torch.where(torch.rand(4, 32, generator=seeded(2)).to(device) < t, diffusion.mask_id, x0[:, :32])
+    masked = xt == diffusion.mask_id
+    weights = (1 / t).expand(xt.shape)[masked] / xt.numel()
+    ours = diffusion.nll(diffusion.hidden(xt)[masked], x0[:, :32][masked], weights)
+    theirs = reference.diffusion_loss(diffusion, x0[:, :32], xt, t)
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(*(torch.autograd.grad(v, [*diffusion.parameters()]) for v in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+    texts = []
+    for cached in (True, False):
+        noise = seeded(3, device=device)
+        with torch.no_grad():
+            texts.append(generate(gpt.eval(), x0[:, :1], 31, temperature=0, generator=noise, use_cache=cached))
+    assert (texts[0] == texts[1]).float().mean() > 0.9, "the cache changes what is written"  # ties may fall otherwise
+    calls = {"steps": 4, "sampler": "spread", "generator": seeded(4, device=device)}
+    filled = unmask(diffusion, torch.full((4, 32), diffusion.mask_id, device=device), **calls)
+    assert int(filled.max()) < 97, "a mask was left or drawn"
+    print("losses, gradients, cache and sampler agree with their literal twins on this device")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# memory by arithmetic
+
+PUBLISHED = {"169 M": (12, 768, 12), "424 M": (24, 1024, 16), "863 M": (24, 1536, 16)}  # layers, width, heads
+
+
+def parameters(L, C, V):
+    """Of the published shape without its adaptive norms: biases in the MLP and the norms, a head of its own."""
+    block = 12 * C * C + 9 * C  # qkv, proj, up and down; the biases of up and down, two layer norms
+    return L * block + (V + 1) * C + V * C + V + 2 * C
+
+
+def gb_of_training(L, C, V, T, batch, world, low=2):
+    """-> GB on each rank: states (weights, gradients, AdamW's two, averages: float32, in shards); weights gathered for
+    the largest block and for what belongs to none; activations of `batch` sequences. low: bytes of a product's numbers.
+
+    What a block keeps of a token for its backward: in float32 what enters the two norms; in the products' format what
+    leaves them, q k v, the rotated q k, attention's output, up's output and gelu's.
+    """
+    gathered = 4 * (12 * C * C + 2 * V * C) if world > 1 else 0
+    token = 4 * 2 * C + low * (2 + 3 + 2 + 1 + 4 + 4) * C
+    return 20 * parameters(L, C, V) / world / 1e9, gathered / 1e9, batch * T * (L * token + 4 * C) / 1e9
+
+
+def print_memory():
+    print("GB a rank: states + gathered weights + activations of 8 sequences of 1024 tokens, bfloat16 products")
+    for name, (L, C, _) in PUBLISHED.items():
+        per_rank = []
+        for world in (1, 8, 64):
+            parts = gb_of_training(L, C, 50257, 1024, 8, world)
+            per_rank.append(f"{world} GPUs: {sum(parts):5.1f} ({' + '.join(f'{p:.1f}' for p in parts)})")
+        print(f"{name}: {'; '.join(per_rank)}")
 
 
 def main(cfg):
-    if cfg.work == "scale":
-        return scale()
-    if cfg.work in ("all", "ngram"):
-        for who, n in (("twin", 10**6), ("ours", 10**6), ("ours", 10**7)):
-            r = run("ngram", "A", who, n)
-            fit, query, mb = r["fit_s"], r["ms"], r["peak_mb"]
-            print(f"{who}: the trigrams of {n:,} tokens in {fit:.1f} s, {query:.2f} ms a query, {mb} MB")
-    if cfg.work == "ngram":
-        return
-    works = ["ar", "diffusion", "sdtt", "sample", "decode"] if cfg.work == "all" else [cfg.work]
-    shapes = ["A", "B"] if cfg.shape == "all" else [cfg.shape]
-    print(f"{pick_device()[2]}, {torch.get_num_threads()} threads, torch {torch.__version__}; milliseconds")
-    print(f"{'work':24s} {'twin':>8s} {'ours':>8s} {'ratio':>6s} {'floor':>7s} {'twin MB':>8s} {'our MB':>7s}")
-    for work, name in [(w, s) for w in works for s in shapes]:
-        counts = [cfg.steps] if cfg.steps else [16, 64, 1024] if name == "A" else [16, 64]
-        for steps in counts if work == "sample" else [0]:
-            twin, ours = (run(work, name, who, steps) for who in ("twin", "ours"))
-            label = {"sample": f"sample 4 x 256, {steps} steps", "decode": "decode, per token"}.get(
-                work, f"{work} step"
-            )
-            print(
-                f"{name} {label:22s} {twin['ms']:8.1f} {ours['ms']:8.1f} {twin['ms'] / ours['ms']:6.1f} "
-                f"{ours['floor_ms']:7.1f} {twin['peak_mb']:8d} {ours['peak_mb']:7d}  {ours.get('goes', '')}",
-                flush=True,
-            )
+    wanted = list(ROWS) if cfg.rows == "all" else cfg.rows.split(",")
+    for row in wanted:
+        choose("rows", row, tuple(ROWS))
+    if cfg.device == "cuda" or (cfg.toy and cfg.rows == "all"):
+        on_a_gpu()
+    if cfg.device == "cpu":
+        beside_the_twins([row for row in wanted if row != "memory"])
+    if "memory" in wanted:
+        print_memory()
 
 
 if __name__ == "__main__":
     if cfg.who == "both":
         main(cfg)
     else:
-        print(json.dumps(measure(cfg.work, cfg.shape, cfg.who, cfg.steps)))
+        print(json.dumps(measure(cfg.rows, cfg.who)))
