@@ -4,6 +4,7 @@ The paper's recipe (Deschenaux & Gulcehre 2024, section 4): 7 rounds of 10,000 s
 One node of 8 GPUs:   torchrun --standalone --nproc_per_node=8 distill.py config/sdtt_openwebtext.py
 Two nodes, on each:   torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 \
                           distill.py config/sdtt_openwebtext.py
+One GPU of 24 GB:     python distill.py config/sdtt_openwebtext.py      (by calculation 11 GB, 49 hours at 66 TFLOP/s)
 First:                python data/openwebtext/prepare.py, and the teacher: config/train_openwebtext.py, or the published
                       one, --teacher=mdlm-owt; out_dir on a disk that all nodes share
 """

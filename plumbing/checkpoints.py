@@ -31,8 +31,9 @@ def load_checkpoint(path):
         return load_published(path)
     if not os.path.isfile(path):
         raise UserError(f"There is no checkpoint {path}. {how_to_train(os.path.dirname(path))}")
+    shared = "WORLD_SIZE" in os.environ  # under torchrun a process reads from the disk only the shards that it takes
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=shared)
     except (PermissionError, MemoryError) as error:
         raise UserError(f"Cannot read {path} ({error}).") from None
     except Exception as error:  # torch raises five different kinds for a damaged file

@@ -41,6 +41,7 @@ from speculative import acceptance, generate, speculate
 rows = "all"  # some of those that --rows=? prints, by name
 device = "cpu"  # 'cpu' (beside the twins) | 'cuda' (GPT-2 small)
 dtype = ""  # '' (bfloat16 where it is faster) | 'float32' | 'bfloat16'
+tflops = 66.0  # for memory's times: what one GPU is assumed to reach, such as 40 % of an RTX 4090's 165
 repeats = 7  # training steps measured; the median counts
 toy = False  # sizes of a second, to see that it runs
 profile = False  # say where the time of our training steps goes
@@ -385,14 +386,21 @@ def gb_of_training(L, C, V, T, batch, world, low=2):
     return 20 * parameters(L, C, V) / world / 1e9, gathered / 1e9, batch * T * (L * token + 4 * C) / 1e9
 
 
-def print_memory():
-    print("GB a rank: states + gathered weights + activations of 8 sequences of 1024 tokens, bfloat16 products")
+def print_memory(T=1024, V=50257, batch=8):
+    """A line for each published size; days and hours follow from an assumed rate."""
+    print(f"GB a rank that trains: states + gathered + activations of {batch} x {T} tokens, products in bfloat16;")
+    print(f"time at {cfg.tflops:g} TFLOP/s: 1 M steps of 512 sequences, 7 rounds of SDTT with 10,000 steps of 128")
     for name, (L, C, _) in PUBLISHED.items():
-        per_rank = []
+        said = [f"{parameters(L, C, V) / 1e6:.0f} M", f"{gb_of_training(L, C, V, T, 1, 1)[2]:.2f} GB a sequence"]
         for world in (1, 8, 64):
-            parts = gb_of_training(L, C, 50257, 1024, 8, world)
-            per_rank.append(f"{world} GPUs: {sum(parts):5.1f} ({' + '.join(f'{p:.1f}' for p in parts)})")
-        print(f"{name}: {'; '.join(per_rank)}")
+            parts = gb_of_training(L, C, V, T, batch, world)
+            said.append(f"{world} GPU{'s' * (world > 1)} {sum(parts):.1f} ({' + '.join(f'{x:.1f}' for x in parts)})")
+        forward = 2 * 12 * L * C * C + 4 * L * T * C + V * C  # a token; the head on the masked half of them
+        days = 3 * forward * 1e6 * 512 * T / cfg.tflops / 1e12 / 86400
+        # an SDTT step is the student's 3 forwards, 2 of the teacher, and its head once more
+        hours = (5 * forward + V * C) * 7e4 * 128 * T / cfg.tflops / 1e12 / 3600
+        said += [f"{3 * forward / 1e9:.2f} GFLOP a token", f"{days:.0f} days", f"SDTT {hours:.0f} hours"]
+        print(f"{name}: {'; '.join(said)}")
 
 
 def main(cfg):
@@ -401,8 +409,9 @@ def main(cfg):
         choose("rows", row, tuple(ROWS))
     if cfg.device == "cuda" or (cfg.toy and cfg.rows == "all"):
         on_a_gpu()
-    if cfg.device == "cpu":
-        beside_the_twins([row for row in wanted if row != "memory"])
+    timed = [row for row in wanted if row != "memory"]
+    if cfg.device == "cpu" and timed:
+        beside_the_twins(timed)
     if "memory" in wanted:
         print_memory()
 

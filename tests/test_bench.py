@@ -19,7 +19,7 @@ def test_the_benchmark_runs_at_toy_size():
     lines = out.splitlines()
     for row in set(bench.ROWS) - {"memory"}:
         twin, ours, ratio, over_floor, *mb = next(line for line in lines if line.startswith(row)).split()[1:7]
-        assert float(ratio) == pytest.approx(float(twin) / float(ours), abs=0.06, rel=0.06) and float(over_floor) > 0
+        assert float(ratio) == pytest.approx(float(twin) / float(ours), abs=0.15, rel=0.15) and float(over_floor) > 0
         assert all(50 < int(n) < 5000 for n in mb)
     for said in ("agree with their literal twins", "train diffusion", "SDTT step", "diffusion, 32 steps", "at alpha"):
         assert said in out

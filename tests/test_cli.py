@@ -251,6 +251,8 @@ def test_the_openwebtext_path_from_documents_to_lambada(tmp_path):
     for config, out in (("train_openwebtext_ar", "ar"), ("train_openwebtext", "diffusion")):
         run("train.py", f"config/{config}.py", *small, "--eval_interval=2", f"--out_dir={tmp_path}/{out}")
     ar, teacher = f"{tmp_path}/ar/ckpt.pt", f"{tmp_path}/diffusion/ckpt.pt"
+    converted = ["--eval_interval=2", f"--init_from={ar}", "--warmup_iters=1", f"--out_dir={tmp_path}/gpt2"]
+    run("train.py", "config/train_openwebtext_gpt2.py", *small, *converted)
     few = [*cpu, "--rounds=2", "--iters_per_round=2", "--eval_interval=2"]
     run("distill.py", "config/sdtt_openwebtext.py", f"--teacher={teacher}", *few, f"--out_dir={tmp_path}/sdtt")
     student = f"{tmp_path}/sdtt/round_2.pt"

@@ -3,6 +3,7 @@ python -m pytest tests/test_parallel.py       DDP and FSDP: equal to one process
 """
 
 import json
+import os
 import re
 
 import numpy as np
@@ -13,7 +14,7 @@ from conftest import ROOT, TINY, knobs, run
 import distill as D
 import loop
 import train
-from plumbing.checkpoints import load_checkpoint
+from plumbing.checkpoints import load_checkpoint, save_checkpoint
 
 KNOBS = dict(ema=0.9, eval_interval=2, gradient_accumulation_steps=4, eval_iters=1, log_interval=1, dtype="float32")
 
@@ -113,6 +114,22 @@ def test_a_run_continues_on_more_and_on_fewer_processes(fsdp, markov, tmp_path):
     assert len(held) == 4 and all(0.45 < h < 0.6 if fsdp else 0.99 < h < 1.1 for h in held)
     train.main(knobs(**{"tmp_path": tmp_path, **kw}, max_iters=6))
     assert_same(tmp_path / "whole/ckpt.pt", tmp_path / "parts/ckpt.pt")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="counts pages as Linux does")
+def test_under_torchrun_a_process_reads_only_the_shards_that_it_takes(tmp_path, monkeypatch):
+    def resident():
+        with open("/proc/self/statm") as f:
+            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20  # MB
+
+    moments = torch.ones(2**25)  # 128 MB
+    save_checkpoint(tmp_path / "x.pt", {"model_config": {}, "optimizer": moments})
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    before = resident()
+    saved = load_checkpoint(str(tmp_path / "x.pt"))
+    assert resident() - before < 8
+    assert saved["optimizer"][: 2**22].clone().sum() == 2**22  # an eighth
+    assert resident() - before < 48  # the shard, its copy, what the kernel reads ahead
 
 
 def test_a_process_that_fails_ends_the_run_and_says_why(markov, tmp_path):
