@@ -24,19 +24,16 @@ class HeadLoss(torch.autograd.Function):
             dtype = torch.float32
         W = weight[:V].to(dtype)  # (V, C)
         n = max(1, min(h.size(0), chunk))
-        # for all chunks: logits as they are multiplied, and then dz; logits in float32, where the loss is taken
-        low, z_float = (torch.empty(n, V, dtype=d, device=h.device) for d in (dtype, torch.float32))
         loss = torch.zeros((), device=h.device)
         ctx.n_rows = len(rows)
         if need_grad:
-            dh, dW, dW_low = torch.zeros_like(h), torch.zeros_like(weight), torch.empty_like(W)
+            dh, dW = torch.zeros_like(h), torch.zeros_like(weight)
             db = None if bias is None else torch.zeros_like(bias)
             ctx.grads = dh, dW, db  # not save_for_backward: nobody else holds them, so backward may scale them in place
         with torch.autocast(h.device.type, enabled=False):
             for i in range(0, h.size(0), n):
                 hi = h[i : i + n].to(dtype)
-                # multiplied in dtype, then float32
-                z = z_float[: len(hi)].copy_(torch.mm(hi, W.T, out=low[: len(hi)]))  # (n, V)
+                z = (hi @ W.T).float()  # (n, V), multiplied in dtype; the loss is taken in float32
                 if bias is not None:
                     z += bias
                 with torch.set_grad_enabled(need_grad):  # a graph of this chunk alone, from z to its losses
@@ -45,12 +42,12 @@ class HeadLoss(torch.autograd.Function):
                 if not need_grad:
                     continue
                 (dz,) = torch.autograd.grad(value, z)
+                del value, z  # and all that they hold, before the next chunk needs as much
                 if bias is not None:
                     db += dz.sum(0)
-                dz_low = low[: len(hi)].copy_(dz)  # low is free again: z holds its copy
-                del value, dz  # and all that they hold, before the next chunk needs as much
-                dh[i : i + n] = dz_low @ W
-                dW[:V] += torch.mm(dz_low.T, hi, out=dW_low)
+                dz = dz.to(dtype)
+                dh[i : i + n] = dz @ W
+                dW[:V] += dz.T @ hi
         return loss
 
     @staticmethod
