@@ -228,7 +228,7 @@ class Diffusion:
     def __init__(self, model, steps=1, order="left", window=0):
         choose("order", order, ("left", "any"))
         if order == "any" and steps > 1:
-            raise UserError("Tokens revealed in any order have no q(x_j | x before j): use one step, or order 'left'.")
+            raise UserError("In any order there is no q(x_j | x before j): not lossless. Use one step or order 'left'.")
         self.model, self.steps, self.window = model, steps, window
 
     def propose(self, x, n, gamma, settings, generator):

@@ -17,8 +17,8 @@ from plumbing.checkpoints import load_checkpoint
 def open_log(cfg, start):
     """-> f(dict): appends a line to out_dir/log.jsonl (and to wandb). Lines after step `start` are redone: cut."""
     path = os.path.join(cfg.out_dir, "log.jsonl")
-    kept = [record for record in read_log(cfg.out_dir) if record["step"] <= start] if os.path.exists(path) else []
-    write_jsonl(path, kept)
+    old = read_log(cfg.out_dir) if start and os.path.exists(path) else []
+    write_jsonl(path, [record for record in old if record["step"] <= start])
     file = open(path, "a", encoding="utf-8")
     run = None
     if cfg.wandb:

@@ -14,6 +14,7 @@ its own, so that peak memory (resident, of the whole process) is its own.
 """
 
 import copy
+import importlib.util
 import itertools
 import json
 import os
@@ -107,11 +108,15 @@ def make(name, causal):
     return GPT(config), torch.randint(V, (B, T + causal), generator=seeded(1))
 
 
+def of_a_token(L, C, V, T, masked):
+    """Multiply-adds x 2 of a forward: trunk and attention on every token, the head on a share `masked` of them."""
+    return 2 * 12 * L * C * C + 4 * L * T * C + masked * 2 * V * C
+
+
 def operations(name, masked):
-    """Multiply-adds x 2 of one step: trunk and attention on all tokens, the head on a share `masked` of them."""
+    """Of one training step."""
     L, C, V, B, T = SHAPES[name]
-    per_token = 2 * 12 * L * C * C + 4 * L * T * C + masked * 2 * V * C
-    return 3 * per_token * B * T  # the backward takes twice the forward
+    return 3 * of_a_token(L, C, V, T, masked) * B * T  # the backward takes twice the forward
 
 
 def peak_mb():
@@ -201,7 +206,7 @@ def sampling(steps, name, who):
     with autocast, torch.no_grad():
         ms = 1e3 * seconds(lambda: fill(model.eval(), xt, steps, generator=seeded(0)), 1, warm=who == "ours")
     calls = steps * (1 - (1 - 1 / steps) ** T)  # of a row; the twin may need more, never fewer
-    trunk = (2 * 12 * L * C * C + 4 * L * T * C) * 4 * T * calls
+    trunk = of_a_token(L, C, V, T, 0.0) * 4 * T * calls
     return {"ms": ms, "floor_ms": 1e3 * (trunk + 2 * V * C * 4 * T) / matmul_rate(), "peak_mb": peak_mb()}
 
 
@@ -290,7 +295,7 @@ def on_a_gpu():
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated() / 1e9
 
-    flash = ["flash_attn"] if importlib_has("flash_attn") and cfg.device == "cuda" else []
+    flash = ["flash_attn"] if importlib.util.find_spec("flash_attn") and cfg.device == "cuda" else []
     for work, attention, compiled in itertools.product(("ar", "diffusion"), ["sdpa", *flash], (False, True)):
         if compiled and cfg.device != "cuda":
             continue  # it is what a GPU gets by default
@@ -300,7 +305,7 @@ def on_a_gpu():
         if compiled:
             model.hidden = torch.compile(model.hidden)
         s = seconds(stepper(model, loss_and_twin(work, model, x0, itertools.count())[0], autocast), repeats, warm=3)
-        per_token = 3 * (2 * 12 * L * C * C + 4 * L * T * C + (1.0 if work == "ar" else 0.5) * 2 * V * C)
+        per_token = 3 * of_a_token(L, C, V, T, 1.0 if work == "ar" else 0.5)
         how = f"{work}, {attention}, {'compiled' if compiled else 'eager'}"
         share = B * T / s * per_token / rate
         print(
@@ -326,12 +331,6 @@ def on_a_gpu():
         drafted = seconds(lambda: counts.append(speculate(gpt, small, start, T // 2, 4, generator=noise)[1]), 1)
         alpha = acceptance(counts[-1])
         print(f"speculation, 4 drafted by {small.config.n_layer} layers: {plain / drafted:.2f} x at alpha {alpha:.2f}")
-
-
-def importlib_has(package):
-    import importlib.util
-
-    return importlib.util.find_spec(package) is not None
 
 
 def agree(device):
@@ -395,7 +394,7 @@ def print_memory(T=1024, V=50257, batch=8):
         for world in (1, 8, 64):
             parts = gb_of_training(L, C, V, T, batch, world)
             said.append(f"{world} GPU{'s' * (world > 1)} {sum(parts):.1f} ({' + '.join(f'{x:.1f}' for x in parts)})")
-        forward = 2 * 12 * L * C * C + 4 * L * T * C + V * C  # a token; the head on the masked half of them
+        forward = of_a_token(L, C, V, T, 0.5)
         days = 3 * forward * 1e6 * 512 * T / cfg.tflops / 1e12 / 86400
         # an SDTT step is the student's 3 forwards, 2 of the teacher, and its head once more
         hours = (5 * forward + V * C) * 7e4 * 128 * T / cfg.tflops / 1e12 / 3600
