@@ -14,7 +14,7 @@ import data
 from configurator import UserError, choose, print_once, save_config
 from model import GPT, Block, config_of, draw_from, probabilities
 from plumbing.checkpoints import load_checkpoint, load_weights
-from plumbing.hardware import pick_device
+from plumbing.hardware import compile_trunk, pick_device
 from plumbing.ngram_files import read_counts, write_counts
 from plumbing.runs import refuse_used
 
@@ -275,6 +275,8 @@ def load_to_sample(path, cfg):
     model, checkpoint = load_model(path, device, cfg.attention)
     if model.config.causal and device.type == "cpu":
         autocast, note = contextlib.nullcontext(), note.replace("bfloat16", "float32")
+    if cfg.compile == "on":
+        compile_trunk(model, device)
     return model, checkpoint, autocast, note
 
 

@@ -18,7 +18,7 @@ import data
 from configurator import UserError
 from model import DEFAULTS, unmask
 from plumbing.checkpoints import save_checkpoint
-from plumbing.hardware import pick_device, say_forecast
+from plumbing.hardware import compile_trunk, pick_device, say_forecast
 from plumbing.parallel import gradients_stay_here, parallel, rank_and_world, shard_like, whole, whole_weights
 from plumbing.randomness import seeded
 from plumbing.runs import files_of_run, open_log
@@ -61,7 +61,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=
     averaged = {n: p.detach().clone() for n, p in model.named_parameters()} if cfg.ema else {}
     start = restore(resume, optimizer, averaged, model, cfg, path) if resume else 0
     if cfg.compile == "on" or (cfg.compile, device.type) == ("auto", "cuda"):
-        model.hidden = torch.compile(model.hidden)
+        compile_trunk(model, device)
     progress = Progress(cfg, start, first, path, device)
     model.train()
     for step in range(start, cfg.max_iters):

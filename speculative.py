@@ -36,7 +36,7 @@ class KVCache:
     @property
     def even(self):
         """Whether all rows have equally many tokens."""
-        return len(set(self.lengths)) == 1
+        return all(n == self.lengths[0] for n in self.lengths)  # not a set: torch.compile sees that one row is even
 
     def positions(self, T):
         """-> where the next T tokens stand: (B, T) int64, or (1, T), the same for all rows."""

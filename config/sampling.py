@@ -9,4 +9,5 @@ top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all, at le
 top_p = 1.0  # keep the most probable tokens that hold this much probability, from 1e-6 to 1
 length = 0  # tokens with the prompt; 0: the context, more than it works too, at least 0
 draft = ""  # autoregressive: what guesses ahead, a checkpoint, an ngram.txt or 'lookup'; the text keeps its law
+compile = "off"  # 'off' | 'on': torch.compile the network; half a minute, then a GPT writes faster (needs g++ on a CPU)
 draft_steps = 1  # a diffusion drafter reveals its tokens in so many groups, left to right, at least 1

@@ -5,6 +5,7 @@ What a run gets from the machine: the device, the number format that is fast on 
 import contextlib
 import ctypes
 import functools
+import shutil
 import time
 
 import torch
@@ -61,6 +62,13 @@ def product_rate(device, dtype, n=256):
         (a @ a)[0, 0].item()  # waits for the device
         times.append(time.perf_counter() - began)
     return 2 * n**3 / min(times[1:]) / 1e12
+
+
+def compile_trunk(model, device):
+    """model.hidden becomes its compiled self. Raises UserError on a CPU without a C++ compiler, which that needs."""
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        raise UserError("--compile=on needs a C++ compiler, g++, clang++ or cl, and none is here. Use --compile=off.")
+    model.hidden = torch.compile(model.hidden)
 
 
 @functools.lru_cache  # once in a run

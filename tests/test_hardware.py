@@ -101,6 +101,11 @@ def test_product_rates_are_measured():
     assert 1e-6 < hardware.product_rate("cpu", torch.float32, 64) < 100
 
 
+def test_compiling_without_a_compiler_is_refused_with_the_way_out(monkeypatch, refused):
+    monkeypatch.setattr(hardware.shutil, "which", lambda name: None)
+    assert "--compile=off" in refused(hardware.compile_trunk, None, torch.device("cpu"))
+
+
 def test_a_run_says_how_long_it_will_take_and_what_a_slow_machine_lacks(markov, tmp_path, capsys):
     kw = dict(dataset=markov, max_iters=9, eval_interval=9, log_interval=2)
     train.main(knobs(tmp_path / "a", **kw))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+import torch._dynamo.testing
 from conftest import knobs, tiny_model
 
 import drafters
@@ -223,6 +224,16 @@ def test_greedy_text_is_the_targets_own_in_a_batch_and_at_every_length(name, gam
         assert torch.equal(got, generate(target, idx, n_new, temperature=0))
         made = sum(counts.accepted) + counts.row_calls
         assert made == 5 * n_new and counts.drafted.sum() == sum(counts.accepted)
+
+
+@torch.no_grad()
+def test_a_compiled_gpt_writes_the_same_and_is_compiled_twice_however_long_the_text():
+    """Once for the first token, once for any later one: the cache's length is no constant of the compiled code."""
+    target, counter = target_model(), torch._dynamo.testing.CompileCounter()
+    expected = generate(target, torch.tensor([PROMPT]), 12, generator=seeded(1))
+    target.hidden = torch.compile(target.hidden, backend=counter)
+    assert generate(target, torch.tensor([PROMPT]), 12, generator=seeded(1)).equal(expected)
+    assert counter.frame_count == 2
 
 
 @torch.no_grad()
