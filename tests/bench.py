@@ -13,7 +13,9 @@ A is 6 layers x 384, V 65, batch 16; B is 4 x 256, V 50304, batch 8; 256 tokens.
 its own, so that peak memory (resident, of the whole process) is its own.
 """
 
+import contextlib
 import copy
+import functools
 import importlib.util
 import itertools
 import json
@@ -34,7 +36,7 @@ import train
 from configurator import choose, configure
 from drafters import NGram
 from model import GPT, GPTConfig, ar_loss, diffusion_loss, unmask
-from plumbing.hardware import pick_device
+from plumbing.hardware import compile_trunk, pick_device
 from plumbing.randomness import seeded
 from speculative import acceptance, generate, speculate
 
@@ -63,12 +65,18 @@ ROWS = {
     "sample16_B": "4 texts of 256 of GPT-2's tokens in 16 steps: a draw a token, not one a token and step",
     "decode_A": "a token of a GPT with its KV cache, one text at a time",
     "decode_B": "the same with GPT-2's vocabulary",
+    "compiled_A": "decode_A with sample.py's --compile=on",
+    "compiled_B": "decode_B with it",
     "ngram": "the trigrams of a million tokens, counted",
     "memory": "what the published sizes need on 1, 8 and 64 GPUs",
 }
-SHAPES = {"A": (6, 384, 65, 16, 256), "B": (4, 256, 50304, 8, 256)}  # layers, width, V, batch size, length
+SHAPES = {  # layers, width, V, batch size, length
+    "A": (6, 384, 65, 16, 256),
+    "B": (4, 256, 50304, 8, 256),
+    "small": (12, 768, 50257, 16, 1024),  # GPT-2 small, for a GPU
+}
 if cfg.toy:
-    SHAPES = {"A": (1, 64, 65, 2, 32), "B": (1, 64, 500, 2, 32)}
+    SHAPES = {"A": (1, 64, 65, 2, 32), "B": (1, 64, 500, 2, 32), "small": (1, 64, 500, 2, 32)}
 
 
 def wait():
@@ -101,11 +109,13 @@ def vector_rate():
     return w.numel() * 4 / seconds(lambda: torch.nn.functional.linear(x, w), 9)
 
 
-def make(name, causal):
+def make(name, causal, attention="sdpa", layers=0, device="cpu"):
+    """-> a model of that shape (or with so many layers), (B, T) or for a causal one (B, T + 1) random tokens."""
     L, C, V, B, T = SHAPES[name]
     torch.manual_seed(0)
-    config = GPTConfig(block_size=T, vocab_size=V, n_layer=L, n_head=C // 64, n_embd=C, causal=causal)
-    return GPT(config), torch.randint(V, (B, T + causal), generator=seeded(1))
+    shape = {"block_size": T, "vocab_size": V, "n_layer": layers or L, "n_head": C // 64, "n_embd": C}
+    model = GPT(GPTConfig(**shape, causal=causal, attention=attention))
+    return model.to(device), torch.randint(V, (B, T + causal), generator=seeded(1)).to(device)
 
 
 def of_a_token(L, C, V, T, masked):
@@ -210,10 +220,12 @@ def sampling(steps, name, who):
     return {"ms": ms, "floor_ms": 1e3 * (trunk + 2 * V * C * 4 * T) / matmul_rate(), "peak_mb": peak_mb()}
 
 
-def decoding(name, who):
+def decoding(name, who, compiled=False):
     """A whole context at batch 1 in float32, with our KV cache or without -> ms per token."""
-    pick_device(cfg.device, cfg.dtype)
+    device, *_ = pick_device(cfg.device, cfg.dtype)
     model, x0 = make(name, True)
+    if compiled and who == "ours" and not cfg.toy:  # half a minute
+        compile_trunk(model, device)
     start, n_new = torch.zeros(1, 1, dtype=torch.long), x0.size(1) - 2
 
     def write():
@@ -239,8 +251,8 @@ def measure(row, who):
     work, _, name = row.partition("_")
     if work == "ngram":
         return counting(who)
-    if work == "decode":
-        return decoding(name, who)
+    if work in ("decode", "compiled"):
+        return decoding(name, who, work == "compiled")
     if work.startswith("sample"):
         return sampling(int(work.removeprefix("sample")), name, who)
     return training(work, name, who)
@@ -276,61 +288,66 @@ def beside_the_twins(wanted):
 def on_a_gpu():
     """GPT-2 small with a context of 1024: training, distillation, sampling, decoding, speculation."""
     device, autocast, note = pick_device(cfg.device, cfg.dtype)
-    L, C, V, B, T = (1, 64, 500, 2, 32) if cfg.toy else (12, 768, 50257, 16, 1024)
-    repeats, rate = min(cfg.repeats, 2) if cfg.toy else cfg.repeats, matmul_rate()
-    print(f"{note}, torch {torch.__version__}, a large product: {rate / 1e12:.3g} TFLOP/s; {L} x {C}, context {T}")
+    rate = matmul_rate()
+    print(f"{note}, torch {torch.__version__}, a large product: {rate / 1e12:.3g} TFLOP/s")
     agree(device)
-
-    def new(causal, attention="sdpa", layers=L):
-        torch.manual_seed(0)
-        shape = {"block_size": T, "vocab_size": V, "n_layer": layers, "n_head": C // 64, "n_embd": C}
-        return GPT(GPTConfig(**shape, causal=causal, attention=attention)).to(device)
-
-    def memory(began=False):
-        """-> GB at the highest since began."""
-        if cfg.device != "cuda":
-            return peak_mb() / 1e3
-        if began:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated() / 1e9
-
     flash = ["flash_attn"] if importlib.util.find_spec("flash_attn") and cfg.device == "cuda" else []
-    for work, attention, compiled in itertools.product(("ar", "diffusion"), ["sdpa", *flash], (False, True)):
-        if compiled and cfg.device != "cuda":
-            continue  # it is what a GPU gets by default
-        memory(began=True)
-        model = new(work == "ar", attention)
-        x0 = torch.randint(V, (B, T + (work == "ar")), generator=seeded(1)).to(device)
-        if compiled:
-            model.hidden = torch.compile(model.hidden)
-        s = seconds(stepper(model, loss_and_twin(work, model, x0, itertools.count())[0], autocast), repeats, warm=3)
-        per_token = 3 * of_a_token(L, C, V, T, 1.0 if work == "ar" else 0.5)
-        how = f"{work}, {attention}, {'compiled' if compiled else 'eager'}"
-        share = B * T / s * per_token / rate
-        print(
-            f"train {how}: {B * T / s:,.0f} tokens/s, {share:.0%} of the product's rate, {memory():.1f} GB", flush=True
-        )
-    memory(began=True)
-    model, x0 = new(False), torch.randint(V, (2 * B, T), generator=seeded(1)).to(device)
-    s = seconds(stepper(model, loss_and_twin("sdtt", model, x0, itertools.count())[0], autocast), repeats)
-    print(f"SDTT step, batch {2 * B}: {s:.3f} s, {2 * B * T / s:,.0f} tokens/s, {memory():.1f} GB", flush=True)
-    diffusion, gpt, small = new(False).eval(), new(True).eval(), new(True, layers=max(1, L // 6)).eval()
+    compiles = (False, True) if cfg.device == "cuda" else (False,)  # it is what a GPU gets by default
+    for work, attention, compiled in itertools.product(("ar", "diffusion"), ["sdpa", *flash], compiles):
+        train_on_a_gpu(work, attention, compiled, device, autocast, rate)
+    with fresh_memory():
+        model, x0 = make("small", False, device=device)
+        x0 = x0.repeat(2, 1)
+        s = seconds(stepper(model, loss_and_twin("sdtt", model, x0, itertools.count())[0], autocast), cfg.repeats)
+        print(f"SDTT step, batch {len(x0)}: {s:.3f} s, {x0.numel() / s:,.0f} tokens/s, {peak_gb():.1f} GB", flush=True)
     with torch.no_grad(), autocast:
-        for b in (1, 8) if cfg.toy else (1, 8, 32):
-            start = torch.zeros(b, 1, dtype=torch.long, device=device)
-            s = seconds(lambda start=start: generate(gpt, start, T - 1, generator=seeded(0, device=device)), 1, warm=1)
-            print(f"{b} texts of {T}: GPT with its cache {s:.2f} s", flush=True)
-            for k in (4, T) if cfg.toy else (4, 16, 64, 256, 1024):
-                blank, noise = torch.full((b, T), diffusion.mask_id, device=device), seeded(0, device=device)
-                s = seconds(lambda x=blank, k=k, noise=noise: unmask(diffusion, x, k, "spread", generator=noise), 1, 1)
-                print(f"{b} texts of {T}: diffusion, {k} steps {s:.2f} s", flush=True)
-        start, noise = torch.zeros(1, 1, dtype=torch.long, device=device), seeded(0, device=device)
-        counts = []
-        plain = seconds(lambda: generate(gpt, start, T // 2, generator=noise), 1)
-        drafted = seconds(lambda: counts.append(speculate(gpt, small, start, T // 2, 4, generator=noise)[1]), 1)
-        alpha = acceptance(counts[-1])
-        print(f"speculation, 4 drafted by {small.config.n_layer} layers: {plain / drafted:.2f} x at alpha {alpha:.2f}")
+        write_on_a_gpu(device)
+
+
+def train_on_a_gpu(work, attention, compiled, device, autocast, rate):
+    with fresh_memory():
+        model, x0 = make("small", work == "ar", attention, device=device)
+        if compiled:
+            compile_trunk(model, device)
+        loss, _ = loss_and_twin(work, model, x0, itertools.count())
+        s = seconds(stepper(model, loss, autocast), cfg.repeats, warm=3)
+        _, _, _, B, T = SHAPES["small"]
+        speed, share = B * T / s, operations("small", 1.0 if work == "ar" else 0.5) / s / rate
+        how = f"{work}, {attention}, {'compiled' if compiled else 'eager'}"
+        print(f"train {how}: {speed:,.0f} tokens/s, {share:.0%} of the product's rate, {peak_gb():.1f} GB", flush=True)
+
+
+def write_on_a_gpu(device):
+    """Texts of a whole context by the GPT and by diffusion, and a GPT with a drafter of a sixth of its layers."""
+    (diffusion, _), (gpt, _) = (make("small", causal, device=device) for causal in (False, True))
+    small, _ = make("small", True, layers=max(1, gpt.config.n_layer // 6), device=device)
+    T, noise = gpt.config.block_size, seeded(0, device=device)
+    for b in (1, 8) if cfg.toy else (1, 8, 32):
+        start = torch.zeros(b, 1, dtype=torch.long, device=device)
+        blank = torch.full((b, T), diffusion.mask_id, device=device)
+        s = seconds(functools.partial(generate, gpt.eval(), start, T - 1, generator=noise), 1, warm=1)
+        print(f"{b} texts of {T}: GPT with its cache {s:.2f} s", flush=True)
+        for k in (4, T) if cfg.toy else (4, 16, 64, 256, 1024):
+            s = seconds(functools.partial(unmask, diffusion.eval(), blank, k, "spread", generator=noise), 1, warm=1)
+            print(f"{b} texts of {T}: diffusion, {k} steps {s:.2f} s", flush=True)
+    start, counts = torch.zeros(1, 1, dtype=torch.long, device=device), []
+    plain = seconds(lambda: generate(gpt, start, T // 2, generator=noise), 1)
+    drafted = seconds(lambda: counts.append(speculate(gpt, small.eval(), start, T // 2, 4, generator=noise)[1]), 1)
+    alpha = acceptance(counts[-1])
+    print(f"speculation, 4 drafted by {small.config.n_layer} layers: {plain / drafted:.2f} x at alpha {alpha:.2f}")
+
+
+@contextlib.contextmanager
+def fresh_memory():
+    """Inside, the GPU's peak is that of what is made inside."""
+    if cfg.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    yield
+
+
+def peak_gb():
+    return torch.cuda.max_memory_allocated() / 1e9 if cfg.device == "cuda" else peak_mb() / 1e3
 
 
 def agree(device):
