@@ -29,18 +29,19 @@ from config.loop import *
 from configurator import UserError, check, configure, print_once, save_config
 from drafters import fit_ngram, load_model, new_model
 from loop import check_loop, fit, validator
-from model import GPT, GPTConfig, add_noise, ar_loss, draw, in_chunks, ranks, reveal_order, stratified
-from plumbing.checkpoints import load_checkpoint
+from model import GPT, GPTConfig, add_noise, ar_loss, draw, half_random, in_chunks, ranks, reveal_order, stratified
+from plumbing.checkpoints import load_checkpoint, load_weights
 from plumbing.head import SameOnRanks, slice_of_vocab, vocab_parallel_soft_cross_entropy
 from plumbing.parallel import join_processes, leave_processes, on_first_process, rank_and_world, wait_for_all
-from plumbing.published import hub_address, refuse_used_export, save_published
+from plumbing.published import save_published
 from plumbing.randomness import seeded, uniform
-from plumbing.runs import claim, refuse_other_knobs, refuse_other_origin, refuse_used, release, to_resume
+from plumbing.refusals import refuse_odd_distillation, refuse_other_kind, refuse_unfit
+from plumbing.runs import claim, refuse_other_origin, refuse_wrong_folder, release
 from plumbing.soft_labels import label, load_soft
 from speculative import generate
 
 # ----------------------------------------------------------------------------------------------------------------------
-method = "sdtt"  # 'sdtt' | 'kd' (a drafter for an autoregressive teacher) | 'soft' (from its top-k log-probabilities)
+method = "sdtt"  # 'sdtt' | 'dimo' (to one step, by two networks) | 'kd' (a drafter for a GPT) | 'soft' (from its top k)
 teacher = "out/pydoc/ckpt.pt"  # sdtt: a masked diffusion checkpoint, also another run's round or a published model
 # such as mdlm-owt or sdtt:kld:6; kd, soft: a GPT, also gpt2
 out_dir = "out/sdtt"  # gets round_1.pt, round_2.pt, ...; from kd ckpt.pt or ngram.txt
@@ -183,6 +184,41 @@ def sdtt_loss(student, x0, generator, teacher, dt, k=2, divergence="kl_bwd", sam
     return student.head_loss(h, loss_of, targets) / max(len(h), 1)
 
 
+def dimo_loss(student, x0, generator, teacher, fake_first=60, fake_turns=2):
+    """(B, T) int64, of which only the shape counts -> nats, a mean over masked tokens. Di[M]O (Zhu et al. 2025,
+    arXiv 2503.15457): a student of one step, by matching the distribution of its texts y to the teacher's.
+
+    Two networks guess masked tokens of y: the teacher, as real text goes on, and student.fake, which learns on nothing
+    but y, as the student's goes on. Where the fake finds a token likelier than the teacher does, the student writes it
+    too often. They take turns: the fake `fake_first` times, then `fake_turns` for each of the student's. A fake that
+    lags behind leads nowhere.
+    """
+    fake, mask_id = student.fake, student.mask_id
+    h = student.hidden(half_random(torch.full_like(x0, mask_id), student, generator)).flatten(0, 1)  # (B T, C)
+    with torch.no_grad():
+        y = in_chunks(lambda part: draw(student.head(part), generator), h, student.config.vocab_size).view_as(x0)
+        yt = add_noise(y, 1 - stratified(len(y), generator, y.device), mask_id, generator)
+    masked = yt == mask_id  # (B, T), N of them
+    n = max(int(masked.sum()), 1)
+    if student.training:
+        fake.turn += 1
+        if fake.turn <= fake_first or fake.turn % (1 + fake_turns):
+            return fake.nll(fake.hidden(yt)[masked], y[masked], torch.ones_like(y[masked]) / n)
+    with torch.no_grad():
+        h_fake, h_teacher = fake.hidden(yt)[masked], teacher.hidden(yt)[masked]  # (N, C)
+    heads = fake.frozen_head(), teacher.frozen_head()
+
+    def loss_of(logits, *h_of_both):
+        """(n, V), (n, C), (n, C) -> (n): sum over v of p(v) log(fake(v) / teacher(v)); only p has a gradient.
+
+        Its mean is KL(student's texts || teacher's) at one place, and its gradient that of the whole KL.
+        """
+        log_fake, log_teacher = (head(h).log_softmax(-1) for head, h in zip(heads, h_of_both, strict=True))
+        return (logits.softmax(-1) * (log_fake - log_teacher)).sum(-1)
+
+    return student.head_loss(h[masked.flatten()], loss_of, h_fake, h_teacher) / n
+
+
 def kd_loss(drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd_weight=1.0, ce_weight=0.0):
     """(B, T + 1) int64 -> a mean over tokens: divergence of drafter from target, and cross-entropy beside it."""
     x, y = batch[:, :-1], batch[:, 1:].flatten()
@@ -265,30 +301,6 @@ def plan_rounds(cfg):
     return [(1 / steps[r], steps[r + 1]) for r in range(n)]
 
 
-def refuse_bad_knobs(cfg):
-    """Refuses bad values before any work."""
-    check(cfg, __file__)
-    kinds = ("lstm", "cnn", "gpt", "ngram")
-    known = cfg.drafter in kinds or os.path.exists(cfg.drafter) or hub_address(cfg.drafter)
-    if cfg.method != "sdtt" and not known and "/" not in cfg.drafter and not cfg.drafter.endswith(".pt"):
-        raise UserError(f"drafter is {cfg.drafter!r}; choose one of {', '.join(kinds)}, or a checkpoint.")
-    if cfg.method == "soft" and cfg.drafter == "ngram":
-        raise UserError("An ngram counts texts: it learns with --method=kd, not from soft labels.")
-    if cfg.export and cfg.drafter == "ngram":
-        raise UserError("An ngram is a readable file already, out_dir/ngram.txt: --export is for networks.")
-    refuse_used_export(cfg.export)
-    if cfg.vocab_parallel and ("WORLD_SIZE" not in os.environ or cfg.dropout):
-        raise UserError("vocab_parallel needs processes, torchrun --nproc_per_node=2 ..., and --dropout=0.")
-    if cfg.fsdp and (cfg.vocab_parallel or cfg.kd_data == "student"):
-        raise UserError("fsdp goes with neither --vocab_parallel=True nor --kd_data=student. Use --fsdp=False.")
-    if cfg.soft_data and not os.path.exists(cfg.soft_data):
-        raise UserError(f"soft_data is {cfg.soft_data!r}, but there is no such file or folder.")
-    if not cfg.kd_weight and not cfg.ce_weight:
-        raise UserError("kd_weight and ce_weight are both 0: there is nothing to learn.")
-    cfg.max_iters = cfg.iters_per_round  # fit's name for it
-    check_loop(cfg)
-
-
 def set_up(cfg, causal, writes):
     """-> teacher, corpus, device, a note on it; out_dir is made. Raises UserError if something does not fit.
 
@@ -298,30 +310,13 @@ def set_up(cfg, causal, writes):
     teacher, T = None, cfg.soft_length
     if not (cfg.method == "soft" and cfg.soft_data):  # soft labels that are there need no teacher
         teacher, first = load_model(cfg.teacher, attention=cfg.attention)
-        if teacher.config.causal != causal:
-            kind = ("a masked diffusion model", "autoregressive")[not causal]
-            raise UserError(f"The teacher {cfg.teacher} is {kind}; method {cfg.method!r} needs the other kind.")
+        refuse_other_kind(cfg, teacher, causal)
         cfg.dataset, T = cfg.dataset or first["config"]["dataset"], teacher.config.block_size
         cfg.teacher_step, cfg.teacher_loss = first["step"], first["val_loss"]  # a resumed run notices another teacher
-    elif not cfg.dataset:
-        raise UserError("--soft_data needs --dataset: its vocabulary, and its text to validate on.")
     corpus = data.load(cfg.dataset)
-    if teacher and not data.same_vocabulary(corpus.meta, first["meta"]):
-        raise UserError(f"The teacher {cfg.teacher} has another vocabulary than the dataset {cfg.dataset}.")
-    if cfg.topk > corpus.meta["vocab_size"] and cfg.method == "soft":
-        raise UserError(f"topk is {cfg.topk}, but the vocabulary has {corpus.meta['vocab_size']} tokens.")
-    if min(len(corpus.train), len(corpus.val)) <= T:
-        raise UserError(f"{cfg.dataset} has parts that are shorter than a context of {T}. Use a longer text.")
-    if cfg.method == "sdtt" and cfg.sampler == "spread" and cfg.orig_steps > T:
-        raise UserError(f"orig_steps is {cfg.orig_steps}, but there are {T} tokens to reveal. Use {T} or fewer.")
-    if cfg.init_from == "teacher":
-        refuse_used(cfg.out_dir)
-    else:
-        for path in to_resume(cfg.out_dir, writes):
-            refuse_other_knobs(cfg, path)
+    refuse_unfit(cfg, corpus, T, first["meta"] if teacher else corpus.meta)
+    refuse_wrong_folder(cfg, writes)
     device, note = join_processes(cfg)
-    if device.type == "mps" and cfg.loss_dtype == "float64":
-        raise UserError("loss_dtype is 'float64', which an Apple GPU does not have. Use --device=cpu.")
     if rank_and_world()[0] == 0:
         claim(cfg.out_dir)
         save_config(cfg, cfg.out_dir, device_used=note)
@@ -331,7 +326,7 @@ def set_up(cfg, causal, writes):
 def student_of(teacher, saved, cfg):
     """-> a copy of the teacher to train, or what the round has saved of it."""
     student = GPT(dataclasses.replace(teacher.config, dropout=cfg.dropout)).to(teacher.wte.weight.device)
-    student.load_state_dict(saved["model"] if saved else teacher.state_dict())
+    load_weights(student, saved["model"] if saved else teacher.state_dict())
     return student
 
 
@@ -356,11 +351,28 @@ def sdtt(cfg):
             fit(student, loss, get_batch, validate, cfg, saved or carried, corpus.meta, made_for, name, first)
             wait_for_all()  # until the first one has written the round
             saved = load_checkpoint(path)
-        weights = saved["ema"] if cfg.ema_teacher and saved["ema"] else saved["model"]
+        weights = saved["model"] | (saved["ema"] if cfg.ema_teacher and saved["ema"] else {})
         teacher.load_state_dict(weights)  # the student becomes the teacher
         if not cfg.reset_optimizer:
             carried = {**saved, "step": 0, "ema": weights if cfg.ema else None}
     print_once(f"Rounds done: {cfg.out_dir}/round_{len(plan)}.pt samples in {plan[-1][1]} steps.")
+
+
+def dimo(cfg):
+    """One run, to a student of one step. The fake is saved with it, to resume, and dropped by whatever loads it."""
+    teacher, corpus, device, note = set_up(cfg, causal=False, writes="ckpt.pt")
+    path, T = os.path.join(cfg.out_dir, "ckpt.pt"), teacher.config.block_size
+    saved = load_checkpoint(path) if cfg.init_from == "resume" else None
+    student, student.fake = student_of(teacher, None, cfg), student_of(teacher, None, cfg)
+    student.fake.register_buffer("turn", torch.zeros((), dtype=torch.int64, device=device))
+    frequency = np.bincount(corpus.train, minlength=teacher.config.vocab_size) / len(corpus.train)  # (V)
+    student.frequency = torch.tensor(frequency, dtype=torch.float32, device=device)
+    if saved:
+        student.load_state_dict(saved["model"])
+    print_once(f"on {note}: a student writes in one step, a fake learns its texts, the teacher compares")
+    loss, made_for = functools.partial(dimo_loss, teacher=teacher), {"steps": 1, "sampler": "dimo"}
+    get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
+    fit(student, loss, get_batch, validator(loss, corpus, T, cfg, device), cfg, saved, corpus.meta, made_for)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -463,14 +475,17 @@ def soft(cfg):
 
 
 def main(cfg):
-    refuse_bad_knobs(cfg)
+    check(cfg, __file__)
+    refuse_odd_distillation(cfg)
+    cfg.max_iters = cfg.iters_per_round  # fit's name for it
+    check_loop(cfg)
     last = os.path.join(cfg.out_dir, "ckpt.pt")  # of a run without rounds
     done = cfg.method != "sdtt" and cfg.init_from == "resume" and os.path.exists(last) and load_checkpoint(last)["step"]
     if done and done >= cfg.max_iters:
         print_once(f"{cfg.out_dir} is already trained for {done} steps.")
     else:
         try:
-            {"sdtt": sdtt, "kd": kd, "soft": soft}[cfg.method](cfg)
+            {"sdtt": sdtt, "dimo": dimo, "kd": kd, "soft": soft}[cfg.method](cfg)
         finally:
             release(cfg.out_dir)
     if cfg.export:

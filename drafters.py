@@ -262,7 +262,7 @@ def load_model(path, device="cpu", attention="sdpa"):
     model = new_model(config_of(checkpoint, path, attention=attention))  # not the one it was trained with
     weights, averaged = checkpoint.pop("model"), checkpoint.pop("ema")
     checkpoint = {k: v for k, v in checkpoint.items() if not k.startswith("optimizer")}
-    load_weights(model, averaged or weights)
+    load_weights(model, weights | (averaged or {}))  # buffers have no average
     return model.to(device).eval(), checkpoint
 
 

@@ -57,16 +57,11 @@ class GPTConfig:
         choose("pos", self.pos, ("rope", "learned"))
         choose("attention", self.attention, ("sdpa", "manual", "flash_attn"))
         if self.attention == "flash_attn" and not importlib.util.find_spec("flash_attn"):
-            raise UserError(
-                "attention is 'flash_attn', but the package is missing: pip install flash-attn, or use 'sdpa'."
-            )
+            raise UserError("attention is 'flash_attn', which is missing: pip install flash-attn, or use 'sdpa'.")
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads.")
         if self.pos == "rope" and self.n_embd // self.n_head % 2:
-            raise UserError(
-                f"rope turns pairs of channels, but n_embd / n_head = {self.n_embd // self.n_head} is odd. "
-                "Choose an even head size or --pos=learned."
-            )
+            raise UserError(f"rope needs an even n_embd / n_head, not {self.n_embd // self.n_head}. Or --pos=learned.")
 
 
 def config_of(checkpoint, path, **changes):
@@ -195,6 +190,7 @@ class GPT(nn.Module):
             cos, sin = rope_tables(config.block_size, config.n_embd // config.n_head)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
+        self.register_buffer("frequency", None)  # (V) of the corpus's tokens: what a Di[M]O student starts from
         self.apply(self._init)
         for block in self.blocks if config.arch == "gpt" else ():
             for last in (block.attn.proj, block.mlp.down):  # GPT-2: 2 n_layer branches add up, so each starts smaller
@@ -276,7 +272,7 @@ class GPT(nn.Module):
         """'gpt2', 'mdlm-owt', 'sdtt:kld:7' ... (plumbing/published.py), a folder or a ckpt.pt -> GPT in eval mode."""
         checkpoint = load_checkpoint(name)
         model = cls(config_of(checkpoint, name))
-        load_weights(model, checkpoint["ema"] or checkpoint["model"])
+        load_weights(model, checkpoint["model"] | (checkpoint["ema"] or {}))
         return model.eval()
 
 
@@ -412,7 +408,7 @@ def reveal_order(blank, times, sampler, generator):
     see t either, so the steps that reveal nothing in a row are left out of that row: with more steps than tokens the
     number of calls stops growing. first_hitting is the limit of infinitely many steps (Zheng et al. 2024).
     """
-    if sampler == "spread":
+    if sampler in ("spread", "dimo"):
         return spread_order(blank, times.size(-1) - 1, generator)
     device = "cpu" if blank.device.type == "mps" else blank.device
     u = uniform(blank.shape, generator, device, torch.float64)  # (B, T)
@@ -445,7 +441,20 @@ def spread_order(blank, steps, generator):
     return torch.where(blank, ranks(u).gather(1, number % K) + 1, 0)  # the rank of its class, from 1
 
 
-SAMPLERS = ("spread", "ancestral", "analytic", "first_hitting", "confidence")
+def half_random(xt, model, generator):
+    """(B, T) int64 -> (B, T): half of the masks, by chance, show a random token instead, as frequent as in the corpus.
+
+    The start of Di[M]O's one-step student (distill.dimo_loss). It is nothing but noise, and that is the point: every
+    place reads the same noise, so by it they can agree on one text. Given nothing but masks they could not.
+    """
+    if model.frequency is None:
+        raise UserError("Sampler 'dimo' is for what distill.py --method=dimo made. Use --sampler=spread.")
+    u = uniform(xt.shape, generator, xt.device)
+    noise = torch.searchsorted(model.frequency.cumsum(0), u, right=True).clamp(max=model.mask_id - 1)
+    return torch.where((xt == model.mask_id) & (uniform(xt.shape, generator, xt.device) < 0.5), noise, xt)
+
+
+SAMPLERS = ("spread", "ancestral", "analytic", "first_hitting", "confidence", "dimo")
 DEFAULTS = {"sampler": "spread", "steps": 64}  # where neither a knob nor a checkpoint says otherwise
 
 
@@ -478,15 +487,17 @@ def in_chunks(f, h, V):
 
 
 def fill_at_random(model, xt, steps, sampler, temperature, top_p, generator, watch):
-    """(B, T), in place: all samplers but confidence; they differ only in the order of reveals."""
+    """(B, T), in place: all samplers but confidence. They differ in the order of reveals, dimo also in its start."""
     mask_id, V = model.mask_id, model.config.vocab_size
     times = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps  # 1 ... 0
     call = reveal_order(xt == mask_id, times, sampler, generator)  # (B, T)
+    seen = half_random(xt, model, generator) if sampler == "dimo" else xt  # (B, T): what the network is shown
     for i in range(1, int(call.max()) + 1):
         reveal = call == i  # (B, T), N of them
         rows = reveal.any(1)
-        h = model.hidden(xt[rows])[reveal[rows]]  # (N, C): the head runs on what this step reveals
-        xt[reveal] = in_chunks(lambda part: draw(model.head(part), generator, temperature, top_p=top_p), h, V)
+        h = model.hidden(seen[rows])[reveal[rows]]  # (N, C): the head runs on what this step reveals
+        tokens = in_chunks(lambda part: draw(model.head(part), generator, temperature, top_p=top_p), h, V)  # (N)
+        seen[reveal] = xt[reveal] = tokens
         if watch:
             watch()
 

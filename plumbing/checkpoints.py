@@ -50,7 +50,9 @@ def load_weights(model, weights):
 
     Learned positions past this context are dropped. Raises UserError where a key or a shape does not fit.
     """
-    weights, rows = dict(weights), model.wte.num_embeddings
+    # what a Di[M]O student (distill.dimo) learned with is not its own; what it starts from is
+    weights, rows = {k: v for k, v in weights.items() if not k.startswith("fake.")}, model.wte.num_embeddings
+    model.frequency = weights.get("frequency")
     wte = weights.get("wte.weight")
     if wte is not None and abs(wte.size(0) - rows) == 1:  # to diffusion: [MASK] starts as the mean token
         weights["wte.weight"] = torch.cat([wte, wte.mean(0, keepdim=True)])[:rows]

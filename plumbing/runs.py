@@ -88,6 +88,14 @@ def release(out_dir):
         LOCKS.pop(out_dir).release()
 
 
+def refuse_wrong_folder(cfg, writes):
+    """A new distillation takes a new folder, a resumed one its own. writes: the pattern of its checkpoints' names."""
+    if cfg.init_from == "teacher":
+        return refuse_used(cfg.out_dir)
+    for path in to_resume(cfg.out_dir, writes):
+        refuse_other_knobs(cfg, path)
+
+
 def refuse_other_knobs(cfg, path):
     """A resumed run keeps the knobs that what it has written depends on."""
     free = {"rounds", "final_steps", "out_dir", "init_from", "export", "device", "dtype", "compile", "attention"}

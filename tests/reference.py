@@ -283,6 +283,33 @@ def sdtt_loss(student, x0, generator, teacher, dt, k=2):
     return (F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1) * masked).sum() / masked.sum()
 
 
+def dimo_losses(student, fake, teacher, start, y, yt):
+    """-> Di[M]O's two losses for a text y that the student wrote from `start`, and yt, y with masks, all B x T x V:
+
+    sum over v of p(v) (log fake(v) - log teacher(v)), the bracket fixed; and the fake's cross-entropy.
+    """
+    masked = yt == student.mask_id
+    log_fake, log_teacher = fake(yt).log_softmax(-1), teacher(yt).log_softmax(-1)
+    gap = (student(start).softmax(-1) * (log_fake - log_teacher).detach()).sum(-1)
+    nats = -log_fake.gather(-1, y[..., None]).squeeze(-1)
+    return (gap * masked).sum() / masked.sum(), (nats * masked).sum() / masked.sum()
+
+
+@torch.no_grad()
+def exact_dimo_distribution(model, xt):
+    """xt: a list, mask_id at the blanks -> {tokens: probability} of one call from a half random start."""
+    V, law = model.config.vocab_size, {}
+    noisy = [(model.mask_id, 0.5), *((w, model.frequency[w].item() / 2) for w in range(V))]  # what a blank may show
+    shown = [noisy if v == model.mask_id else [(v, 1.0)] for v in xt]
+    for start in itertools.product(*shown):
+        p = model(torch.tensor([[v for v, _ in start]]))[0].softmax(-1)  # (T, V)
+        chance = math.prod(c for _, c in start)
+        for x in itertools.product(*([v] if v != model.mask_id else range(V) for v in xt)):
+            at = [p[i, v].item() for i, v in enumerate(x) if xt[i] == model.mask_id]
+            law[x] = law.get(x, 0) + chance * math.prod(at)
+    return law
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # n-grams
 

@@ -171,6 +171,23 @@ def test_spread_samples_have_exactly_their_distribution(steps):
         assert total_variation(xs[: n // 3], other) > 0.03  # it is another law
 
 
+def test_a_half_random_start_has_its_law_and_so_has_what_is_written_from_it(refused):
+    model, n = tiny_model(V=2, block_size=3), 60_000
+    assert "--sampler=spread" in refused(unmask, model, blanks(model, 1, 3), 1, "dimo")
+    model.frequency = torch.tensor([0.2, 0.8])
+    template = blanks(model, n, 3)
+    template[n // 2 :, 1] = 0
+    start = M.half_random(template, model, seeded(5))
+    shares = [(start[:, i] == v).float().mean().item() for i in (0, 2) for v in range(3)]
+    assert shares == pytest.approx([0.1, 0.4, 0.5] * 2, abs=0.01) and (start[n // 2 :, 1] == 0).all()
+    xs = unmask(model, template, 1, "dimo", generator=seeded(6))
+    for row in (0, n // 2):
+        exact = reference.exact_dimo_distribution(model, template[row].tolist())
+        assert sum(exact.values()) == pytest.approx(1, abs=1e-5)
+        assert total_variation(xs[row : row + n // 2], exact) < 0.014
+    assert total_variation(xs[: n // 2], reference.exact_ancestral_distribution(model, 3, 1)) > 0.02  # another law
+
+
 def test_spread_with_a_step_for_each_token_is_first_hitting_and_with_one_step_ancestral():
     model = tiny_model(V=2, block_size=3)
     many = reference.exact_ancestral_distribution(model, 3, 60)
@@ -194,11 +211,12 @@ def test_spread_reveals_every_kth_blank_together():
     assert (M.spread_order(blank, 1000, seeded(1)).amax(1) == blank.sum(1)).all()
 
 
-@pytest.mark.parametrize("sampler", ["spread", "ancestral", "analytic", "first_hitting", "confidence"])
+@pytest.mark.parametrize("sampler", M.SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 3, 100])
 @pytest.mark.parametrize("length", [1, 8, 16, 17, 41])
 def test_every_blank_is_filled_and_nothing_else_is_touched(sampler, steps, length):
     model = tiny_model()
+    model.frequency = torch.full((7,), 1 / 7)
     template = blanks(model, 3, length)
     template[0] = torch.arange(length) % 7  # a row without blanks
     template[1, ::3] = 5  # infilling

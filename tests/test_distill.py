@@ -240,6 +240,74 @@ def test_the_loss_may_be_computed_in_other_precisions():
 # rounds
 
 
+def dimo_student(teacher, V=7):
+    student = tiny_model(V=V, seed=1)
+    student.fake, student.frequency = tiny_model(V=V, seed=2), torch.full((V,), 1 / V)
+    student.fake.register_buffer("turn", torch.zeros((), dtype=torch.int64))
+    return student.train()
+
+
+def test_dimo_losses_and_gradients_equal_the_dense_ones_and_take_turns(monkeypatch):
+    teacher, seen = tiny_model(seed=3).requires_grad_(False), {}
+    student = dimo_student(teacher)
+
+    def watched(name, f):
+        """f, of which the first argument (of a noise: the text) and the result are remembered."""
+
+        def call(x, *args):
+            seen[name] = x, f(x, *args)
+            return seen[name][1]
+
+        return call
+
+    monkeypatch.setattr(D, "half_random", watched("start", M.half_random))
+    monkeypatch.setattr(D, "add_noise", watched("noise", M.add_noise))
+    x0, whose = torch.zeros(5, 16, dtype=torch.long), []
+    for turn in range(1, 10):
+        ours = D.dimo_loss(student, x0, seeded(turn), teacher, fake_first=3)
+        (y, yt), start = seen["noise"], seen["start"][1]
+        both = reference.dimo_losses(student, student.fake, teacher, start, y, yt)
+        students_turn = turn > 3 and turn % 3 == 0
+        theirs, learner = both[not students_turn], (student.fake, student)[students_turn]
+        torch.testing.assert_close(ours, theirs)
+        parameters = dict(student.named_parameters())
+        grads = torch.autograd.grad(ours, list(parameters.values()), allow_unused=True)
+        own = {n for n in parameters if n.startswith("fake.") != students_turn}
+        assert {n for n, g in zip(parameters, grads, strict=True) if g is not None} == own
+        expected = torch.autograd.grad(theirs, [parameters[n] for n in parameters if n in own])
+        for g, e in zip([g for g in grads if g is not None], expected, strict=True):
+            torch.testing.assert_close(g, e, atol=1e-5, rtol=1e-4)
+        whose.append(learner is student)
+    assert whose == [False] * 5 + [True, False, False, True]
+    student.eval()
+    D.dimo_loss(student, x0, seeded(0), teacher)
+    assert student.fake.turn == 9  # a validation is nobody's turn
+
+
+def test_a_dimo_student_makes_two_coins_agree_in_one_step():
+    """Of which a factorised student gets half right. The teacher knows the law: what one coin shows, the other does."""
+    teacher = M.GPT(M.GPTConfig(block_size=2, vocab_size=2, n_layer=1, n_head=1, n_embd=16))
+    coins = torch.randint(2, (64, 1), generator=seeded(0)).expand(-1, 2).contiguous()
+    optimizer = torch.optim.AdamW(teacher.parameters(), lr=1e-2)
+    for i in range(150):
+        M.diffusion_loss(teacher, coins, seeded(i), 0.5).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    student, teacher = copy.deepcopy(teacher).train(), teacher.eval().requires_grad_(False)
+    student.fake, student.frequency = copy.deepcopy(student), torch.tensor([0.5, 0.5])
+    student.fake.register_buffer("turn", torch.zeros((), dtype=torch.int64))
+    optimizer = torch.optim.AdamW(student.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    for i in range(450):
+        D.dimo_loss(student, coins, seeded(i), teacher).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    blank = torch.full((2000, 2), 2)
+    factorised = unmask(teacher, blank, 1, "spread", generator=seeded(1))
+    coupled = unmask(student.eval(), blank, 1, "dimo", generator=seeded(1))
+    agree = [(x[:, 0] == x[:, 1]).float().mean().item() for x in (factorised, coupled)]
+    assert abs(agree[0] - 0.5) < 0.05 and agree[1] > 0.8 and 0.3 < coupled.float().mean() < 0.7
+
+
 def settings(teacher, out_dir, **kw):
     """distill.py's knobs for two rounds of 4 steps."""
     tiny = {k: v for k, v in TINY.items() if k in vars(D.cfg)}
@@ -288,6 +356,42 @@ def test_a_run_stopped_in_the_middle_of_round_2_continues_to_the_same_bits(kw, t
     logs = [open(tmp_path / d / "log.jsonl").read().splitlines() for d in ("whole", "parts")]
     logs = [[{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in log] for log in logs]
     assert logs[0] == logs[1] and [r["step"] for r in logs[0] if "val_loss" in r] == [2, 4, 6, 8]
+
+
+def test_a_dimo_run_resumes_to_the_same_bits_and_its_student_stands_alone(teacher, tmp_path, monkeypatch, refused):
+    kw = dict(method="dimo", iters_per_round=64, eval_interval=16)  # the student's first turn is the 63rd
+    D.main(settings(teacher, tmp_path / "whole", **kw))
+    monkeypatch.setattr(loop, "save_checkpoint", stop_after(3, loop.save_checkpoint))
+    with pytest.raises(KeyboardInterrupt):
+        D.main(settings(teacher, tmp_path / "parts", **kw))
+    monkeypatch.undo()
+    D.main(settings(teacher, tmp_path / "parts", **kw, init_from="resume"))
+    whole, parts = (load_checkpoint(tmp_path / d / "ckpt.pt") for d in ("whole", "parts"))
+    assert equal(whole, parts) and whole["step"] == 64 and whole["model"]["fake.turn"] == 64
+    assert not torch.equal(whole["model"]["wte.weight"], load_checkpoint(teacher)["model"]["wte.weight"])
+    student, checkpoint = load_model(str(tmp_path / "whole" / "ckpt.pt"))
+    assert checkpoint["made_for"] == {"steps": 1, "sampler": "dimo"} and not hasattr(student, "fake")
+    assert student.frequency.sum() == pytest.approx(1)
+    D.main(settings(teacher, tmp_path / "whole", **kw, init_from="resume", export=str(tmp_path / "hub")))
+    assert load_model(str(tmp_path / "hub"))[0].frequency.equal(student.frequency)
+    x = unmask(student, torch.full((2, 64), student.mask_id), 1, "dimo", generator=seeded(0))
+    assert int(x.max()) < student.mask_id
+    D.main(settings(tmp_path / "whole" / "ckpt.pt", tmp_path / "further", rounds=1))  # a student of it, too
+    many = settings(teacher, tmp_path / "many", **{**kw, "gradient_accumulation_steps": 2})
+    assert "--gradient_accumulation_steps=1" in refused(D.main, many)
+
+
+def stop_after(n, f):
+    """f, of which the n-th call is not made, as if killed."""
+    calls = []
+
+    def call(*args):
+        calls.append(1)
+        if len(calls) == n:
+            raise KeyboardInterrupt
+        return f(*args)
+
+    return call
 
 
 @pytest.mark.parametrize("reset", [True, False])
@@ -634,9 +738,10 @@ def test_soft_labelling_that_is_killed_goes_on_to_the_same_labels(target, tmp_pa
     assert all(np.array_equal(getattr(a, k), getattr(b, k)) for k in ("tokens", "ids", "logp"))
 
 
-@pytest.mark.parametrize("method", ["sdtt", "kd", "soft"])
+@pytest.mark.parametrize("method", ["sdtt", "dimo", "kd", "soft"])
 def test_three_functions_stand_between_the_command_and_the_loss(method, target, teacher, tmp_path):
-    cfg = settings(teacher, tmp_path) if method == "sdtt" else kd_settings(target, tmp_path, method=method, topk=3)
+    ours = settings(teacher, tmp_path, method=method)
+    cfg = ours if method in ("sdtt", "dimo") else kd_settings(target, tmp_path, method=method, topk=3)
     way = ["distill.py:main", f"distill.py:{method}", "loop.py:fit"]
     assert way_to(D, f"{method}_loss", lambda: D.main(cfg)) == way
 

@@ -145,5 +145,5 @@ def test_what_does_not_go_with_shards_is_refused(tmp_path, monkeypatch, refused)
     assert "start them with torchrun" in refused(loop.check_loop, knobs(tmp_path, fsdp=True))
     monkeypatch.setenv("WORLD_SIZE", "2")
     for kw in (dict(vocab_parallel=True), dict(kd_data="student")):
-        said = refused(D.refuse_bad_knobs, type(D.cfg)(**{**vars(D.cfg), **kw, "fsdp": True}))
+        said = refused(D.refuse_odd_distillation, type(D.cfg)(**{**vars(D.cfg), **kw, "fsdp": True}))
         assert "--vocab_parallel=True nor --kd_data=student" in said
