@@ -7,11 +7,11 @@ $ python distill.py config/dimo_pydoc.py
 method = "dimo"
 teacher = "out/pydoc/ckpt.pt"
 out_dir = "out/dimo_pydoc"
-iters_per_round = 300
+iters_per_round = 450
 learning_rate = 5e-4
 warmup_iters = 20
 beta2 = 0.99
 batch_size = 16
 gradient_accumulation_steps = 1
 ema = 0.98
-eval_interval = 100
+eval_interval = 150
