@@ -111,7 +111,7 @@ SHARED = ("common.py", "loop.py", "sampling.py")  # parts of the scripts, not fo
 )
 def test_every_config_file_holds_only_knobs_and_a_possible_model(path):
     name = os.path.basename(path)
-    script = {"sdtt": distill, "kd": distill, "eval": evaluation}.get(name.split("_")[0], train)
+    script = {"sdtt": distill, "dimo": distill, "kd": distill, "eval": evaluation}.get(name.split("_")[0], train)
     assert f"{script.__name__}.py config/{name}" in open(path).read().split('"""')[1]  # the command that runs it
     knobs = vars(script.cfg) | configurator.parse([path], vars(script.cfg))
     if script is distill and knobs["method"] == "sdtt":
