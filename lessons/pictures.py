@@ -93,7 +93,7 @@ def two_means(plt):
     }
     fig, axes = plt.subplots(1, 4, figsize=(10, 2.8), sharey=True)
     for ax, (title, p), colour in zip(axes, laws.items(), (GREY, GREY, ORANGE, BLUE), strict=True):
-        bars = ax.bar(["York", "Angeles", "(other)"], p, color=colour)
+        bars = ax.bar(["York", "Angeles", "(other)"], p.tolist(), color=colour)
         ax.bar_label(bars, [f"{x:.2f}" for x in p.tolist()], fontsize=9)
         ax.set_title(title, fontsize=10)
         ax.set(ylim=(0, 0.75))
@@ -108,11 +108,12 @@ def speculation(plt, gamma=3, n=100_000):
     accepted, _ = verify(drafts, p.expand(n, gamma + 1, -1), q.expand(n, gamma, -1), seeded("verify"))
     share = (torch.bincount(accepted, minlength=gamma + 1) / n).tolist()  # of each number of accepted drafts
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(2, 3))
-    place, both = torch.arange(4), torch.minimum(p, q)
+    place, both = torch.arange(4).numpy(), torch.minimum(p, q)
+    rest = residual(p[None], q[None])[0] * (1 - both.sum())  # norm(max(p - q, 0)), as often as it is drawn from
+    q, both, rest = q.numpy(), both.numpy(), rest.numpy()
     left.bar(place - 0.2, q, 0.36, color=WHITE, edgecolor=ORANGE, hatch="///", label="q: of it, refused")
     left.bar(place - 0.2, both, 0.36, color=GREEN, label="min(p, q): accepted")
     left.bar(place + 0.2, both, 0.36, color=GREEN)
-    rest = residual(p[None], q[None])[0] * (1 - both.sum())  # norm(max(p - q, 0)), as often as it is drawn from
     left.bar(place + 0.2, rest, 0.36, both, color=BLUE, label="drawn anew")
     left.set(title="left: the draft's q; right: what comes out, p", xticks=place, xticklabels="abcd", ylim=(0, 0.62))
     left.legend(fontsize=8)
