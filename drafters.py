@@ -274,7 +274,7 @@ def load_to_sample(path, cfg):
     device, autocast, note = pick_device(cfg.device, cfg.dtype)
     model, checkpoint = load_model(path, device, cfg.attention)
     if model.config.causal and device.type == "cpu":
-        autocast, note = contextlib.nullcontext(), note.replace("bfloat16", "float32")
+        autocast, note = contextlib.nullcontext(), note.rpartition(", ")[0] + ", float32"
     if cfg.compile == "on":
         compile_trunk(model, device)
     return model, checkpoint, autocast, note
