@@ -5,6 +5,9 @@ $ torchrun --standalone --nproc_per_node=8 distill.py config/sdtt_openwebtext.py
 
 Deschenaux & Gulcehre 2024, arXiv 2410.21035. Algorithm 1 is sdtt_targets; Algorithm 2 is sdtt: loop.fit once a round.
 
+To one step, by matching the distribution of whole texts (Di[M]O, Zhu et al. 2025, arXiv 2503.15457): dimo_loss.
+$ python distill.py config/dimo_pydoc.py             (4 minutes)
+
 Knowledge distillation of drafters for a GPT (DistillSpec, Zhou et al. 2023, arXiv 2310.08461): kd_loss.
 $ python distill.py config/kd_shakespeare_char.py --drafter=lstm --out_dir=out/drafters/lstm_kd
 
@@ -42,9 +45,9 @@ from speculative import generate
 
 # ----------------------------------------------------------------------------------------------------------------------
 method = "sdtt"  # 'sdtt' | 'dimo' (to one step, by two networks) | 'kd' (a drafter for a GPT) | 'soft' (from its top k)
-teacher = "out/pydoc/ckpt.pt"  # sdtt: a masked diffusion checkpoint, also another run's round or a published model
+teacher = "out/pydoc/ckpt.pt"  # sdtt, dimo: a masked diffusion checkpoint, also a round or a published model
 # such as mdlm-owt or sdtt:kld:6; kd, soft: a GPT, also gpt2
-out_dir = "out/sdtt"  # gets round_1.pt, round_2.pt, ...; from kd ckpt.pt or ngram.txt
+out_dir = "out/sdtt"  # gets round_1.pt, round_2.pt, ...; the others ckpt.pt or ngram.txt
 init_from = "teacher"  # 'teacher' | 'resume' (out_dir, also in the middle of a round, also to add rounds)
 divergence = "kl_bwd"  # 'kl_bwd' | 'kl_fwd' | 'tvd' | 'mse' | 'jsd' | 'nla', of student and teacher
 # sdtt
@@ -52,7 +55,7 @@ teacher_steps = 2  # k: so many steps of the teacher become one of the student's
 orig_steps = 1024  # the first teacher's: round r takes steps of k^(r-1) / orig_steps, at least 1
 rounds = 7  # at least 1
 final_steps = 0  # instead of rounds: go on until the student aims at so many steps, at least 0
-iters_per_round = 10000  # optimizer steps; a kd or soft run is one round, and may be resumed with more, at least 1
+iters_per_round = 10000  # optimizer steps; a run of another kind is one round, and may be resumed with more, at least 1
 sampler = "ancestral"  # 'ancestral' (the paper's) | 'analytic' (the same law) | 'spread', the teacher's and student's
 reset_optimizer = True  # a new optimizer every round; False: moments carry over
 ema_teacher = True  # the next teacher has the averaged weights, if ema > 0; False: the last ones
