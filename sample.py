@@ -5,12 +5,12 @@ $ python sample.py --ckpt=out/pydoc/ckpt.pt --num_samples=1 --trace=True        
 $ python sample.py --ckpt=out/pydoc/ckpt.pt --infill='The ___ statement is used'
 $ python sample.py --ckpt=out/pydoc/ckpt.pt,out/sdtt_pydoc/round_3.pt --steps=8                      (side by side)
 $ python sample.py --ckpt=out/pydoc_ar/ckpt.pt --draft=lookup                                  (speculative decoding)
+$ python sample.py --ckpt=out/pydoc_ar/ckpt.pt,out/pydoc/ckpt.pt --steps=4 --html=page.html     (a page)
 $ torchrun --standalone --nproc_per_node=8 sample.py --ckpt=sdtt:kld:7 --num_samples=1024 --save=out/kld7.jsonl
 """
 
 import contextlib
 import json
-import os
 import sys
 import time
 
@@ -22,9 +22,11 @@ from config.sampling import *
 from configurator import UserError, check, configure, print_once
 from drafters import load_drafter, load_to_sample
 from plumbing.checkpoints import paths_of
+from plumbing.page import frontier_of, recorder, run_of, write_page
 from plumbing.parallel import join_processes, leave_processes, rank_and_world
 from plumbing.published import save_published
 from plumbing.randomness import seeded
+from plumbing.refusals import refuse_odd_sampling
 from plumbing.terminal import coloured, print_samples, tracer
 from speculative import (
     acceptance,
@@ -47,6 +49,8 @@ infill = ""  # diffusion: a text with blanks to fill, one token each, or FILE:pa
 blank = "_"  # what a blank looks like in infill
 gamma = 0  # tokens that --draft guesses at a time; 0: the fastest by a short trial, from 0 to 64
 trace = False  # show one sample appearing (diffusion)
+html = ""  # a file: one sample of every model, replayed by a page at its measured speed; a GPT plain and with --draft
+frontier = ""  # of the page: an eval.json of eval.py --what=frontier, plotted below the samples
 save = ""  # a .jsonl file: write the samples there, for eval.py --samples; torchrun shares the work
 prefix = 0  # of saved samples: they continue so many tokens of a validation text, at least 0
 continuations = 1  # of saved samples: so many continue the same text, at least 1
@@ -94,40 +98,17 @@ def make_template(cfg, model, meta):
     if cfg.infill:
         if cfg.length or not cfg.blank:
             raise UserError("--infill takes its length from the template, and --blank must not be empty.")
-        parts = read_text(cfg.infill).split(cfg.blank)
+        parts = data.read_text(cfg.infill).split(cfg.blank)
         if len(parts) == 1:
             raise UserError(f"The infill template has no blank {cfg.blank!r}. Mark blanks with it, or set --blank.")
         ids = encode(parts[0])
         for part in parts[1:]:
             ids += [-1] + encode(part)
         return torch.tensor([ids])
-    ids = encode(read_text(cfg.prompt)) if cfg.prompt else [data.start_token(meta)] * model.config.causal
+    ids = encode(data.read_text(cfg.prompt)) if cfg.prompt else [data.start_token(meta)] * model.config.causal
     if len(ids) >= size:
         raise UserError(f"The prompt has {len(ids)} tokens and leaves no room in {size}. Use --length={len(ids) + 64}.")
     return torch.tensor([ids + [-1] * (size - len(ids))])
-
-
-def read_text(text):
-    """'FILE:path' -> the file's text; anything else is the text itself."""
-    if not text.startswith("FILE:"):
-        return text
-    if not os.path.isfile(text[5:]):
-        raise UserError(f"{text[5:]} is not a file.")
-    with open(text[5:], "rb") as f:
-        return data.as_text(f.read(), text[5:])
-
-
-def refuse_bad_knobs(cfg, paths):
-    """Refuses knobs that do not go together, before any work."""
-    check(cfg, __file__)
-    if cfg.save and (len(paths) > 1 or cfg.prompt or cfg.infill or cfg.draft or cfg.trace):
-        raise UserError("--save takes one --ckpt, and --prefix instead of --prompt; no --infill, --draft or --trace.")
-    if not cfg.save and (cfg.prefix or cfg.continuations > 1 or cfg.dataset):
-        raise UserError("--prefix, --continuations and --dataset are for samples that --save writes. Use --prompt.")
-    if cfg.export and len(paths) > 1:
-        raise UserError("--export saves one model: give one --ckpt.")
-    if "WORLD_SIZE" in os.environ and not cfg.save:
-        raise UserError("torchrun shares the work of --save=FILE.jsonl only. Run it as: python sample.py ...")
 
 
 def end_of(row, start, eos):
@@ -137,24 +118,30 @@ def end_of(row, start, eos):
 
 
 def texts_of(model, meta, template, autocast, note, cfg):
-    """(1, L) int64, -1 at the blanks -> num_samples texts, and a line on how long they took."""
-    device, decode, n = model.wte.weight.device, data.encoder(meta)[1], 1 if cfg.trace else cfg.num_samples
-    noise, n_known = seeded(cfg.seed, device=device), int((template[0] >= 0).sum())
+    """(1, L) int64, -1 at the blanks -> texts, a line on how long they took, and for the page what came when."""
+    device, decode, n = model.wte.weight.device, data.encoder(meta)[1], 1 if cfg.trace or cfg.html else cfg.num_samples
+    noise, n_known, events = seeded(cfg.seed, device=device), int((template[0] >= 0).sum()), []
     eos = meta.get("eot") if model.config.causal else None  # an autoregressive text ends there
-    counts, settings = None, (cfg.temperature, cfg.top_k, cfg.top_p, noise, eos)
+    watch = recorder(events) if cfg.html else tracer(decode, model.mask_id) if cfg.trace else None
+    template = template.to(device).expand(n, -1)
     with torch.no_grad(), autocast:
         if cfg.draft:
-            drafter, known = load_drafter(cfg.draft, model, meta, cfg), known_text(template).to(device).expand(n, -1)
+            drafter, known = load_drafter(cfg.draft, model, meta, cfg), known_text(template)
             n_new, trial = template.size(1) - n_known, seeded(cfg.seed, "trial", device=device)
             gamma = choose_gamma(model, drafter, known, n_new, cfg, trial)
-        elif cfg.compile == "on":  # a first draw compiles: not part of the time
-            draw_samples(model, template.to(device).expand(n, -1), cfg, cfg.steps, seeded(device=device))
+
+        def draw(noise, watch=None):
+            if cfg.draft:
+                settings = cfg.temperature, cfg.top_k, cfg.top_p, noise, eos, watch
+                return speculate(model, drafter, known, n_new, gamma, *settings)
+            return draw_samples(model, template, cfg, cfg.steps, noise, watch, eos), None
+
+        if cfg.html or cfg.compile == "on":  # a first draw warms up: not part of the time
+            draw(seeded(cfg.seed, device=device))[0].cpu()
+        if cfg.html:
+            watch(template)
         began = time.perf_counter()  # the trial does not count
-        if cfg.draft:
-            x, counts = speculate(model, drafter, known, n_new, gamma, *settings)
-        else:
-            watch = tracer(decode, model.mask_id) if cfg.trace else None
-            x = draw_samples(model, template.to(device).expand(n, -1), cfg, cfg.steps, noise, watch, eos)
+        x, counts = draw(noise, watch)
         x = x.cpu()
         seconds = time.perf_counter() - began
     rows = [row[: end_of(row, n_known, eos)] for row in x]
@@ -167,13 +154,14 @@ def texts_of(model, meta, template, autocast, note, cfg):
         took += f"{tokens_per_call(counts):.2f} tokens per target call"
         if sys.stdout.isatty():
             texts = [coloured(row, places, decode) for row, places in zip(rows, drafted, strict=True)]
-    return texts, took
+    return texts, took, run_of(rows[0].tolist(), events, decode, model.mask_id)
 
 
 def main(cfg):
     sys.stdout.reconfigure(errors="replace")  # a Windows pipe cannot write every character
     paths = paths_of(cfg.ckpt)
-    refuse_bad_knobs(cfg, paths)
+    check(cfg, __file__)
+    refuse_odd_sampling(cfg, paths)
     join_processes(cfg)
     models = [load_to_sample(path, cfg) for path in paths]
     if cfg.export and rank_and_world()[0] == 0:
@@ -187,10 +175,17 @@ def main(cfg):
     templates = [make_template(cfg, model, checkpoint["meta"]) for model, checkpoint, *_ in models]
     if cfg.trace and (len(models) > 1 or models[0][0].config.causal):
         raise UserError("--trace shows masks disappearing: it takes one model, not several or an autoregressive one.")
-    drawn = []
-    for (model, checkpoint, autocast, note), template in zip(models, templates, strict=True):
-        drawn.append(texts_of(model, checkpoint["meta"], template, autocast, note, settled(cfg, checkpoint)))
-    print_samples(paths, drawn)
+    points, names, drawn = frontier_of(cfg.frontier), [], []
+    drafted = any(model.config.causal for model, *_ in models)  # if none is, load_drafter says so
+    for path, (model, checkpoint, autocast, note), template in zip(paths, models, templates, strict=True):
+        own = cfg.draft if model.config.causal or not drafted else ""
+        for draft in sorted({"", own}) if cfg.html else [cfg.draft]:
+            names.append(f"{path} --draft={draft}" if draft and cfg.html else path)
+            its = settled(cfg, checkpoint, draft=draft)
+            drawn.append(texts_of(model, checkpoint["meta"], template, autocast, note, its))
+    print_samples(names, drawn)
+    if cfg.html:
+        write_page(cfg.html, names, drawn, points)
 
 
 if __name__ == "__main__":

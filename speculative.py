@@ -91,11 +91,14 @@ class LayerCache:
 
 
 @torch.no_grad()
-def generate(model, idx, n_new, temperature=1.0, top_k=0, top_p=1.0, generator=None, eos=None, use_cache=True):
+def generate(
+    model, idx, n_new, temperature=1.0, top_k=0, top_p=1.0, generator=None, eos=None, watch=None, use_cache=True
+):
     """(B, T) int64 -> (B, T + n_new): autoregressive sampling, T >= 1. After an eos a row is filled with eos.
 
     Past block_size the window drops its older half at once, so the cache is refilled once in block_size / 2 tokens;
     use_cache=False computes the same windows without one (DIFFERS from nanoGPT, which slides by one token).
+    watch(x) is called with the tokens so far, after every token.
     """
     size, (B, T) = model.config.block_size, idx.shape
     out = torch.cat([idx, idx.new_zeros(B, n_new)], 1)
@@ -109,6 +112,8 @@ def generate(model, idx, n_new, temperature=1.0, top_k=0, top_p=1.0, generator=N
         new = out[:, start + cache.lengths[0] : end] if cache else out[:, start:end]
         h = model.hidden(new, cache)[:, -1]  # (B, C)
         out[:, end] = draw(model.head(h), generator, temperature, top_k, top_p)
+        if watch:
+            watch(out[:, : end + 1])
         if eos is not None:
             out[ended, end] = eos
             ended |= out[:, end] == eos
@@ -181,12 +186,15 @@ def verify(drafts, p, q, generator):
 
 
 @torch.no_grad()
-def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, top_p=1.0, generator=None, eos=None):
+def speculate(
+    target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, top_p=1.0, generator=None, eos=None, watch=None
+):
     """(B, T) int64 -> (B, T + n_new) with exactly the law of generate(target, ...), and Counts.
 
     The drafter guesses gamma tokens; one call of the target judges them all; the first refused one is drawn anew, and
     if none is, the target's next token comes for free. q is what the draft was sampled from, after the same
     temperature, top_k and top_p. After an eos a row is filled with eos. Raises UserError past a model's context.
+    watch(x, drafts) is called after every round, with the first row's tokens so far and the drafts that it judged.
     """
     (B, T), end, settings = idx.shape, idx.size(1) + n_new, (temperature, top_k, top_p)
     x = torch.cat([idx, idx.new_zeros(B, n_new)], 1)
@@ -208,6 +216,8 @@ def speculate(target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, to
         token.cpu()  # waits for the device
         counts.add(rows, n, n_accepted, g, drafted - began, time.perf_counter() - drafted)
         n = n + n_accepted + 1
+        if watch:
+            watch(x[:1, : n[0]], drafts)
         for cache in caches:  # the last token is new, and what was refused before it is gone
             cache.forget_after(n - 1)
         done = n >= end
@@ -359,7 +369,9 @@ def draw_samples(model, template, cfg, steps, noise, watch=None, eos=None):
         xt = template.masked_fill(template < 0, model.mask_id)
         return unmask(model, xt, steps, cfg.sampler or DEFAULTS["sampler"], cfg.temperature, cfg.top_p, noise, watch)
     known = known_text(template)
-    return generate(model, known, template.size(1) - known.size(1), cfg.temperature, cfg.top_k, cfg.top_p, noise, eos)
+    return generate(
+        model, known, template.size(1) - known.size(1), cfg.temperature, cfg.top_k, cfg.top_p, noise, eos, watch
+    )
 
 
 def settled(cfg, checkpoint, **changes):

@@ -277,6 +277,16 @@ def tiny_shakespeare(folder, input=""):
     return as_text(content, path)
 
 
+def read_text(text):
+    """'FILE:path' -> the file's text; anything else is the text itself."""
+    if not text.startswith("FILE:"):
+        return text
+    if not os.path.isfile(text[5:]):
+        raise UserError(f"{text[5:]} is not a file.")
+    with open(text[5:], "rb") as f:
+        return as_text(f.read(), text[5:])
+
+
 def as_text(content, where):
     """bytes -> str. Raises UserError if they are not UTF-8."""
     try:

@@ -1,5 +1,5 @@
 """
-What distill.py refuses before any work: knobs that do not go together, a teacher and a text that do not.
+What distill.py and sample.py refuse before any work: knobs that do not go together, a teacher and a text that do not.
 """
 
 import os
@@ -52,3 +52,18 @@ def refuse_unfit(cfg, corpus, T, meta):
         raise UserError(f"{cfg.dataset} has parts that are shorter than a context of {T}. Use a longer text.")
     if cfg.method == "sdtt" and cfg.sampler == "spread" and cfg.orig_steps > T:
         raise UserError(f"orig_steps is {cfg.orig_steps}, but there are {T} tokens to reveal. Use {T} or fewer.")
+
+
+def refuse_odd_sampling(cfg, paths):
+    if cfg.save and (len(paths) > 1 or cfg.prompt or cfg.infill or cfg.draft or cfg.trace or cfg.html):
+        raise UserError("--save takes one --ckpt and --prefix, not --prompt, --infill, --draft, --trace or --html.")
+    if not cfg.save and (cfg.prefix or cfg.continuations > 1 or cfg.dataset):
+        raise UserError("--prefix, --continuations and --dataset are for samples that --save writes. Use --prompt.")
+    if cfg.export and len(paths) > 1:
+        raise UserError("--export saves one model: give one --ckpt.")
+    if "WORLD_SIZE" in os.environ and not cfg.save:
+        raise UserError("torchrun shares the work of --save=FILE.jsonl only. Run it as: python sample.py ...")
+    if cfg.html and cfg.trace:
+        raise UserError("--trace shows in a terminal what --html shows on a page. Give one of them.")
+    if cfg.frontier and not cfg.html:
+        raise UserError("--frontier is plotted on the page. Give --html=FILE too.")

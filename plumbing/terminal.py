@@ -52,12 +52,12 @@ def side_by_side(texts, width):
 
 
 def print_samples(paths, drawn):
-    """[(texts, how long they took), ...], one for each path: the texts of several models side by side."""
+    """[(texts, how long they took, ...), ...], one for each path: the texts of several models side by side."""
     width = max((shutil.get_terminal_size((120, 24)).columns + 3) // len(paths) - 3, 20)
-    for i, texts in enumerate(zip(*(texts for texts, _ in drawn), strict=True)):
+    for i, texts in enumerate(zip(*(texts for texts, *_ in drawn), strict=True)):
         print(f"{'-' * 40} sample {i + 1}")
         titled = [f"{path}\n\n{text}" for path, text in zip(paths, texts, strict=True)]
         print(texts[0] if len(paths) == 1 else side_by_side(titled, width))
     print("-" * 40)
-    for path, (_, took) in zip(paths, drawn, strict=True):
+    for path, (_, took, *_) in zip(paths, drawn, strict=True):
         print(took if len(paths) == 1 else f"{path}: {took}")

@@ -215,6 +215,10 @@ def test_sampling_mistakes(out, refused):
     assert "draft_steps is 0" in refuse("ar", "--draft=lookup", "--draft_steps=0")
     assert "more than the context of 32" in refuse("ar", "--draft=lookup", "--length=40")
     assert "several" in refuse("d", "--trace=True", f"--ckpt={out}/d/ckpt.pt,{out}/d/ckpt.pt")
+    assert "--html=FILE" in refuse("d", "--frontier=eval.json")
+    assert "one of them" in refuse("d", "--html=page.html", "--trace=True")
+    assert "diffusion model" in refuse("d", "--html=page.html", "--draft=lookup")
+    assert "no frontier" in refuse("d", "--html=page.html", "--frontier=none.json")
     assert "There is no checkpoint" in refuse("none")
 
 

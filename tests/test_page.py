@@ -1,0 +1,204 @@
+"""
+python -m pytest tests/test_page.py          the page of sample.py --html, in a real browser without a window
+"""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import types
+
+import pytest
+import torch
+from conftest import tiny_model
+
+import data
+import sample as S
+from model import unmask
+from plumbing import page
+from plumbing.checkpoints import save_checkpoint
+from plumbing.randomness import seeded
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+EVIL = ["</script>", "<img src=x onerror=evil()>", "<!--", "&amp;", "DATA", "$&", "\n", "a", " b", "\u2028", "é", "\\"]
+META = {"tokenizer": "char", "vocab_size": len(EVIL), "itos": EVIL}
+POINTS = [
+    {"model": model, "steps": steps, "temperature": t, "genppl": 40.0 * t / steps, "entropy": 3 + t}
+    for model in ("<b>teacher</b>", "student")
+    for steps in (1, 2)
+    for t in (1.0, 0.9, 0.8)
+]
+POINTS.append({"model": "real text", "steps": None, "genppl": 20.0, "entropy": 3.9})
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """-> the path of a page of a GPT, the same with a drafter, and a diffusion model; {name: sampled text}."""
+    folder = tmp_path_factory.mktemp("page")
+    paths = [str(folder / f"{name}.pt") for name in ("gpt", "diffusion")]
+    for path, causal in zip(paths, (True, False), strict=True):
+        model = tiny_model(V=len(EVIL), causal=causal, block_size=64)
+        config = {"dataset": "none", "sampler": "spread"}
+        saved = {"model_config": vars(model.config), "model": model.state_dict(), "ema": None, "config": config}
+        save_checkpoint(path, saved | {"meta": META, "step": 1, "made_for": None})
+    (folder / "eval.json").write_text(json.dumps({"frontier": POINTS}))
+    drawn = {}
+    own = dict(ckpt=",".join(paths), html=str(folder / "page.html"), frontier=str(folder / "eval.json"), device="cpu")
+    own |= dict(draft=paths[0], gamma=3, steps=4, prompt="aé", temperature=1.5)
+
+    def remember(names, samples):
+        drawn.update({name: texts[0] for name, (texts, *_) in zip(names, samples, strict=True)})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(S, "print_samples", remember)
+        S.main(types.SimpleNamespace(**{**vars(S.cfg), **own}))
+    assert [len(name.split(" --draft=")) for name in drawn] == [1, 2, 1]
+    return own["html"], drawn
+
+
+@pytest.fixture(scope="module")
+def in_browser(told, tmp_path_factory):
+    """in_browser(script): what `report` holds when a script appended to the page has run."""
+    if CHROMIUM is None:
+        assert not os.environ.get("NEEDS_BROWSER"), "NEEDS_BROWSER is set, but there is no chromium"
+        pytest.skip("needs chromium")
+    with open(told[0], encoding="utf-8") as f:
+        whole = f.read()
+
+    def call(script):
+        copy = tmp_path_factory.mktemp("copy") / "page.html"
+        test = f"""<pre id=report></pre><script>
+            // a page that nobody sees is given hardly any frames
+            window.requestAnimationFrame = draw => setTimeout(() => draw(performance.now()), 16);
+            const frame = () => new Promise(done => setTimeout(done, 100)), report = {{}};
+            const press = (key, at = document.body) =>
+                at.dispatchEvent(new KeyboardEvent("keydown", {{key, bubbles: true}}));
+            const visible = run => run.nodes.filter(([, n]) => n.tagName === "SPAN" && !n.classList.contains("todo"))
+                .map(([, n]) => n.textContent).join("");
+            (async () => {{ {script}
+              $("report").textContent = JSON.stringify(report) }})()</script>"""
+        copy.write_text(whole + test, encoding="utf-8")
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={copy.parent}/profile"]
+        command += ["--enable-logging=stderr", "--virtual-time-budget=20000", "--window-size=1200,900", "--dump-dom"]
+        ran = subprocess.run([*command, copy.as_uri()], capture_output=True, text=True, timeout=120, encoding="utf-8")
+        assert ":CONSOLE" not in ran.stderr, ran.stderr
+        found = re.search(r'<pre id="report">(.*?)</pre>', ran.stdout, re.S)
+        assert found and found[1], ran.stdout[-2000:] + ran.stderr
+        return json.loads(html.unescape(found[1]))
+
+    return call
+
+
+def test_the_page_shows_the_sampled_text_and_executes_none_of_it(told, in_browser):
+    path, drawn = told
+    r = in_browser("""
+        go(end);
+        report.names = [...document.querySelectorAll("h2")].map(h => h.textContent);
+        report.texts = runs.map(visible);
+        report.dom = [...document.querySelectorAll(".text")].map(t => { const c = t.cloneNode(true);
+            c.querySelectorAll("del").forEach(d => d.remove()); return c.textContent });
+        report.images = document.images.length;
+        report.legend = $("plot").textContent.includes("<b>teacher</b>") && !document.querySelector("b");
+        report.foreign = [...document.querySelectorAll("[src],[href]")].length""")
+    assert r["names"][: len(drawn)] == list(drawn) and r["texts"] == r["dom"] == list(drawn.values())
+    assert all(any(evil in text for text in r["texts"]) for evil in EVIL) and all(
+        t.startswith("aé") for t in r["texts"]
+    )
+    assert r["images"] == r["foreign"] == 0 and r["legend"]
+    assert os.path.getsize(path) < 100_000
+    with open(path, encoding="utf-8") as f:
+        assert set(re.findall(r"\w+://[\w./]+", f.read())) == {"http://www.w3.org/2000/svg"}  # a name, not a request
+
+
+def test_play_pause_step_slider_and_keyboard(in_browser):
+    r = in_browser("""
+        report.playing = [playing]; press(" "); report.playing.push(playing);
+        press("Home"); report.start = [now, runs.map(visible)];
+        $("step").click(); report.step = [now, runs.map(run => run.shown)]; press("ArrowRight"); report.two = now;
+        press("ArrowLeft"); report.back = now; $("back").click(); report.zero = now;
+        press("End"); report.end = [now, $("time").value, runs.map(run => run.shown)];
+        $("time").value = moments[2]; $("time").dispatchEvent(new Event("input"));
+        report.slid = [now, $("clock").textContent];
+        $("slow").value = 1000; $("slow").focus(); press(" ", $("slow")); report.own = playing; press("+"); press("-");
+        report.slow = $("slow").value;
+        const before = now; $("play").click(); report.label = $("play").textContent;
+        for (let i = 0; i < 60 && now === before; i++) await frame();
+        $("play").click(); report.moved = now > before && now < end;
+        const paused = now; await frame(); report.still = now === paused;
+        $("slow").value = 1; $("play").click(); for (let i = 0; i < 60 && playing; i++) await frame();
+        report.finished = [playing, now === end, $("play").textContent];
+        press("n"); press("r"); report.classes = document.body.className;
+        report.end_ms = end; report.moments = moments""")
+    assert r["playing"] == [True, False] and r["start"] == [0, ["aé"] * 3]
+    first, second = r["moments"][1:3]
+    assert r["step"][0] == first > 0 and sorted(r["step"][1]) == [0, 0, 1]
+    assert r["two"] == second and r["back"] == first and r["zero"] == 0
+    assert r["end"][0] == float(r["end"][1]) == r["end_ms"] and r["end"][2][0] == 62 and r["end"][2][2] == 4
+    assert r["slid"] == [second, f"{second:.1f} of {r['end_ms']:.1f} ms"]
+    assert not r["own"] and r["slow"] == "500" and r["label"] == "Pause" and r["moved"] and r["still"]
+    assert r["finished"] == [False, True, "Play"] and r["classes"] == "numbers"
+
+
+def test_every_token_says_which_call_wrote_it_and_which_were_drafted(in_browser):
+    r = in_browser("""
+        report.runs = runs.map(({ calls, drafts, ms }) => ({ calls, drafts, ms }));
+        const nodes = f => runs.map(run => run.nodes.map(([, n]) => n).filter(f));
+        report.seen = nodes(n => n.tagName === "SPAN").map(all => all.map(n => n.dataset.call ?? "0"));
+        report.drafted = nodes(n => n.classList.contains("accepted")).map(all => all.length);
+        report.refused = nodes(n => n.tagName === "DEL").map(all => all.length);
+        report.colours = new Set(runs[2].nodes.map(([, n]) => n.style.background).filter(Boolean)).size;
+        go(end); report.status = runs[1].status.textContent;
+        toggle("refused"); report.hidden = [...document.querySelectorAll(".text del")].every(d => !d.offsetWidth)""")
+    gpt, drafted, diffusion = r["runs"]
+    assert r["seen"] == [[str(k) for k in run["calls"]] for run in r["runs"]]
+    assert gpt["calls"] == [0, 0, *range(1, 63)] and sorted(set(diffusion["calls"])) == [0, 1, 2, 3, 4]
+    assert r["colours"] == 4 and all(run["ms"] == sorted(run["ms"]) and run["ms"][0] > 0 for run in r["runs"])
+    accepted = sum(a for a, _ in drafted["drafts"].values())
+    assert accepted + len(drafted["ms"]) == 62  # a round writes what it accepts, and a token of its own
+    assert r["drafted"] == [0, accepted, 0] and accepted > 0  # its own drafter: all of them
+    assert r["refused"] == [0, sum(bool(rest) for _, rest in drafted["drafts"].values()), 0] and r["hidden"]
+    assert f"drafts: {accepted} accepted, {r['refused'][1]} refused" in r["status"]
+
+
+def test_a_narrow_screen_has_one_column_and_no_sideways_scrolling(told, in_browser):
+    with open(told[0], encoding="utf-8") as f:
+        page = json.dumps(f.read()).replace("<", "\\u003c")
+    r = in_browser(f"""
+        for (const width of [320, 1100]) {{
+            const inner = make("iframe", document.body, {{ style: `width: ${{width}}px; height: 800px; border: 0` }});
+            inner.srcdoc = {page};
+            await new Promise(done => inner.onload = done);
+            const root = inner.contentDocument.documentElement;
+            const left = [...root.querySelectorAll("article")].map(card => card.offsetLeft);
+            report[width] = [root.scrollWidth - root.clientWidth, new Set(left).size];
+        }}""")
+    assert r == {"320": [0, 1], "1100": [0, 3]}
+
+
+def test_tokens_that_share_a_character_are_joined():
+    text = "a\u4e16é!"
+    pieces = page.pieces_of(list(text.encode()), lambda ids: bytes(ids).decode(errors="replace"))
+    assert pieces == ["a", "", "", "\u4e16", "", "é", "!"]
+    assert page.pieces_of([195], lambda ids: bytes(ids).decode(errors="replace")) == ["\N{REPLACEMENT CHARACTER}"]
+
+
+def test_what_was_seen_of_a_diffusion_model_is_when_its_tokens_came():
+    model, events = tiny_model(V=7), []
+    watch, blank = page.recorder(events), torch.full((1, 12), -1)
+    blank[0, 5] = 3
+    watch(blank)
+    xt = blank.masked_fill(blank < 0, model.mask_id)
+    x = unmask(model, xt, 4, "spread", generator=seeded(1), watch=watch)
+    run = page.run_of(x[0].tolist(), events, lambda ids: "".join(map(str, ids)), model.mask_id)
+    assert run["calls"][5] == 0 and "".join(run["pieces"]) == "".join(map(str, x[0].tolist()))
+    for k, (_, seen, _) in enumerate(events[1:], 1):
+        assert [c <= k for c in run["calls"]] == [token != model.mask_id for token in seen]
+    assert run["drafts"] == {} and run["masks"] and len(run["ms"]) == 4
+
+
+def test_a_page_without_its_plot_is_refused_before_sampling(tmp_path, refused):
+    assert "none.json holds no frontier" in refused(page.frontier_of, "none.json")
+    data.atomic_write(tmp_path / "e.json", b'{"rows": []}')
+    assert "eval.py --what=frontier" in refused(page.frontier_of, str(tmp_path / "e.json"))
