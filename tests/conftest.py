@@ -11,6 +11,7 @@ import train
 from configurator import UserError
 from drafters import new_model
 from model import GPTConfig
+from plumbing.checkpoints import save_checkpoint
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = dict(block_size=16, n_layer=2, n_head=2, n_embd=16, batch_size=4, warmup_iters=2, eval_iters=2, device="cpu")
@@ -24,6 +25,15 @@ def tiny_model(V=7, seed=0, **kw):
         if p.dim() == 2:
             p.data.mul_(12)
     return model.eval()
+
+
+def save_tiny(path, itos, **kw):
+    """Writes the checkpoint of a tiny_model whose tokens are these pieces of text -> the model."""
+    model = tiny_model(V=len(itos), **kw)
+    saved = {"model_config": vars(model.config), "model": model.state_dict(), "ema": None, "step": 1, "made_for": None}
+    meta = {"tokenizer": "char", "vocab_size": len(itos), "itos": itos}
+    save_checkpoint(path, saved | {"config": {"dataset": "none"}, "meta": meta})
+    return model
 
 
 def run(*args, ok=True, cwd=ROOT, env=None):

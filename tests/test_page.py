@@ -12,18 +12,16 @@ import types
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import save_tiny, tiny_model
 
 import data
 import sample as S
 from model import unmask
 from plumbing import page
-from plumbing.checkpoints import save_checkpoint
 from plumbing.randomness import seeded
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = ["</script>", "<img src=x onerror=evil()>", "<!--", "&amp;", "DATA", "$&", "\n", "a", " b", "\u2028", "é", "\\"]
-META = {"tokenizer": "char", "vocab_size": len(EVIL), "itos": EVIL}
 POINTS = [
     {"model": model, "steps": steps, "temperature": t, "genppl": 40.0 * t / steps, "entropy": 3 + t}
     for model in ("<b>teacher</b>", "student")
@@ -39,10 +37,7 @@ def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     paths = [str(folder / f"{name}.pt") for name in ("gpt", "diffusion")]
     for path, causal in zip(paths, (True, False), strict=True):
-        model = tiny_model(V=len(EVIL), causal=causal, block_size=64)
-        config = {"dataset": "none", "sampler": "spread"}
-        saved = {"model_config": vars(model.config), "model": model.state_dict(), "ema": None, "config": config}
-        save_checkpoint(path, saved | {"meta": META, "step": 1, "made_for": None})
+        save_tiny(path, EVIL, causal=causal, block_size=64)
     (folder / "eval.json").write_text(json.dumps({"frontier": POINTS}))
     drawn = {}
     own = dict(ckpt=",".join(paths), html=str(folder / "page.html"), frontier=str(folder / "eval.json"), device="cpu")
