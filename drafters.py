@@ -15,6 +15,7 @@ from configurator import UserError, choose, print_once, save_config
 from model import GPT, Block, config_of, draw_from, probabilities
 from plumbing.checkpoints import load_checkpoint, load_weights
 from plumbing.hardware import compile_trunk, pick_device
+from plumbing.huggingface import HuggingFaceModel
 from plumbing.ngram_files import read_counts, write_counts
 from plumbing.runs import refuse_used
 
@@ -251,6 +252,10 @@ class Diffusion:
 # loading
 
 
+class HuggingFace(HuggingFaceModel, GPT):
+    """A model that runs through transformers, with the head and the losses of a GPT."""
+
+
 def new_model(config):
     """GPTConfig -> a GPT of the blocks that its arch names."""
     return GPT(config, {"gpt": Block, "lstm": LSTMBlock, "cnn": ConvBlock}[config.arch])
@@ -259,11 +264,20 @@ def new_model(config):
 def load_model(path, device="cpu", attention="sdpa"):
     """-> GPT in eval mode with the averaged weights where there are any, and the checkpoint's dict without weights."""
     checkpoint = load_checkpoint(path)
-    model = new_model(config_of(checkpoint, path, attention=attention))  # not the one it was trained with
+    if checkpoint["model_config"].get("arch", "").startswith("hf:"):
+        model = HuggingFace(checkpoint["model_config"], attention)
+    else:
+        model = new_model(config_of(checkpoint, path, attention=attention))  # not the one it was trained with
     weights, averaged = checkpoint.pop("model"), checkpoint.pop("ema")
     checkpoint = {k: v for k, v in checkpoint.items() if not k.startswith("optimizer")}
-    load_weights(model, weights | (averaged or {}))  # buffers have no average
+    if weights:  # hf: has loaded its own
+        load_weights(model, weights | (averaged or {}))  # buffers have no average
     return model.to(device).eval(), checkpoint
+
+
+def widen(model, cfg):
+    """A longer --length is a longer context, where that is what we limit (HuggingFaceConfig.longest)."""
+    model.config.block_size = max(model.config.block_size, min(cfg.length, getattr(model.config, "longest", 0)))
 
 
 def load_to_sample(path, cfg):
@@ -273,6 +287,7 @@ def load_to_sample(path, cfg):
     """
     device, autocast, note = pick_device(cfg.device, cfg.dtype)
     model, checkpoint = load_model(path, device, cfg.attention)
+    widen(model, cfg)
     if model.config.causal and device.type == "cpu":
         autocast, note = contextlib.nullcontext(), note.rpartition(", ")[0] + ", float32"
     if cfg.compile == "on":
@@ -291,6 +306,9 @@ def load_drafter(path, target, meta, cfg):
     else:
         drafter, checkpoint = load_model(path, target.wte.weight.device, cfg.attention)
         its_meta = checkpoint["meta"]
+        widen(drafter, cfg)
+        if isinstance(drafter, HuggingFace):  # the same tokens, but perhaps padded to other rows of the head
+            drafter.config.vocab_size, its_meta = meta["vocab_size"], its_meta | {"vocab_size": meta["vocab_size"]}
         if drafter.config.block_size < (cfg.length or target.config.block_size):
             raise UserError(f"The text is longer than {path}'s context: use --length={drafter.config.block_size}.")
         if not drafter.config.causal:

@@ -105,7 +105,8 @@ def make_template(cfg, model, meta):
         for part in parts[1:]:
             ids += [-1] + encode(part)
         return torch.tensor([ids])
-    ids = encode(data.read_text(cfg.prompt)) if cfg.prompt else [data.start_token(meta)] * model.config.causal
+    start = [data.start_token(meta)] * model.config.causal
+    ids = data.encode_prompt(meta, data.read_text(cfg.prompt)) if cfg.prompt else start
     if len(ids) >= size:
         raise UserError(f"The prompt has {len(ids)} tokens and leaves no room in {size}. Use --length={len(ids) + 64}.")
     return torch.tensor([ids + [-1] * (size - len(ids))])

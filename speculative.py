@@ -90,6 +90,13 @@ class LayerCache:
         return past.masked_fill((where < 0)[..., None], 0)
 
 
+def empty_cache(model, batch_size):
+    """-> a KVCache, or the model's own kind of it."""
+    if hasattr(model, "new_cache"):
+        return model.new_cache(batch_size)
+    return KVCache(model.config, batch_size, model.wte.weight.device, model.wte.weight.dtype)
+
+
 @torch.no_grad()
 def generate(
     model, idx, n_new, temperature=1.0, top_k=0, top_p=1.0, generator=None, eos=None, watch=None, use_cache=True
@@ -102,7 +109,7 @@ def generate(
     """
     size, (B, T) = model.config.block_size, idx.shape
     out = torch.cat([idx, idx.new_zeros(B, n_new)], 1)
-    cache = KVCache(model.config, B, idx.device, model.wte.weight.dtype) if use_cache else None
+    cache = empty_cache(model, B) if use_cache else None
     ended, start = torch.zeros(B, dtype=torch.bool, device=idx.device), 0
     for end in range(T, T + n_new):
         if end - start > size:  # the window is full
@@ -198,7 +205,7 @@ def speculate(
     """
     (B, T), end, settings = idx.shape, idx.size(1) + n_new, (temperature, top_k, top_p)
     x = torch.cat([idx, idx.new_zeros(B, n_new)], 1)
-    target_cache, draft_cache = (new_cache(m, B, end, idx.device) for m in (target, drafter))
+    target_cache, draft_cache = (new_cache(m, B, end) for m in (target, drafter))
     caches = [cache for cache in (target_cache, draft_cache) if cache]
     # x, n (how many tokens each has) and the caches are of the rows that are not done; `rows` says which these are
     out, n, rows = x.clone(), torch.full((B,), T, device=idx.device), torch.arange(B, device=idx.device)
@@ -232,7 +239,7 @@ def speculate(
     return out, counts
 
 
-def new_cache(model, batch_size, length, device):
+def new_cache(model, batch_size, length):
     """-> an empty KVCache, or None for a drafter that has no layers. Raises UserError if the text will not fit."""
     if not isinstance(model, GPT):
         return None
@@ -241,7 +248,7 @@ def new_cache(model, batch_size, length, device):
             f"{length} tokens are more than the context of {model.config.block_size}, past which nothing is drafted. "
             "Use a smaller --length."
         )
-    return KVCache(model.config, batch_size, device, model.wte.weight.dtype)
+    return empty_cache(model, batch_size)
 
 
 def fill_after_eos(x, T, n, eos):

@@ -5,6 +5,7 @@ Datasets: data/<name>/prepare.py writes train.bin, val.bin (token ids) and meta.
 import collections
 import contextlib
 import difflib
+import functools
 import hashlib
 import http.client
 import json
@@ -16,11 +17,12 @@ import urllib.request
 import numpy as np
 import torch
 
-from configurator import UserError
+from configurator import UserError, first_line
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257, "eot": 50256}
+GPT2_PIECES = "08f8f6dd8cd5c8a2"  # what pieces_of says of GPT-2's vocabulary
 VOCABULARY = ("tokenizer", "vocab_size", "itos", "transition")  # what of a meta tells what its token ids mean
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -43,6 +45,8 @@ def load(dataset):
 
 def load_meta(dataset, *others):
     """A name under data/, or a folder -> the folder, its meta. Raises UserError unless it holds the others as well."""
+    if not dataset:
+        raise UserError("This model does not say which text it learned. Name one: --dataset=NAME")
     folder = dataset if os.path.isdir(dataset) else os.path.join(os.path.dirname(__file__), dataset)
     for name in ("meta.json", *others):
         if not os.path.exists(os.path.join(folder, name)):
@@ -85,6 +89,12 @@ def encoder(meta):
     if meta["tokenizer"] == "gpt2":
         bpe = gpt2()
         return (lambda text: bpe.encode(text, allowed_special={"<|endoftext|>"})), bpe.decode
+    if meta["tokenizer"].startswith("hf:"):
+        tokenizer = hf_tokenizer(meta["tokenizer"][3:])
+        # an id past the last token is a row of the head that only pads it
+        return functools.partial(tokenizer.encode, add_special_tokens=False), lambda ids: tokenizer.decode(
+            [i for i in ids if i < len(tokenizer)], skip_special_tokens=True
+        )
     itos = meta["itos"]  # characters, and perhaps longer pieces: the longest that fits is taken
     stoi = {piece: i for i, piece in enumerate(itos)}
     longest_first = re.compile("|".join(re.escape(piece) for piece in sorted(itos, key=len, reverse=True)))
@@ -101,13 +111,20 @@ def encoder(meta):
 
 
 def same_vocabulary(a, b):
-    """Two metas: do their token ids mean the same?"""
+    """Two metas: do their token ids mean the same? What the pieces of a tokenizer are says more than its name."""
+    if "pieces" in a and "pieces" in b:
+        return (a["pieces"], a["vocab_size"]) == (b["pieces"], b["vocab_size"])
     return all(a.get(k) == b.get(k) for k in VOCABULARY)
 
 
 def start_token(meta):
     """What an autoregressive model starts from when there is no prompt: end-of-text, or the first character."""
-    return meta.get("eot", 0)
+    return meta.get("start", meta.get("eot", 0))
+
+
+def encode_prompt(meta, text):
+    """-> the ids that a text begins with: those of encoder, and what a tokenizer of transformers puts around them."""
+    return hf_tokenizer(meta["tokenizer"][3:]).encode(text) if "pieces" in meta else encoder(meta)[0](text)
 
 
 def gpt2():
@@ -121,6 +138,53 @@ def gpt2():
             f"Could not download the GPT-2 vocabulary ({str(error)[:80]}...). Run once with a network, or set "
             "TIKTOKEN_CACHE_DIR to a folder that holds it."
         ) from None
+
+
+def from_hub(kind, name, **how):
+    """What transformers.KIND finds of a model NAME or folder: configuration, tokenizer or weights; safetensors only.
+
+    Raises UserError if the package or the model is missing. No code of a model is ever executed.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(
+            "hf: needs a package that is missing. Install it with: pip install 'transformers>=5.24,<6'"
+        ) from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        return getattr(transformers, kind).from_pretrained(name, trust_remote_code=False, **how)
+    except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
+        hint = "A checkpoint or an exported folder of this project is read without hf:, one on a hub as hub:OWNER/NAME."
+        raise UserError(f"hf:{name} cannot be loaded ({first_line(error)}). {hint}") from None
+
+
+@functools.lru_cache  # an encoder is made often
+def hf_tokenizer(name):
+    return from_hub("AutoTokenizer", name)
+
+
+def pieces_of(vocabulary):
+    """{piece: id} -> a short hash of what each id means."""
+    pairs = sorted((i, piece) for piece, i in vocabulary.items())
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+
+
+def hf_meta(name):
+    """A model NAME of a hub, or its folder -> the meta of its vocabulary; GPT-2's is the same as ours.
+
+    vocab_size is the rows of the head: often some more than there are tokens, which pad it.
+    """
+    tokenizer, config = hf_tokenizer(name), from_hub("AutoConfig", name)
+    pieces, rows = pieces_of(tokenizer.get_vocab()), config.get_text_config(decoder=True).vocab_size
+    if (pieces, rows) == (GPT2_PIECES, GPT2_META["vocab_size"]):
+        return GPT2_META
+    meta = {"tokenizer": f"hf:{name}", "vocab_size": rows, "pieces": pieces}
+    ends = {"eot": tokenizer.eos_token_id, "start": tokenizer.bos_token_id}
+    if config.is_encoder_decoder:
+        ends |= {"start": config.decoder_start_token_id, "pad": config.pad_token_id}
+    return meta | {k: i for k, i in ends.items() if i is not None}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

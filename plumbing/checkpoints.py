@@ -9,6 +9,7 @@ import torch
 
 from configurator import UserError, first_line
 from data import replacing
+from plumbing import huggingface
 from plumbing.published import hub_address, load_published
 
 
@@ -27,6 +28,8 @@ def load_checkpoint(path):
 
     Runs no code from the file. Raises UserError if it is missing or damaged.
     """
+    if str(path).startswith("hf:"):
+        return huggingface.about(path)
     if os.path.isdir(path) or hub_address(path):
         return load_published(path)
     if not os.path.isfile(path):
@@ -82,7 +85,7 @@ def how_to_train(folder):
                 return f"Make it with: python {script} config/{os.path.basename(config)}"
     return (
         "Train one, for example with: make demo; or give a published name, such as gpt2, gpt2-xl, mdlm-owt, "
-        "sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:large or hub:OWNER/NAME."
+        "sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:large, hub:OWNER/NAME, or any other model as hf:OWNER/NAME."
     )
 
 

@@ -1,0 +1,206 @@
+"""
+python -m pytest tests/test_huggingface.py          models that run through transformers: as exact as our own
+"""
+
+import json
+import sys
+import types
+
+import pytest
+import torch
+import transformers
+from conftest import run, tiny_model
+from test_speculative import Paths, distance, target_law
+
+import data
+import eval
+from drafters import Lookup, NGram, load_drafter, load_model
+from plumbing.published import save_published
+from plumbing.randomness import seeded
+from speculative import generate, speculate
+
+WORDS = ["<pad>", "</s>", "<unk>", "a", "b", "c", "d", "e", "f"]
+
+
+def tokenizer(words, seq2seq):
+    """A tokenizer of whole words that ends a source with </s>, as T5's does."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if seq2seq:
+        made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def make(kind, folder, seed, V=12, words=WORDS, **kw):
+    """Saves a tiny random model of V logits, whose predictions are far from uniform, and its tokenizer -> hf:folder."""
+    torch.manual_seed(seed)
+    if kind == "t5":
+        shape = dict(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
+        config = transformers.T5Config(vocab_size=V, feed_forward_proj="gated-gelu", **shape | kw)
+        model = transformers.T5ForConditionalGeneration(config)
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(V, 16) / 4)  # untied, as FLAN-T5's
+    else:
+        shape = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4)
+        shape |= dict(num_key_value_heads=2, max_position_embeddings=48)  # grouped heads
+        classes = {"llama": "Llama", "mistral": "Mistral", "qwen": "Qwen2", "gemma": "Gemma2", "cohere": "Cohere"}
+        config = getattr(transformers, f"{classes[kind]}Config")(vocab_size=V, **shape | kw)
+        model = getattr(transformers, f"{classes[kind]}ForCausalLM")(config)
+        for p in model.parameters():
+            if p.dim() == 2:
+                p.data.mul_(15)
+    model.save_pretrained(folder)
+    tokenizer(words, kind == "t5").save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """name -> hf:folder: two of each kind, the second the drafter of the first."""
+    root = tmp_path_factory.mktemp("hf")
+    return {f"{kind} {i}": make(kind, root / f"{kind}_{i}", i) for kind in ("llama", "t5") for i in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The same with three logits, for enumeration."""
+    root = tmp_path_factory.mktemp("hf3")
+    names = [(kind, i) for kind in ("llama", "t5") for i in (1, 2)]
+    return {f"{kind} {i}": make(kind, root / f"{kind}_{i}", i, V=3, words=WORDS[:3]) for kind, i in names}
+
+
+def loaded(path, source=0):
+    model, checkpoint = load_model(path)
+    model.source = source
+    return model, checkpoint["meta"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_greedy_text_is_what_transformers_itself_generates(kind, models):
+    """Token for token, in float64, where no rounding decides."""
+    source = 5 if kind == "t5" else 0
+    model, _ = loaded(models[f"{kind} 1"], source)
+    theirs_of = transformers.AutoModelForSeq2SeqLM if source else transformers.AutoModelForCausalLM
+    theirs = theirs_of.from_pretrained(models[f"{kind} 1"][3:], dtype=torch.float64)
+    x = torch.randint(3, 9, (3, 5), generator=seeded(0))
+    idx = torch.cat([x, torch.zeros(3, 1, dtype=torch.long)], 1) if source else x
+    got = generate(model.double(), idx, 12, temperature=0)[:, source:]
+    want = theirs.generate(x, do_sample=False, max_new_tokens=12, eos_token_id=-1, attention_mask=torch.ones_like(x))
+    assert torch.equal(got, want)
+    assert len(got[:, -12:].unique()) > 2  # it writes something
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_cached_states_are_those_without_a_cache_when_tokens_are_taken_back_from_rows(kind, models):
+    source = 4 if kind == "t5" else 0
+    model, _ = loaded(models[f"{kind} 1"], source)
+    x = torch.randint(1, 9, (3, 20), generator=seeded(1))
+    x[0, 2:4] = 0  # a short source, padded
+    whole, cache = model.double().hidden(x), model.new_cache(3)
+    close = {"atol": 1e-9, "rtol": 1e-9}
+    torch.testing.assert_close(model.hidden(x[:, :9], cache), whole[:, :9], **close)
+    cache.forget_after(torch.tensor([7, 7, 7]))  # all alike: one cache
+    torch.testing.assert_close(model.hidden(x[:, 7:12], cache), whole[:, 7:12], **close)
+    cache.forget_after(torch.tensor([11, 6, 9]))  # each row its own
+    rows = torch.stack([x[i, n : n + 4] for i, n in enumerate((11, 6, 9))])
+    want = torch.stack([whole[i, n : n + 4] for i, n in enumerate((11, 6, 9))])
+    torch.testing.assert_close(model.hidden(rows, cache), want, **close)
+    cache.keep(torch.tensor([True, False, True]))
+    assert cache.lengths == [15, 13]
+    cache.forget_after(torch.tensor([13, 13]))
+    torch.testing.assert_close(model.hidden(x[[0, 2], 13:], cache), whole[[0, 2], 13:], **close)
+
+
+def guesses(name, tiny, V=3):
+    if name == "ngram":
+        return NGram(3, V).fit(torch.randint(V, (200,), generator=seeded(4)).numpy())
+    if name == "lookup":
+        return Lookup(V)
+    if name in ("llama", "t5"):
+        return loaded(tiny[f"{name} 2"], 4 if name == "t5" else 0)[0]
+    return tiny_model(V=V, causal=True, seed=2, arch=name)
+
+
+ALL = ["ngram", "lookup", "gpt", "lstm", "llama"]
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 3])
+@pytest.mark.parametrize("name", ALL)
+def test_the_law_is_a_decoders_by_enumeration(name, gamma, tiny, monkeypatch):
+    target, _ = loaded(tiny["llama 1"])
+    guess, prompt, paths = guesses(name, tiny), [0, 1, 1, 0, 1], Paths(monkeypatch)
+    law = paths.law(lambda: tuple(speculate(target, guess, torch.tensor([prompt]), 3, gamma)[0][0].tolist()))
+    assert sum(law.values()) == pytest.approx(1)
+    assert distance(law, target_law(target, prompt, 3)) < 1e-5
+    assert max(law.values()) < 0.9  # a choice is left
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+def test_a_drafter_whose_head_is_padded_to_another_number_of_rows_drafts_for_the_targets(
+    rows, tiny, tmp_path, monkeypatch
+):
+    path = make("llama", tmp_path / "guess", 3, V=rows, words=WORDS[:2])
+    for folder in (tiny["llama 1"][3:], path[3:]):  # the same two tokens
+        tokenizer(WORDS[:2], False).save_pretrained(folder)
+    (target, meta), paths, cfg = loaded(tiny["llama 1"]), Paths(monkeypatch), types.SimpleNamespace(**vars(eval.cfg))
+    guess, prompt = load_drafter(path, target, meta, cfg), [0, 1, 1]
+    law = paths.law(lambda: tuple(speculate(target, guess, torch.tensor([prompt]), 3, 2)[0][0].tolist()))
+    assert distance(law, target_law(target, prompt, 3)) < 1e-5 and any(2 in x for x in law)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama"])
+@pytest.mark.parametrize("gamma", [1, 4])
+def test_greedy_text_of_a_batch_is_the_targets_own_whose_rows_accept_differently(kind, gamma, models):
+    target, guess = loaded(models[f"{kind} 1"])[0].double(), loaded(models[f"{kind} 2"])[0].double()
+    idx = torch.randint(3, 9, (5, 3), generator=seeded(0))
+    for drafter in (guess, target, Lookup(12)):
+        got, counts = speculate(target, drafter, idx, 20, gamma, temperature=0)
+        assert torch.equal(got, generate(target, idx, 20, temperature=0))
+        assert counts.accepted.sum() + counts.row_calls == 5 * 20
+
+
+def test_models_whose_cache_cannot_be_taken_back_and_heads_of_their_own_kind_are_refused(tmp_path, refused):
+    path = make("mistral", tmp_path / "mistral", 1, sliding_window=4)
+    assert f"{path} remembers by DynamicSlidingWindowLayer" in refused(load_model, path)
+    shape = dict(head_dim=8, layer_types=["full_attention"] * 2, final_logit_softcapping=1.0)
+    path = make("gemma", tmp_path / "gemma", 1, **shape)
+    assert f"{path} makes its logits in a way of its own" in refused(load_model, path)
+    load_model(make("qwen", tmp_path / "qwen", 1))
+    load_model(make("cohere", tmp_path / "cohere", 1, logit_scale=0.1))  # what scales logits scales hidden states
+
+
+def test_a_missing_package_or_model_is_one_clear_line_and_each_kind_of_name_names_the_other(
+    models, refused, monkeypatch, tmp_path
+):
+    assert "cannot be loaded" in refused(load_model, f"hf:{tmp_path / 'nothing'}")
+    assert "Did you mean hf:?" in refused(load_model, models["llama 1"][3:])
+    save_published(tmp_path / "own", tiny_model(), {"meta": {"tokenizer": "char"}, "config": {"dataset": "x"}})
+    assert "is read without hf:" in refused(load_model, f"hf:{tmp_path / 'own'}")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert "pip install 'transformers>=" in refused(load_model, models["llama 1"])
+
+
+def test_the_scripts_take_hf_as_target_drafter_and_judge(models, tmp_path):
+    target, guess = models["llama 1"], models["llama 2"]
+    out, _ = run("sample.py", f"--ckpt={target}", "--prompt=a b c a b", f"--draft={guess}", "--gamma=2", "--length=20")
+    assert "sample 4" in out and "a b c a b" in out and "alpha" in out
+    small = ["--num_samples=8", "--length=16", "--latency_batch=1", "--device=cpu"]
+    what = f"--out={tmp_path / 'eval'}", "--what=genppl,latency,acceptance", f"--dataset={words_dataset(tmp_path)}"
+    run("eval.py", f"--ckpt={target}", f"--judge={guess}", f"--draft={guess},lookup", *what, *small)
+    report = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert report["rows"][0]["genppl"] > 1 and report["latency"][0]["s_per_sample"] > 0
+    assert {row["drafter"] for row in report["drafters"]} == {guess, "lookup"}
+
+
+def words_dataset(folder):
+    """A folder with a text in the words of the tokenizer above."""
+    ids = torch.randint(3, 9, (2000,), generator=seeded(7)).numpy()
+    make("llama", folder / "words", 1)
+    data.write(str(folder / "data"), ids[:1500], ids[1500:], data.hf_meta(str(folder / "words")))
+    return folder / "data"
