@@ -85,7 +85,7 @@ def load_published(name):
         if model_config["vocab_size"] != meta["vocab_size"]:
             raise UserError(f"vocabulary of {model_config['vocab_size']}, not of {meta['vocab_size']}")
     except (UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        hint = " Did you mean hf:? It runs any model of transformers." if config.get("architectures") else ""
+        hint = " Did you mean hf:? It runs any model of transformers." if "architectures" in str(config) else ""
         raise UserError(f"{name} is no model that can be read here: {first_line(error)}.{hint}") from None
     about = {"model_config": model_config, "meta": meta, "config": {"dataset": dataset}, "step": 0, "val_loss": None}
     made_for = {"sampler": "ancestral"} if str(name).startswith("sdtt:") else config.get("made_for")
