@@ -175,9 +175,10 @@ class NGram:
 
     def save(self, path, meta):
         """To a readable file: what it is, then each m-gram with its count."""
-        names = ("n", "vocab_size", "smoothing", "discount", "alpha", "meta")
-        about = dict(zip(names, (self.n, self.V, self.smoothing, self.discount, self.alpha, meta), strict=True))
-        write_counts(path, about, [np.column_stack([c, self.grams(m)]) for m, c in enumerate(self.counts, 1)])
+        about = dict(n=self.n, vocab_size=self.V, smoothing=self.smoothing, discount=self.discount, alpha=self.alpha)
+        write_counts(
+            path, about | {"meta": meta}, [np.column_stack([c, self.grams(m)]) for m, c in enumerate(self.counts, 1)]
+        )
 
     @classmethod
     def load(cls, path):
@@ -268,16 +269,10 @@ def load_model(path, device="cpu", attention="sdpa"):
         model = HuggingFace(checkpoint["model_config"], attention)
     else:
         model = new_model(config_of(checkpoint, path, attention=attention))  # not the one it was trained with
-    weights, averaged = checkpoint.pop("model"), checkpoint.pop("ema")
-    checkpoint = {k: v for k, v in checkpoint.items() if not k.startswith("optimizer")}
-    if weights:  # hf: has loaded its own
-        load_weights(model, weights | (averaged or {}))  # buffers have no average
-    return model.to(device).eval(), checkpoint
-
-
-def widen(model, cfg):
-    """A longer --length is a longer context, where that is what we limit (HuggingFaceConfig.longest)."""
-    model.config.block_size = max(model.config.block_size, min(cfg.length, getattr(model.config, "longest", 0)))
+    weights, averaged = checkpoint["model"], checkpoint["ema"]
+    load_weights(model, weights and weights | (averaged or {}))  # buffers have no average
+    left = ("model", "ema", "optimizer", "optimizers")
+    return model.to(device).eval(), {k: v for k, v in checkpoint.items() if k not in left}
 
 
 def load_to_sample(path, cfg):
@@ -287,7 +282,6 @@ def load_to_sample(path, cfg):
     """
     device, autocast, note = pick_device(cfg.device, cfg.dtype)
     model, checkpoint = load_model(path, device, cfg.attention)
-    widen(model, cfg)
     if model.config.causal and device.type == "cpu":
         autocast, note = contextlib.nullcontext(), note.rpartition(", ")[0] + ", float32"
     if cfg.compile == "on":
@@ -306,13 +300,11 @@ def load_drafter(path, target, meta, cfg):
     else:
         drafter, checkpoint = load_model(path, target.wte.weight.device, cfg.attention)
         its_meta = checkpoint["meta"]
-        widen(drafter, cfg)
         if isinstance(drafter, HuggingFace):  # the same tokens, but perhaps padded to other rows of the head
             drafter.config.vocab_size, its_meta = meta["vocab_size"], its_meta | {"vocab_size": meta["vocab_size"]}
         if drafter.config.block_size < (cfg.length or target.config.block_size):
             raise UserError(f"The text is longer than {path}'s context: use --length={drafter.config.block_size}.")
-        if not drafter.config.causal:
-            drafter = Diffusion(drafter, cfg.draft_steps)
+        drafter = drafter if drafter.config.causal else Diffusion(drafter, cfg.draft_steps)
     if not data.same_vocabulary(meta, its_meta):
         raise UserError(f"The drafter {path} has another vocabulary than the target.")
     return drafter
@@ -322,11 +314,9 @@ def fit_ngram(cfg, tokens, corpus):
     """Counts the tokens and writes out_dir/ngram.txt."""
     refuse_used(cfg.out_dir)
     path = os.path.join(cfg.out_dir, "ngram.txt")
-    how = cfg.smoothing, cfg.ngram_discount, cfg.ngram_alpha
-    model = NGram(cfg.ngram_n, corpus.meta["vocab_size"], *how).fit(tokens)
-    x = data.blocks(corpus.val, 129, 200)
-    nats = -torch.cat([model(b[:, :-1]).gather(2, b[:, 1:, None]) for b in x.split(8)]).mean()
-    os.makedirs(cfg.out_dir, exist_ok=True)
-    save_config(cfg, cfg.out_dir)
+    V, how = corpus.meta["vocab_size"], (cfg.smoothing, cfg.ngram_discount, cfg.ngram_alpha)
+    model, val = NGram(cfg.ngram_n, V, *how).fit(tokens), data.blocks(corpus.val, 129, 200)
+    nats = -torch.cat([model(b[:, :-1]).gather(2, b[:, 1:, None]) for b in val.split(8)]).mean()
     model.save(path, corpus.meta)
+    save_config(cfg, cfg.out_dir)
     print_once(f"validation {nats:.4f} nats per token, {sum(map(len, model.keys)):,} n-grams saved to {path}")

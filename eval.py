@@ -184,6 +184,7 @@ def acceptance_of_all(its, device, cfg):
     length, references = cfg.length or its.target.config.block_size, None
     if cfg.prompts:
         x, references = its.prompts
+        its.target.source = x.size(1) - 1  # for one that has an encoder
         if x.size(1) >= length:
             raise UserError(f"The prompts have {x.size(1)} tokens and leave no room in {length}. Use --length.")
     else:

@@ -27,6 +27,7 @@ from speculative import (
     speculate,
     time_gammas,
     tokens_per_call,
+    unseen,
 )
 
 
@@ -239,15 +240,17 @@ def overlap(target, drafter, text, prompt, cfg):
     if len(text) > cfg.batch_size:
         return torch.cat([overlap(target, drafter, part, prompt, cfg) for part in text.split(cfg.batch_size)])
     settings, size = (cfg.temperature, cfg.top_k, cfg.top_p), text.size(1)
-    p = probabilities(target(text[:, :-1]), *settings)  # (n, L - 1, V), of token i + 1
+    h, skip = target.hidden(text[:, :-1]), unseen(target, drafter)
+    p = probabilities(target.head(h[:, prompt - 1 :]), *settings)  # (n, L - prompt, V), of the target's own tokens
     if isinstance(drafter, (Diffusion, Lookup)):
         noise, q = seeded(cfg.seed, "overlap", device=text.device), []
         places = torch.linspace(prompt, size - cfg.gamma, 16).long().unique()
         for n in places.to(text.device)[:, None].expand(-1, len(text)):
-            q.append(propose(drafter, None, text.clone(), n, cfg.gamma, settings, noise)[1][:, 0])
-        p, q = p[:, places - 1], torch.stack(q, 1)
+            seen = text[:, skip:].clone()
+            q.append(propose(drafter, None, seen, n - skip, cfg.gamma, settings, noise)[1][:, 0])
+        p, q = p[:, places - prompt], torch.stack(q, 1)
     else:
-        p, q = p[:, prompt - 1 :], probabilities(drafter(text[:, :-1]), *settings)[:, prompt - 1 :]
+        q = probabilities(drafter(text[:, skip:-1])[:, prompt - skip - 1 :], *settings)
     return torch.minimum(p, q).sum(-1).mean(1)
 
 
@@ -262,7 +265,8 @@ def rouge_2(target, drafters, prompts, size, references, meta, cfg):
     decode, P, settings, scores = data.encoder(meta)[1], prompts.size(1), (cfg.temperature, cfg.top_k, cfg.top_p), {}
 
     def score(x):
-        return rouge_2_f1(references, [decode(row).split("<|endoftext|>")[0] for row in x[:, P:].tolist()])
+        ended = (x[:, P:] == meta.get("eot", -1)).cumsum(1) > 0
+        return rouge_2_f1(references, [decode(row[~end].tolist()) for row, end in zip(x[:, P:], ended, strict=True)])
 
     noise = seeded(cfg.seed, "target", device=prompts.device)
     scores["the target alone"] = score(generate(target, prompts, size - P, *settings, noise))

@@ -38,6 +38,7 @@ from speculative import (
     settled,
     speculate,
     tokens_per_call,
+    unseen,
 )
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -105,8 +106,8 @@ def make_template(cfg, model, meta):
         for part in parts[1:]:
             ids += [-1] + encode(part)
         return torch.tensor([ids])
-    start = [data.start_token(meta)] * model.config.causal
-    ids = data.encode_prompt(meta, data.read_text(cfg.prompt)) if cfg.prompt else start
+    ids = data.encode_prompt(meta, data.read_text(cfg.prompt)) if cfg.prompt or model.config.causal else []
+    model.source = len(ids) - 1  # for one that has an encoder; the last is where its own text starts
     if len(ids) >= size:
         raise UserError(f"The prompt has {len(ids)} tokens and leaves no room in {size}. Use --length={len(ids) + 64}.")
     return torch.tensor([ids + [-1] * (size - len(ids))])
@@ -143,18 +144,19 @@ def texts_of(model, meta, template, autocast, note, cfg):
             watch(template)
         began = time.perf_counter()  # the trial does not count
         x, counts = draw(noise, watch)
-        x = x.cpu()
+        x, source = x.cpu(), unseen(model)
         seconds = time.perf_counter() - began
-    rows = [row[: end_of(row, n_known, eos)] for row in x]
+    rows = [row[source : end_of(row, n_known, eos)] for row in x]
     texts, total = [decode(row.tolist()) for row in rows], sum(map(len, rows))
     took = f"{total} tokens in {seconds:.2f} s on {note}, seed {cfg.seed}"
     if counts:
-        drafted = [places[: len(row)] for row, places in zip(rows, counts.drafted.cpu(), strict=True)]
-        share = torch.cat(drafted).sum() / max(total - n * n_known, 1)
+        drafted = [places[source:][: len(row)] for row, places in zip(rows, counts.drafted.cpu(), strict=True)]
+        share = torch.cat(drafted).sum() / max(total - n * (n_known - source), 1)
         took += f"\n{share:.0%} of the tokens were drafted; gamma {gamma}, alpha {acceptance(counts):.2f}, "
         took += f"{tokens_per_call(counts):.2f} tokens per target call"
         if sys.stdout.isatty():
             texts = [coloured(row, places, decode) for row, places in zip(rows, drafted, strict=True)]
+    events = [(at, seen[source:], drafts) for at, seen, drafts in events]
     return texts, took, run_of(rows[0].tolist(), events, decode, model.mask_id)
 
 

@@ -11,7 +11,7 @@ import torch
 
 import data
 from configurator import UserError
-from drafters import Diffusion
+from drafters import Diffusion, Lookup
 from model import DEFAULTS, GPT, draw, draw_from, probabilities, unmask
 from plumbing.parallel import share_out
 from plumbing.randomness import seeded, uniform
@@ -205,15 +205,16 @@ def speculate(
     """
     (B, T), end, settings = idx.shape, idx.size(1) + n_new, (temperature, top_k, top_p)
     x = torch.cat([idx, idx.new_zeros(B, n_new)], 1)
-    target_cache, draft_cache = (new_cache(m, B, end) for m in (target, drafter))
-    caches = [cache for cache in (target_cache, draft_cache) if cache]
+    skip = unseen(target, drafter)
+    target_cache, draft_cache = new_cache(target, B, end), new_cache(drafter, B, end - skip)
+    caches = [(cache, first) for cache, first in ((target_cache, 0), (draft_cache, skip)) if cache]
     # x, n (how many tokens each has) and the caches are of the rows that are not done; `rows` says which these are
     out, n, rows = x.clone(), torch.full((B,), T, device=idx.device), torch.arange(B, device=idx.device)
     counts = Counts(gamma, out)
     while len(rows) and n_new:
         began = time.perf_counter()
         g = min(gamma, end - int(n.max()) - 1)  # a row's last token is the target's own
-        drafts, q = propose(drafter, draft_cache, x, n, g, settings, generator)  # (B, g), (B, g, V)
+        drafts, q = propose(drafter, draft_cache, x[:, skip:], n - skip, g, settings, generator)  # (B, g), (B, g, V)
         x.scatter_(1, n[:, None] + torch.arange(g, device=x.device), drafts)
         drafts.cpu()  # waits for the device
         drafted = time.perf_counter()
@@ -225,8 +226,8 @@ def speculate(
         n = n + n_accepted + 1
         if watch:
             watch(x[:1, : n[0]], drafts)
-        for cache in caches:  # the last token is new, and what was refused before it is gone
-            cache.forget_after(n - 1)
+        for cache, first in caches:  # the last token is new, and what was refused before it is gone
+            cache.forget_after(n - 1 - first)
         done = n >= end
         if eos is not None:
             x, ended = fill_after_eos(x, T, n, eos)
@@ -234,9 +235,20 @@ def speculate(
         if done.any():
             out[rows[done]] = x[done]
             rows, x, n = rows[~done], x[~done], n[~done]
-            for cache in caches:
+            for cache, _ in caches:
                 cache.keep(~done)
     return out, counts
+
+
+def unseen(target, drafter=None):
+    """-> how many tokens a row begins with that a drafter does not see: the source, where the target has an encoder.
+
+    Look-up copies from it, and a drafter that has an encoder reads the same.
+    """
+    source = target.source if getattr(target, "seq2seq", False) else 0
+    if getattr(drafter, "seq2seq", False):
+        drafter.source, source = source, 0
+    return 0 if isinstance(drafter, Lookup) else source
 
 
 def new_cache(model, batch_size, length):

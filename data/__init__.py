@@ -123,8 +123,12 @@ def start_token(meta):
 
 
 def encode_prompt(meta, text):
-    """-> the ids that a text begins with: those of encoder, and what a tokenizer of transformers puts around them."""
-    return hf_tokenizer(meta["tokenizer"][3:]).encode(text) if "pieces" in meta else encoder(meta)[0](text)
+    """A text, perhaps '' -> the ids that a model continues: at least a start token, after a source if there is one."""
+    start = [start_token(meta)]
+    if "pieces" not in meta or not text:
+        return encoder(meta)[0](text) if text else start
+    ids = hf_tokenizer(meta["tokenizer"][3:]).encode(text)  # with what the tokenizer puts around a text
+    return ids + start if "pad" in meta else ids
 
 
 def gpt2():
@@ -213,8 +217,7 @@ def load_passages(folder):
 def load_prompts(path, meta, limit):
     """-> (n, P) int64, the texts that should follow. Only prompts of the commonest length, at most `limit`."""
     try:
-        encode = encoder(meta)[0]
-        rows = [(encode(line["prompt"]), line["reference"]) for line in read_jsonl(path)]
+        rows = [(encode_prompt(meta, line["prompt"]), line["reference"]) for line in read_jsonl(path)]
         P = collections.Counter(len(ids) for ids, _ in rows).most_common(1)[0][0]
         rows = [row for row in rows if len(row[0]) == P][:limit]
         if len(rows) < 7:

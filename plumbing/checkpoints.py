@@ -51,8 +51,11 @@ def load_checkpoint(path):
 def load_weights(model, weights):
     """A state_dict of this shape, or of its twin with the other `causal`: only the [MASK] row differs.
 
-    Learned positions past this context are dropped. Raises UserError where a key or a shape does not fit.
+    Learned positions past this context are dropped. None: the model has loaded its own already. Raises UserError where
+    a key or a shape does not fit.
     """
+    if weights is None:
+        return
     # what a Di[M]O student (distill.dimo) learned with is not its own; what it starts from is
     weights, rows = {k: v for k, v in weights.items() if not k.startswith("fake.")}, model.wte.num_embeddings
     model.frequency = weights.get("frequency")

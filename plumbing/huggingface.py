@@ -1,7 +1,7 @@
 """
 Any model that `transformers` runs, as target, drafter, teacher or judge: hf:NAME_OR_FOLDER, with a GPT's interface.
 
-Decoder-only: Llama, Qwen, GPT-2, ... Encoder-decoder: T5, BART, ...; a row of theirs begins with `source` tokens that
+Decoder-only: Llama, Qwen, GPT-2, ... Encoder-decoder: T5 and its kin; a row of theirs begins with `source` tokens that
 the encoder reads, then come the decoder's start token and what the decoder writes.
 """
 
@@ -16,32 +16,37 @@ import torch.nn.functional as F
 from configurator import UserError
 from data import from_hub, hf_meta, hf_tokenizer
 
-CONTEXT = 1024  # tokens, unless a longer --length is asked for: the longest that a model can read fills any memory
+CONTEXT = 1024  # tokens of a row, where hf:NAME@TOKENS does not say: all that a model can read would fill any memory
 
 
 @dataclasses.dataclass
 class HuggingFaceConfig:
     """What of a GPTConfig the callers of a model look at."""
 
-    arch: str  # 'hf:NAME_OR_FOLDER'
+    arch: str  # 'hf:NAME_OR_FOLDER' or 'hf:NAME_OR_FOLDER@TOKENS'
     vocab_size: int  # logits of a token: the head's rows; a drafter may be given its target's, see head
     n_embd: int  # C, of what enters the head
     block_size: int  # longest row, in tokens, the source of an encoder included
-    longest: int  # that the model can read at all
     causal: bool = True
     dropout: float = 0.0
 
 
+def name_and_context(path):
+    """'hf:NAME' or 'hf:NAME@TOKENS' -> NAME, the longest row that is asked for."""
+    name, at, context = path[3:].rpartition("@")
+    return (name, int(context)) if at and context.isdigit() else (path[3:], CONTEXT)
+
+
 def about(path):
     """'hf:NAME_OR_FOLDER' -> a dict like load_checkpoint's, without weights: they come when the model is made."""
-    config, meta = from_hub("AutoConfig", path[3:]), hf_meta(path[3:])
+    name, context = name_and_context(path)
+    config, meta = from_hub("AutoConfig", name), hf_meta(name)
     text = config.get_text_config(decoder=True)
-    longest = getattr(text, "max_position_embeddings", None) or 2**20  # T5 knows distances only: any length
+    longest = getattr(text, "max_position_embeddings", None) or context  # T5 knows distances only: any length
     longest *= 1 + config.is_encoder_decoder  # a source and a text
-    size = {"vocab_size": text.vocab_size, "n_embd": text.hidden_size}
-    model_config = {"arch": path, **size, "block_size": min(longest, CONTEXT), "longest": longest}
-    found = {"model_config": model_config, "meta": meta, "config": {"dataset": ""}, "step": 0, "val_loss": None}
-    return found | {"model": None, "ema": None, "made_for": None}
+    model_config = {"vocab_size": text.vocab_size, "n_embd": text.hidden_size, "block_size": min(longest, context)}
+    found = {"model_config": {"arch": path, **model_config}, "meta": meta, "config": {"dataset": ""}}
+    return found | {"step": 0, "val_loss": None, "model": None, "ema": None, "made_for": None}
 
 
 class HuggingFaceModel(nn.Module):
@@ -54,8 +59,8 @@ class HuggingFaceModel(nn.Module):
     def __init__(self, model_config, attention="sdpa"):
         nn.Module.__init__(self)
         self.config, self.mask_id, self.wpe = HuggingFaceConfig(**model_config), None, None
-        self.source = 0  # tokens at the beginning of a row that the encoder reads
-        name = self.config.arch[3:]
+        self.source = 0  # tokens at the beginning of a row that the encoder, if there is one, reads
+        name, _ = name_and_context(self.config.arch)
         self.seq2seq = from_hub("AutoConfig", name).is_encoder_decoder
         kind = "AutoModelForSeq2SeqLM" if self.seq2seq else "AutoModelForCausalLM"
         written = {"manual": "eager", "flash_attn": "flash_attention_2"}.get(attention)  # else as transformers chooses
@@ -85,7 +90,7 @@ class HuggingFaceModel(nn.Module):
         T = idx.size(1)
         end = max(cache.lengths) + T if cache else T
         if end > self.config.block_size:
-            raise UserError(f"{end} tokens are more than the context of {self.config.block_size}. Set --length.")
+            raise UserError(f"{end} tokens are more than the context of {self.config.block_size}: see hf:NAME@TOKENS.")
         if not cache:
             return self.states(idx)
         h = torch.cat([self.states(idx[rows], cache.lengths[rows.start], part) for rows, part in cache.parts()])
@@ -95,11 +100,12 @@ class HuggingFaceModel(nn.Module):
     def states(self, idx, start=0, past=None):
         """(b, T) int64 that follow the first `start` tokens, those in `past` -> (b, T, C)."""
         idx = idx.clamp(max=self.wte.num_embeddings - 1)  # a token of a target's longer padding
-        how = {"use_cache": past is not None, "cache": past and past.take_back(max(start - self.source, 0))}
+        source = self.source if self.seq2seq else 0
+        how = {"use_cache": past is not None, "cache": past and past.take_back(max(start - source, 0))}
         if not self.seq2seq:
             return self.inner(input_ids=idx, **how).logits
-        n = max(self.source - start, 0)  # tokens of the source in idx: all of them, or none
-        if not self.source or n not in (0, self.source) or (n and past and past.encoded):
+        n = max(source - start, 0)  # tokens of the source in idx: all of them, or none
+        if not source or n not in (0, source) or (n and past and past.encoded):
             raise UserError(f"{self.config.arch} has an encoder: it needs a prompt to read, and a text in its context.")
         if n:
             mask = (idx[:, :n] != self.inner.config.pad_token_id).long()
@@ -122,8 +128,7 @@ class HuggingFaceModel(nn.Module):
         """Takes the head out. Refuses a model whose logits are not the head's alone (soft-capped ones), and one whose
         cache cannot be taken back (linear attention, sliding windows).
         """
-        x, self.source = torch.arange(8)[None] % self.config.vocab_size, 3 * self.seq2seq
-        name = self.config.arch
+        x, name, self.source = torch.arange(8)[None] % self.config.vocab_size, self.config.arch, 3 * self.seq2seq
         ids = {"input_ids": x[:, :3], "decoder_input_ids": x[:, 3:]} if self.seq2seq else {"input_ids": x}
         found = getattr(self.inner(**ids, use_cache=True), "cache", None)
         found = getattr(found, "self_attention_cache", found)
@@ -154,7 +159,7 @@ class HuggingFaceModel(nn.Module):
         self.inner.set_output_embeddings(self.lm_head)
         self.inner.save_pretrained(f"{folder}.tmp")
         self.take_head_out()
-        hf_tokenizer(self.config.arch[3:]).save_pretrained(f"{folder}.tmp")
+        hf_tokenizer(name_and_context(self.config.arch)[0]).save_pretrained(f"{folder}.tmp")
         os.replace(f"{folder}.tmp", folder)
 
 

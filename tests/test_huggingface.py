@@ -3,6 +3,7 @@ python -m pytest tests/test_huggingface.py          models that run through tran
 """
 
 import json
+import random
 import sys
 import types
 
@@ -42,7 +43,7 @@ def make(kind, folder, seed, V=12, words=WORDS, **kw):
         shape = dict(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
         config = transformers.T5Config(vocab_size=V, feed_forward_proj="gated-gelu", **shape | kw)
         model = transformers.T5ForConditionalGeneration(config)
-        model.lm_head.weight = torch.nn.Parameter(torch.randn(V, 16) / 4)  # untied, as FLAN-T5's
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(V, 16))  # untied, as FLAN-T5's
     else:
         shape = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4)
         shape |= dict(num_key_value_heads=2, max_position_embeddings=48)  # grouped heads
@@ -140,6 +141,18 @@ def test_the_law_is_a_decoders_by_enumeration(name, gamma, tiny, monkeypatch):
     assert max(law.values()) < 0.9  # a choice is left
 
 
+@pytest.mark.parametrize("gamma", [1, 2])
+@pytest.mark.parametrize("name", [*ALL, "t5"])
+def test_the_law_is_that_of_a_decoder_with_an_encoder_by_enumeration(name, gamma, tiny, monkeypatch):
+    """A source of four tokens, the decoder's start, then three drawn ones."""
+    target, _ = loaded(tiny["t5 1"], 4)
+    guess, prompt, paths = guesses(name, tiny), [2, 1, 2, 1, 0], Paths(monkeypatch)
+    law = paths.law(lambda: tuple(speculate(target, guess, torch.tensor([prompt]), 3, gamma)[0][0].tolist()))
+    assert sum(law.values()) == pytest.approx(1)
+    assert distance(law, target_law(target, prompt, 3)) < 1e-5
+    assert max(law.values()) < 0.9
+
+
 @pytest.mark.parametrize("rows", [2, 5])
 def test_a_drafter_whose_head_is_padded_to_another_number_of_rows_drafts_for_the_targets(
     rows, tiny, tmp_path, monkeypatch
@@ -154,12 +167,13 @@ def test_a_drafter_whose_head_is_padded_to_another_number_of_rows_drafts_for_the
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["llama"])
+@pytest.mark.parametrize("kind", ["llama", "t5"])
 @pytest.mark.parametrize("gamma", [1, 4])
 def test_greedy_text_of_a_batch_is_the_targets_own_whose_rows_accept_differently(kind, gamma, models):
-    target, guess = loaded(models[f"{kind} 1"])[0].double(), loaded(models[f"{kind} 2"])[0].double()
-    idx = torch.randint(3, 9, (5, 3), generator=seeded(0))
-    for drafter in (guess, target, Lookup(12)):
+    idx = torch.randint(3, 9, (5, 4), generator=seeded(0))
+    idx[:, -1], source = 0, 3
+    target, guess = (loaded(models[f"{kind} {i}"], source)[0].double() for i in (1, 2))
+    for drafter in (guess, target, Lookup(12), tiny_model(V=12, causal=True, block_size=32)):
         got, counts = speculate(target, drafter, idx, 20, gamma, temperature=0)
         assert torch.equal(got, generate(target, idx, 20, temperature=0))
         assert counts.accepted.sum() + counts.row_calls == 5 * 20
@@ -196,6 +210,23 @@ def test_the_scripts_take_hf_as_target_drafter_and_judge(models, tmp_path):
     report = json.loads((tmp_path / "eval" / "eval.json").read_text())
     assert report["rows"][0]["genppl"] > 1 and report["latency"][0]["s_per_sample"] > 0
     assert {row["drafter"] for row in report["drafters"]} == {guess, "lookup"}
+
+
+def test_the_scripts_summarise_with_an_encoder(models, tmp_path):
+    """Only the decoder's text is printed; prompts are sources, and a drafter with an encoder reads them too."""
+    target, guess = models["t5 1"], models["t5 2"]
+    shown, _ = run("sample.py", f"--ckpt={target}", "--prompt=a b c a b", f"--draft={guess}", "--length=20")
+    assert "sample 4" in shown and "a b c a b" not in shown.split("sample 1")[1] and "tokens per target call" in shown
+    pairs = [{"prompt": " ".join(random.Random(i).choices("abcdef", k=6)), "reference": "a b c"} for i in range(9)]
+    data.write_jsonl(tmp_path / "prompts.jsonl", pairs)
+    how = "--what=acceptance", f"--prompts={tmp_path / 'prompts.jsonl'}", f"--out={tmp_path}", "--num_samples=9"
+    run("eval.py", f"--ckpt={target}", f"--draft={guess},{target},lookup", *how, "--length=20", "--gamma=2")
+    report = json.loads((tmp_path / "eval.json").read_text())
+    alpha = {row["drafter"]: (row["alpha"], row["counted"]) for row in report["drafters"]}
+    assert alpha[target][0] == pytest.approx(1, abs=1e-3) and alpha[target][1] > 0.99
+    assert 0.05 < alpha[guess][0] < 0.98 and set(report["rouge2"]) == {"the target alone", *alpha}
+    _, said = run("sample.py", f"--ckpt={target}", ok=False)
+    assert "it needs a prompt to read" in said
 
 
 def words_dataset(folder):
