@@ -35,13 +35,14 @@ from loop import check_loop, fit, validator
 from model import GPT, GPTConfig, add_noise, ar_loss, draw, half_random, in_chunks, ranks, reveal_order, stratified
 from plumbing.checkpoints import load_checkpoint, load_weights
 from plumbing.head import SameOnRanks, slice_of_vocab, vocab_parallel_soft_cross_entropy
+from plumbing.huggingface import context_of, written
 from plumbing.parallel import join_processes, leave_processes, on_first_process, rank_and_world, wait_for_all
 from plumbing.published import save_published
 from plumbing.randomness import seeded, uniform
 from plumbing.refusals import refuse_odd_distillation, refuse_other_kind, refuse_unfit
 from plumbing.runs import claim, refuse_other_origin, refuse_wrong_folder, release
 from plumbing.soft_labels import label, load_soft
-from speculative import generate
+from speculative import generate, unseen
 
 # ----------------------------------------------------------------------------------------------------------------------
 method = "sdtt"  # 'sdtt' | 'dimo' (to one step, by two networks) | 'kd' (a drafter for a GPT) | 'soft' (from its top k)
@@ -224,10 +225,11 @@ def dimo_loss(student, x0, generator, teacher, fake_first=60, fake_turns=2):
 
 def kd_loss(drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd_weight=1.0, ce_weight=0.0):
     """(B, T + 1) int64 -> a mean over tokens: divergence of drafter from target, and cross-entropy beside it."""
-    x, y = batch[:, :-1], batch[:, 1:].flatten()
+    x, y, skip = batch[:, :-1], batch[:, 1:], unseen(target, drafter)
+    learnt = written(target, y)  # (B, T), N of them: all, but where an encoder reads them
     with torch.no_grad():
-        h_target = target.hidden(x).flatten(0, 1)  # (B T, C of the target)
-    head = target.frozen_head()
+        h_target = target.hidden(x)[learnt]  # (N, C of the target)
+    h, y, head = drafter.hidden(x[:, skip:])[learnt[:, skip:]], y[learnt], target.frozen_head()
 
     def loss_of(logits, h_target, y):
         """(n, V), (n, C), (n) -> (n)."""
@@ -239,7 +241,7 @@ def kd_loss(drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd
         loss = kd_weight * temp**2 * loss
         return loss + ce_weight * F.cross_entropy(logits, y, reduction="none") if ce_weight else loss
 
-    return drafter.head_loss(drafter.hidden(x).flatten(0, 1), loss_of, h_target, y) / len(y)
+    return drafter.head_loss(h, loss_of, h_target, y) / max(len(y), 1)
 
 
 def soft_cross_entropy(logits, ids, logp, missing="none"):
@@ -314,9 +316,10 @@ def set_up(cfg, causal, writes):
     if not (cfg.method == "soft" and cfg.soft_data):  # soft labels that are there need no teacher
         teacher, first = load_model(cfg.teacher, attention=cfg.attention)
         refuse_other_kind(cfg, teacher, causal)
-        cfg.dataset, T = cfg.dataset or first["config"]["dataset"], teacher.config.block_size
+        cfg.dataset = cfg.dataset or first["config"]["dataset"]
         cfg.teacher_step, cfg.teacher_loss = first["step"], first["val_loss"]  # a resumed run notices another teacher
     corpus = data.load(cfg.dataset)
+    T = context_of(teacher, corpus.meta) if teacher else T
     refuse_unfit(cfg, corpus, T, first["meta"] if teacher else corpus.meta)
     refuse_wrong_folder(cfg, writes)
     device, note = join_processes(cfg)
@@ -382,18 +385,19 @@ def dimo(cfg):
 # kd: a drafter learns from an autoregressive teacher, its target
 
 
-def pseudo_data(target, meta, cfg, device, rows_at_once=64):
+def pseudo_data(target, corpus, cfg, device, rows_at_once=64):
     """-> (n, T) memory-mapped texts of the target, pseudo_tokens in all, in out_dir/pseudo.bin; goes on if cut off."""
-    T, path = target.config.block_size, os.path.join(cfg.out_dir, "pseudo.bin")
-    kind = np.dtype(data.token_dtype(meta["vocab_size"]))
+    T, path, meta = target.config.block_size, os.path.join(cfg.out_dir, "pseudo.bin"), corpus.meta
+    kind, eos = np.dtype(data.token_dtype(meta["vocab_size"])), meta["eot"] if "row" in meta else None
     chunk = rows_at_once * T * kind.itemsize  # bytes
     n_chunks = math.ceil(cfg.pseudo_tokens / (rows_at_once * T))
     done = os.path.getsize(path) // chunk if os.path.exists(path) else 0
     with open(path, "ab") as f:
         f.truncate(done * chunk)  # a chunk that was cut off is written again
         for i in tqdm(range(done, n_chunks), initial=done, total=n_chunks, desc="pseudo-data", unit="chunk"):
-            start = torch.full((rows_at_once, 1), data.start_token(meta), device=device)
-            text = generate(target, start, T - 1, generator=seeded(cfg.seed, "pseudo", i, device=device))
+            start = data.beginnings(corpus, rows_at_once, seeded(cfg.seed, "start", i)).to(device)
+            noise = seeded(cfg.seed, "pseudo", i, device=device)
+            text = generate(target, start, T - start.size(1), generator=noise, eos=eos)
             f.write(text.cpu().numpy().astype(kind).tobytes())
             f.flush()
     return np.memmap(path, dtype=kind, mode="r").reshape(-1, T)[: n_chunks * rows_at_once]
@@ -426,10 +430,10 @@ def kd(cfg):
         drafter, saved = make_drafter(cfg, corpus.meta, T, device, note)
     if cfg.kd_data == "teacher" or cfg.drafter == "ngram":
         on_first_process(lambda: refuse_other_origin(os.path.join(cfg.out_dir, "pseudo.json"), cfg, T))
-        on_first_process(lambda: pseudo_data(target, corpus.meta, cfg, device))
-        pseudo = pseudo_data(target, corpus.meta, cfg, device)
+        on_first_process(lambda: pseudo_data(target, corpus, cfg, device))
+        pseudo = pseudo_data(target, corpus, cfg, device)
     if cfg.drafter == "ngram":
-        return on_first_process(lambda: fit_ngram(cfg, pseudo, corpus))
+        return on_first_process(lambda: fit_ngram(cfg, pseudo[:, unseen(target) :], data.without_sources(corpus)))
 
     def get_batch(generator):
         """-> (B, T + 1) of the dataset, (B, T) of what a model wrote."""
@@ -438,11 +442,11 @@ def kd(cfg):
         if cfg.kd_data == "teacher":
             rows = torch.randint(len(pseudo), (cfg.batch_size,), generator=generator)
             return torch.from_numpy(pseudo[rows.numpy()].astype(np.int64))
-        start = torch.full((cfg.batch_size, 1), data.start_token(corpus.meta), device=device)
+        start, skip = data.beginnings(corpus, cfg.batch_size, generator).to(device), unseen(target, drafter)
         with torch.compiler.set_stance("force_eager"):  # its shapes vary here
-            text = generate(drafter.eval(), start, T - 1, generator=generator)
+            text = generate(drafter.eval(), start[:, skip:], T - start.size(1), generator=generator)
         drafter.train()
-        return text
+        return torch.cat([start[:, :skip], text], 1)
 
     weights = {"divergence": cfg.divergence, "kd_weight": cfg.kd_weight, "ce_weight": cfg.ce_weight}
     loss = functools.partial(kd_loss, target=target, temp=cfg.kd_temp, **weights)
@@ -458,7 +462,7 @@ def soft(cfg):
     folder, T = os.path.join(cfg.out_dir, "soft"), teacher.config.block_size if teacher else cfg.soft_length
     if cfg.soft_data and not cfg.soft_data.endswith(".jsonl"):
         folder, T = cfg.soft_data, load_soft(cfg.soft_data).meta["length"]
-    student, saved = make_drafter(cfg, corpus.meta, T, device, note)
+    student, saved = make_drafter(cfg, corpus.meta, T - unseen(teacher), device, note)
     if folder != cfg.soft_data:
         on_first_process(lambda: label(teacher, corpus, folder, T, cfg))
     labels = load_soft(folder)
@@ -473,7 +477,8 @@ def soft(cfg):
         return batch
 
     how = {"missing": cfg.missing, "ce_weight": cfg.ce_weight, "vocab_parallel": cfg.vocab_parallel}
-    loss, validate = functools.partial(soft_loss, soft=labels, **how), validator(ar_loss, corpus, T + 1, cfg, device)
+    loss, corpus = functools.partial(soft_loss, soft=labels, **how), data.without_sources(corpus)
+    validate = validator(ar_loss, corpus, T - unseen(teacher) + 1, cfg, device)
     fit(student, loss, get_batch, validate, cfg, saved, corpus.meta)
 
 

@@ -17,12 +17,11 @@ import urllib.request
 import numpy as np
 import torch
 
-from configurator import UserError, first_line
+from configurator import UserError
+from data.tokenizers import GPT2_META, from_hub, gpt2, hf_meta, hf_tokenizer  # noqa: F401, others take them from here
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257, "eot": 50256}
-GPT2_PIECES = "08f8f6dd8cd5c8a2"  # what pieces_of says of GPT-2's vocabulary
 VOCABULARY = ("tokenizer", "vocab_size", "itos", "transition")  # what of a meta tells what its token ids mean
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -32,7 +31,8 @@ VOCABULARY = ("tokenizer", "vocab_size", "itos", "transition")  # what of a meta
 def load(dataset):
     """A name under data/, or a folder -> .train, .val (memory-mapped token ids), .meta (dict).
 
-    Raises UserError with the command that makes the dataset if a file of it is missing.
+    Where the texts are pairs, .train.starts and .val.starts tell where each begins. Raises UserError with the command
+    that makes the dataset if a file of it is missing.
     """
     folder, meta = load_meta(dataset, "train.bin", "val.bin")
     dtype = token_dtype(meta["vocab_size"])
@@ -40,13 +40,16 @@ def load(dataset):
         bins = {s: np.memmap(os.path.join(folder, f"{s}.bin"), dtype=dtype, mode="r") for s in ("train", "val")}
     except ValueError as error:  # an empty file, or half a token
         raise UserError(f"A .bin file of {folder} is damaged ({error}). {how_to_make(folder)}") from None
+    for tokens in bins.values() if "train_pairs" in meta else ():
+        ends = np.flatnonzero(tokens == meta["eot"])[:-1] + 1
+        tokens.starts = np.arange(0, len(tokens), meta["row"]) if "row" in meta else np.append(0, ends)
     return types.SimpleNamespace(meta=meta, **bins)
 
 
 def load_meta(dataset, *others):
     """A name under data/, or a folder -> the folder, its meta. Raises UserError unless it holds the others as well."""
     if not dataset:
-        raise UserError("This model does not say which text it learned. Name one: --dataset=NAME")
+        raise UserError("No dataset is named, and the model tells none. Name one, of its vocabulary: --dataset=NAME")
     folder = dataset if os.path.isdir(dataset) else os.path.join(os.path.dirname(__file__), dataset)
     for name in ("meta.json", *others):
         if not os.path.exists(os.path.join(folder, name)):
@@ -67,21 +70,42 @@ def how_to_make(folder):
     return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}"
 
 
+def places(tokens, length, step):
+    """-> where a block of so many tokens may begin: at every step-th token or, if the texts are pairs, with a pair."""
+    last = len(tokens) - length
+    if last < 0:
+        raise UserError(f"The corpus has {len(tokens)} tokens, fewer than one block of {length}. Lower --block_size.")
+    starts = getattr(tokens, "starts", None)
+    return range(0, last + 1, step) if starts is None else starts[starts <= last]
+
+
 def batch(tokens, batch_size, length, generator):
     """(n,) token ids -> (batch_size, length) int64 from random places. Same generator state, same batch."""
-    if len(tokens) < length:
-        raise UserError(f"The corpus has {len(tokens)} tokens, fewer than one block of {length}. Lower --block_size.")
-    starts = torch.randint(len(tokens) - length + 1, (batch_size,), generator=generator)
-    return torch.from_numpy(np.stack([tokens[i : i + length] for i in starts.tolist()]).astype(np.int64))
+    at = places(tokens, length, 1)
+    starts = [at[i] for i in torch.randint(len(at), (batch_size,), generator=generator).tolist()]
+    return torch.from_numpy(np.stack([tokens[i : i + length] for i in starts]).astype(np.int64))
 
 
 def blocks(tokens, length, limit):
-    """(n,) token ids -> (at most limit, length) int64: blocks side by side, spread evenly over the corpus."""
-    n = len(tokens) // length
-    if n == 0:
-        raise UserError(f"The corpus has {len(tokens)} tokens, fewer than one block of {length}.")
-    chosen = np.linspace(0, n - 1, min(n, limit)).astype(int)
-    return torch.from_numpy(np.stack([tokens[i * length : (i + 1) * length] for i in chosen]).astype(np.int64))
+    """(n,) token ids -> (at most limit, length) int64: blocks side by side (of pairs: beginnings), spread evenly."""
+    at = places(tokens, length, length)
+    chosen = np.linspace(0, len(at) - 1, min(len(at), limit)).astype(int)
+    return torch.from_numpy(np.stack([tokens[at[i] : at[i] + length] for i in chosen]).astype(np.int64))
+
+
+def beginnings(corpus, n, generator):
+    """-> (n, P) int64, what a model's texts begin with: its start token, after a source if it reads one."""
+    if "source_tokens" in corpus.meta:
+        return batch(corpus.train, n, corpus.meta["source_tokens"] + 1, generator)
+    return torch.full((n, 1), start_token(corpus.meta))
+
+
+def without_sources(corpus):
+    """-> the corpus; of rows of a source and a text, its validation text is the texts alone."""
+    if "row" in corpus.meta:
+        rows = blocks(corpus.val, corpus.meta["row"], len(corpus.val))
+        corpus.val = rows[:, corpus.meta["source_tokens"] :].flatten().numpy()
+    return corpus
 
 
 def encoder(meta):
@@ -129,66 +153,6 @@ def encode_prompt(meta, text):
         return encoder(meta)[0](text) if text else start
     ids = hf_tokenizer(meta["tokenizer"][3:]).encode(text)  # with what the tokenizer puts around a text
     return ids + start if "pad" in meta else ids
-
-
-def gpt2():
-    """-> the GPT-2 tokenizer. tiktoken downloads it once, to TIKTOKEN_CACHE_DIR if that is set."""
-    import tiktoken
-
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except OSError as error:
-        raise UserError(
-            f"Could not download the GPT-2 vocabulary ({str(error)[:80]}...). Run once with a network, or set "
-            "TIKTOKEN_CACHE_DIR to a folder that holds it."
-        ) from None
-
-
-def from_hub(kind, name, **how):
-    """What transformers.KIND finds of a model NAME or folder: configuration, tokenizer or weights; safetensors only.
-
-    Raises UserError if the package or the model is missing. No code of a model is ever executed.
-    """
-    try:
-        import transformers
-    except ImportError:
-        raise UserError(
-            "hf: needs a package that is missing. Install it with: pip install 'transformers>=5.24,<6'"
-        ) from None
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        return getattr(transformers, kind).from_pretrained(name, trust_remote_code=False, **how)
-    except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
-        hint = "A checkpoint or an exported folder of this project is read without hf:, one on a hub as hub:OWNER/NAME."
-        raise UserError(f"hf:{name} cannot be loaded ({first_line(error)}). {hint}") from None
-
-
-@functools.lru_cache  # an encoder is made often
-def hf_tokenizer(name):
-    return from_hub("AutoTokenizer", name)
-
-
-def pieces_of(vocabulary):
-    """{piece: id} -> a short hash of what each id means."""
-    pairs = sorted((i, piece) for piece, i in vocabulary.items())
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
-
-
-def hf_meta(name):
-    """A model NAME of a hub, or its folder -> the meta of its vocabulary; GPT-2's is the same as ours.
-
-    vocab_size is the rows of the head: often some more than there are tokens, which pad it.
-    """
-    tokenizer, config = hf_tokenizer(name), from_hub("AutoConfig", name)
-    pieces, rows = pieces_of(tokenizer.get_vocab()), config.get_text_config(decoder=True).vocab_size
-    if (pieces, rows) == (GPT2_PIECES, GPT2_META["vocab_size"]):
-        return GPT2_META
-    meta = {"tokenizer": f"hf:{name}", "vocab_size": rows, "pieces": pieces}
-    ends = {"eot": tokenizer.eos_token_id, "start": tokenizer.bos_token_id}
-    if config.is_encoder_decoder:
-        ends |= {"start": config.decoder_start_token_id, "pad": config.pad_token_id}
-    return meta | {k: i for k, i in ends.items() if i is not None}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

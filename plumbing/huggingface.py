@@ -49,6 +49,25 @@ def about(path):
     return found | {"step": 0, "val_loss": None, "model": None, "ema": None, "made_for": None}
 
 
+def context_of(model, meta):
+    """-> the model's context, in tokens. A dataset of rows, a source and a text each, shortens it to a row."""
+    if "row" in meta:
+        model.config.block_size = min(model.config.block_size, meta["row"] - 1)
+        model.source = meta["source_tokens"]
+    return model.config.block_size
+
+
+def written(model, y):
+    """(B, T) int64, the token after each place -> (B, T) bool: which of them the model writes.
+
+    All; of one with an encoder what follows the source, up to the first end-of-text: with that the row is filled.
+    """
+    if not getattr(model, "seq2seq", False):
+        return torch.ones_like(y, dtype=torch.bool)
+    end = y[:, model.source :] == model.inner.config.eos_token_id
+    return F.pad(end.cumsum(1) - end.long() == 0, (model.source, 0))
+
+
 class HuggingFaceModel(nn.Module):
     """To be inherited beside GPT, whose head and losses it keeps; hidden and the cache are its own.
 

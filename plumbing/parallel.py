@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
+from configurator import UserError
 from plumbing.hardware import pick_device
 
 
@@ -83,6 +84,8 @@ def parallel(model, loss, device, world, fsdp):
     because hidden and head_loss are no forward. Every backward scatters its gradient: to keep it whole until the last
     of a step would save a third of the traffic and cost the memory that FSDP is there to save.
     """
+    if fsdp and not hasattr(model, "blocks"):
+        raise UserError("fsdp shards our own blocks, not those of a model of transformers. Use --fsdp=False.")
     if fsdp:
         mesh = dist.init_device_mesh(device.type, (world,))
         for block in model.blocks:

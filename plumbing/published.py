@@ -101,6 +101,8 @@ def refuse_used_export(folder):
 def save_published(folder, model, checkpoint):
     """Writes model.safetensors and config.json, which load_model(folder) reads. Raises UserError if they exist."""
     refuse_used_export(folder)
+    if hasattr(model, "save"):
+        return model.save(folder)  # of transformers: hf:FOLDER loads it
     path, about = os.path.join(folder, "model.safetensors"), os.path.join(folder, "config.json")
     config = {"model_type": "nanosdtt", "model_config": dataclasses.asdict(model.config)}
     config |= {"meta": checkpoint["meta"], "dataset": checkpoint["config"]["dataset"]}

@@ -12,7 +12,7 @@ from plumbing.published import hub_address, refuse_used_export
 
 def refuse_odd_distillation(cfg):
     kinds = ("lstm", "cnn", "gpt", "ngram")
-    known = cfg.drafter in kinds or os.path.exists(cfg.drafter) or hub_address(cfg.drafter)
+    known = cfg.drafter in kinds or os.path.exists(cfg.drafter) or hub_address(cfg.drafter) or "hf:" in cfg.drafter
     if cfg.method in ("kd", "soft") and not known and "/" not in cfg.drafter and not cfg.drafter.endswith(".pt"):
         raise UserError(f"drafter is {cfg.drafter!r}; choose one of {', '.join(kinds)}, or a checkpoint.")
     if cfg.method == "soft" and cfg.drafter == "ngram":

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from configurator import UserError
 from data import atomic_write, blocks, encoder
+from plumbing.huggingface import written
 from plumbing.runs import refuse_other_origin
 
 SOFT = {"tokens": np.int32, "topk_ids": np.int32, "topk_logp": np.float32}
@@ -57,14 +58,21 @@ class SoftWriter:
 
 @torch.no_grad()
 def soft_from_teacher(teacher, x, folder, meta, K, batch_size=16):
-    """(n, L) int64 -> folder: the K best log-probabilities at every place but the first; goes on after a kill."""
-    writer, batches = SoftWriter(folder, x.size(1), K, meta), x.split(batch_size)
+    """(n, L) int64 -> folder: the K best log-probabilities at every place but the first; goes on after a kill.
+
+    Of a teacher with an encoder, the rows begin after the source: a student sees what it writes.
+    """
+    first = teacher.source if getattr(teacher, "seq2seq", False) else 0
+    writer, batches = SoftWriter(folder, x.size(1) - first, K, meta), x.split(batch_size)
     done = writer.n // batch_size
     writer.keep(done * batch_size)
     for rows in tqdm(batches[done:], desc="soft labels", unit="batch", initial=done, total=len(batches)):
-        logp, ids = teacher(rows[:, :-1].to(teacher.wte.weight.device)).float().log_softmax(-1).topk(K)  # (n, L - 1, K)
-        ids, logp = F.pad(ids, (0, 0, 1, 0)), F.pad(logp, (0, 0, 1, 0), value=-math.inf)  # (n, L, K)
-        writer.add(rows, ids.cpu(), logp.cpu())
+        h, unsaid = teacher.hidden(rows[:, :-1].to(teacher.wte.weight.device)), ~written(teacher, rows[:, 1:])
+        # text by text: no n x L x V logits at once
+        best = [teacher.head(h_i[first:]).float().log_softmax(-1).topk(K) for h_i in h]
+        logp, ids = (torch.stack(part).cpu() for part in zip(*best, strict=True))  # (n, L - 1, K), L without the source
+        logp.masked_fill_(unsaid[:, first:, None], -math.inf)
+        writer.add(rows[:, first:], F.pad(ids, (0, 0, 1, 0)), F.pad(logp, (0, 0, 1, 0), value=-math.inf))
     writer.finish()
 
 

@@ -619,15 +619,15 @@ def test_distilling_a_drafter_resumes_to_the_same_bits(kd_data, target, tmp_path
 
 
 def test_pseudo_data_goes_on_where_it_was_cut_off(target, markov, tmp_path):
-    model, saved = load_model(target)
+    (model, _), corpus = load_model(target), data.load(markov)
     cfg = kd_settings(target, tmp_path, pseudo_tokens=16 * 64 * 3)
-    whole = D.pseudo_data(model, saved["meta"], cfg, "cpu").copy()
+    whole = D.pseudo_data(model, corpus, cfg, "cpu").copy()
     assert whole.shape == (192, 16) and whole.max() < 8
     path = tmp_path / "pseudo.bin"
     path.write_bytes(path.read_bytes()[: 16 * 64 * 2 + 77])  # in the middle of the second chunk of 16-bit tokens
-    assert (D.pseudo_data(model, saved["meta"], cfg, "cpu") == whole).all()
+    assert (D.pseudo_data(model, corpus, cfg, "cpu") == whole).all()
     cfg.pseudo_tokens = 16 * 64
-    assert (D.pseudo_data(model, saved["meta"], cfg, "cpu") == whole[:64]).all()
+    assert (D.pseudo_data(model, corpus, cfg, "cpu") == whole[:64]).all()
 
 
 def test_an_ngram_counts_the_text_of_the_target_and_a_baseline_can_be_distilled_further(target, markov, tmp_path):

@@ -7,6 +7,7 @@ import random
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -14,10 +15,13 @@ from conftest import run, tiny_model
 from test_speculative import Paths, distance, target_law
 
 import data
+import distill as D
 import eval
+import metrics
 from drafters import Lookup, NGram, load_drafter, load_model
 from plumbing.published import save_published
 from plumbing.randomness import seeded
+from plumbing.runs import read_log
 from speculative import generate, speculate
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "b", "c", "d", "e", "f"]
@@ -227,6 +231,78 @@ def test_the_scripts_summarise_with_an_encoder(models, tmp_path):
     assert 0.05 < alpha[guess][0] < 0.98 and set(report["rouge2"]) == {"the target alone", *alpha}
     _, said = run("sample.py", f"--ckpt={target}", ok=False)
     assert "it needs a prompt to read" in said
+
+
+SOURCE, ROW = 6, 16
+
+
+def pairs_dataset(folder, path):
+    """A folder of rows for an encoder-decoder: a source of 4 to 6 tokens, the start, the source backwards, its end."""
+    dice, rows = random.Random(3), []
+    for _ in range(400):
+        source = dice.choices(range(3, 9), k=dice.randint(3, 5))
+        text = [*source, 1] + [0] * (SOURCE - 1 - len(source)) + [0, *reversed(source)]
+        rows.append(text + [1] * (ROW - len(text)))
+    meta = data.hf_meta(path[3:]) | {"row": ROW, "source_tokens": SOURCE, "train_pairs": 300}
+    data.write(str(folder), np.array(rows[:300]).flatten(), np.array(rows[300:]).flatten(), meta)
+    return str(folder)
+
+
+def distill(tmp_path, name, **kw):
+    """Runs distill.py -> the first and the last validation loss; of soft labels, which validate on text, the losses."""
+    small = dict(device="cpu", batch_size=16, gradient_accumulation_steps=1, eval_interval=5, eval_iters=2, ema=0.9)
+    small |= dict(iters_per_round=60, learning_rate=1e-2, warmup_iters=2, n_embd=16, divergence="kl_fwd", seed=1)
+    cfg = types.SimpleNamespace(**{**vars(D.cfg), **small, "out_dir": str(tmp_path / name), **kw})
+    D.main(cfg)
+    which = "loss" if cfg.method == "soft" else "val_loss"
+    losses = [line[which] for line in read_log(cfg.out_dir) if which in line]
+    return losses[0], losses[-1]
+
+
+def alpha(target, drafter, x, prompt):
+    cfg = types.SimpleNamespace(**{**vars(eval.cfg), "gamma": 2})
+    return metrics.overlap(target, drafter, generate(target, x, 8, generator=seeded(5)), prompt, cfg).mean().item()
+
+
+@pytest.mark.parametrize("weights", [{}, {"kd_weight": 0.5, "ce_weight": 0.5, "kd_temp": 2.0}])
+def test_kd_of_a_t5_lowers_the_loss_and_raises_alpha_and_its_folder_loads_again(weights, models, tmp_path):
+    target, guess, dataset = models["t5 1"], models["t5 2"], pairs_dataset(tmp_path / "data", models["t5 1"])
+    how = dict(method="kd", teacher=target, dataset=dataset, drafter=guess, export=str(tmp_path / "hf"), **weights)
+    first, last = distill(tmp_path, "kd", **how)
+    assert last < (0.9 if weights else 0.8) * first
+    x = data.blocks(data.load(dataset).val, SOURCE + 1, 40)
+    judge = loaded(target, SOURCE)[0]
+    before, after, again = (
+        alpha(judge, loaded(p)[0], x, SOURCE + 1)
+        for p in (guess, str(tmp_path / "kd" / "ckpt.pt"), f"hf:{tmp_path / 'hf'}")
+    )
+    assert after > before + (0 if weights else 0.1) and again == pytest.approx(after)
+    distill(tmp_path, "kd", **how | {"init_from": "resume", "iters_per_round": 62, "export": ""})
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_small_networks_and_ngrams_learn_to_draft_from_a_teacher_of_transformers(kind, models, tmp_path):
+    """By KD and from its soft labels. Of an encoder-decoder they see what the decoder writes."""
+    target, seq2seq = models[f"{kind} 1"], kind == "t5"
+    dataset = pairs_dataset(tmp_path / "data", target) if seq2seq else str(words_dataset(tmp_path))
+    how, source = dict(teacher=target, dataset=dataset, drafter="lstm"), SOURCE if seq2seq else 0
+    x = data.blocks(data.load(dataset).val, source + 1, 40)
+    found, judge = {}, loaded(target, source)[0]
+    for name, kw in {
+        "kd": dict(method="kd"),
+        "kd teacher": dict(method="kd", kd_data="teacher", pseudo_tokens=4000),
+        "kd student": dict(method="kd", kd_data="student"),
+        "soft": dict(method="soft", topk=6, pseudo_tokens=4000, missing="tail"),
+    }.items():
+        first, last = distill(tmp_path, name, **how, **kw)
+        assert last < first or name in ("kd teacher", "kd student")  # validated on other text than they learn on
+        found[name] = alpha(judge, loaded(str(tmp_path / name / "ckpt.pt"))[0], x, source + 1)
+    D.main(types.SimpleNamespace(**{**vars(D.cfg), **how, "method": "kd", "drafter": "ngram", "pseudo_tokens": 4000,
+                                    "out_dir": str(tmp_path / "ngram"), "device": "cpu"}))  # fmt: skip
+    found["ngram"] = alpha(judge, NGram.load(tmp_path / "ngram" / "ngram.txt")[0], x, source + 1)
+    untrained = alpha(judge, tiny_model(V=12, causal=True, block_size=48, seed=3), x, source + 1)
+    print(found, untrained)
+    assert all(a > untrained + 0.05 for a in found.values())
 
 
 def words_dataset(folder):

@@ -1,0 +1,72 @@
+"""
+Tokenizers that others made: GPT-2's, and by hf:NAME_OR_FOLDER those of any model of `transformers`.
+"""
+
+import functools
+import hashlib
+import json
+
+from configurator import UserError, first_line
+
+GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257, "eot": 50256}
+GPT2_PIECES = "08f8f6dd8cd5c8a2"  # what pieces_of says of its vocabulary
+
+
+def gpt2():
+    """-> the GPT-2 tokenizer. tiktoken downloads it once, to TIKTOKEN_CACHE_DIR if that is set."""
+    import tiktoken
+
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except OSError as error:
+        raise UserError(
+            f"Could not download the GPT-2 vocabulary ({str(error)[:80]}...). Run once with a network, or set "
+            "TIKTOKEN_CACHE_DIR to a folder that holds it."
+        ) from None
+
+
+def from_hub(kind, name, **how):
+    """What transformers.KIND finds of a model NAME or folder: configuration, tokenizer or weights; safetensors only.
+
+    Raises UserError if the package or the model is missing. No code of a model is ever executed.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(
+            "hf: needs a package that is missing. Install it with: pip install 'transformers>=5.24,<6'"
+        ) from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        return getattr(transformers, kind).from_pretrained(name, trust_remote_code=False, **how)
+    except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
+        hint = "A checkpoint or an exported folder of this project is read without hf:, one on a hub as hub:OWNER/NAME."
+        raise UserError(f"hf:{name} cannot be loaded ({first_line(error)}). {hint}") from None
+
+
+@functools.lru_cache  # an encoder is made often
+def hf_tokenizer(name):
+    return from_hub("AutoTokenizer", name)
+
+
+def pieces_of(vocabulary):
+    """{piece: id} -> a short hash of what each id means."""
+    pairs = sorted((i, piece) for piece, i in vocabulary.items())
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+
+
+def hf_meta(name):
+    """A model NAME of a hub, or its folder -> the meta of its vocabulary; GPT-2's is the same as ours.
+
+    vocab_size is the rows of the head: often some more than there are tokens, which pad it.
+    """
+    tokenizer, config = hf_tokenizer(name), from_hub("AutoConfig", name)
+    pieces, rows = pieces_of(tokenizer.get_vocab()), config.get_text_config(decoder=True).vocab_size
+    if (pieces, rows) == (GPT2_PIECES, GPT2_META["vocab_size"]):
+        return GPT2_META
+    meta = {"tokenizer": f"hf:{name}", "vocab_size": rows, "pieces": pieces}
+    ends = {"eot": tokenizer.eos_token_id, "start": tokenizer.bos_token_id}
+    if config.is_encoder_decoder:
+        ends |= {"start": config.decoder_start_token_id, "pad": config.pad_token_id}
+    return meta | {k: i for k, i in ends.items() if i is not None}
