@@ -1,35 +1,49 @@
 # make demo    from an empty machine to generated text: trains a GPT, turns it into a diffusion model, distills, evaluates
+# make demo DATASET=text    the same with your own text, after: python data/text/prepare.py --input=FILE
 # make test    sets up and runs every test, offline
 # Both may be run again: they skip what is done and continue what was interrupted. Needs python 3.10 or newer.
 
 PYTHON ?= python3
 PY = .venv/bin/python
-AR = out/pydoc_ar/ckpt.pt
-DIFFUSION = out/pydoc/ckpt.pt
-STUDENT = out/sdtt_pydoc/round_2.pt
+DATASET = pydoc
+AR = out/$(DATASET)/ar
+DIFFUSION = out/$(DATASET)/diffusion
+SDTT = out/$(DATASET)/sdtt
+EVAL = out/$(DATASET)/eval
+ifeq ($(DATASET),pydoc)
+AR = out/pydoc_ar
+DIFFUSION = out/pydoc
+SDTT = out/sdtt_pydoc
+EVAL = out/demo
+endif
 
-demo: .venv/ready data/pydoc/meta.json
-	@echo "Part 1 of 5: a GPT learns Python's language reference."
-	$(PY) train.py config/train_pydoc_ar.py $(if $(wildcard $(AR)),--init_from=resume)
+demo: .venv/ready data/$(DATASET)/meta.json
+	@echo "Part 1 of 5: a GPT learns $(if $(filter pydoc,$(DATASET)),Python's language reference,data/$(DATASET))."
+	$(PY) train.py config/train_pydoc_ar.py --dataset=$(DATASET) --out_dir=$(AR) \
+	    $(if $(wildcard $(AR)/ckpt.pt),--init_from=resume)
 	@echo "Part 2 of 5: the GPT becomes a masked diffusion model, which writes anywhere on the page."
-	$(PY) train.py config/train_pydoc.py $(if $(wildcard $(DIFFUSION)),--init_from=resume)
+	$(PY) train.py config/train_pydoc.py --dataset=$(DATASET) --out_dir=$(DIFFUSION) \
+	    --init_from=$(if $(wildcard $(DIFFUSION)/ckpt.pt),resume,$(AR)/ckpt.pt)
 	@echo "Part 3 of 5: SDTT. In three rounds a student learns to do in one step what its teacher does in two."
-	$(PY) distill.py config/sdtt_pydoc.py $(if $(wildcard out/sdtt_pydoc/round_1.pt),--init_from=resume)
+	$(PY) distill.py config/sdtt_pydoc.py --teacher=$(DIFFUSION)/ckpt.pt --out_dir=$(SDTT) \
+	    $(if $(wildcard $(SDTT)/round_1.pt),--init_from=resume)
 	@echo "Part 4 of 5: samples, side by side (a few seconds)."
-	$(PY) sample.py --ckpt=$(AR),$(DIFFUSION) --num_samples=1
-	$(PY) sample.py --ckpt=$(DIFFUSION),$(STUDENT) --num_samples=2 --steps=2
+	$(PY) sample.py --ckpt=$(AR)/ckpt.pt,$(DIFFUSION)/ckpt.pt --num_samples=1
+	$(PY) sample.py --ckpt=$(DIFFUSION)/ckpt.pt,$(SDTT)/round_2.pt --num_samples=2 --steps=2
 	@echo "Part 5 of 5: all of them are measured, in 1, 2 and 4 steps, at six temperatures (two minutes on a laptop)."
-	test out/demo/eval.txt -nt out/sdtt_pydoc/round_3.pt -a out/demo/eval.txt -nt $(DIFFUSION) || ( \
-	    $(PY) eval.py config/eval_pydoc_ancestral.py && $(PY) eval.py config/eval_pydoc.py )
-	@cat out/demo/ancestral/eval.txt out/demo/eval.txt
+	test $(EVAL)/eval.txt -nt $(SDTT)/round_3.pt -a $(EVAL)/eval.txt -nt $(DIFFUSION)/ckpt.pt || ( \
+	    $(PY) eval.py config/eval_pydoc_ancestral.py --ckpt=$(DIFFUSION)/ckpt.pt --judge=$(AR)/ckpt.pt --out=$(EVAL)/ancestral && \
+	    $(PY) eval.py config/eval_pydoc.py --judge=$(AR)/ckpt.pt --out=$(EVAL) \
+	    --ckpt=$(DIFFUSION)/ckpt.pt,$(SDTT)/round_2.pt,$(SDTT)/round_3.pt,$(AR)/ckpt.pt )
+	@cat $(EVAL)/ancestral/eval.txt $(EVAL)/eval.txt
 
 test: .venv/ready-to-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests -n auto --dist worksteal
 
-data/pydoc/meta.json: .venv/ready
-	$(PY) data/pydoc/prepare.py
+data/$(DATASET)/meta.json: | .venv/ready
+	$(PY) data/$(DATASET)/prepare.py
 
 .venv/ready: requirements.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'nanoSDTT needs python 3.10 or newer')"

@@ -6,13 +6,10 @@ import collections
 import contextlib
 import difflib
 import functools
-import hashlib
-import http.client
 import json
 import os
 import re
 import types
-import urllib.request
 
 import numpy as np
 import torch
@@ -20,8 +17,6 @@ import torch
 from configurator import UserError
 from data.tokenizers import GPT2_META, from_hub, gpt2, hf_meta, hf_tokenizer  # noqa: F401, others take them from here
 
-SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 VOCABULARY = ("tokenizer", "vocab_size", "itos", "transition")  # what of a meta tells what its token ids mean
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -119,9 +114,28 @@ def encoder(meta):
         return functools.partial(tokenizer.encode, add_special_tokens=False), lambda ids: tokenizer.decode(
             [i for i in ids if i < len(tokenizer)], skip_special_tokens=True
         )
-    itos = meta["itos"]  # characters, and perhaps longer pieces: the longest that fits is taken
-    stoi = {piece: i for i, piece in enumerate(itos)}
-    longest_first = re.compile("|".join(re.escape(piece) for piece in sorted(itos, key=len, reverse=True)))
+    itos = meta["itos"]  # characters, and perhaps longer pieces
+    return piece_encoder(itos), lambda ids: "".join(itos[i] for i in ids)
+
+
+SEGMENT = re.compile(r"\s*(?:\w+|[^\w\s]+)|\s+")  # a word, or punctuation, and the white space before it
+
+
+def piece_encoder(itos):
+    """[piece, ...] -> encode(str) -> [int]: from left to right, always the longest piece that fits."""
+    stoi, longest = {piece: i for i, piece in enumerate(itos)}, max(map(len, itos))
+
+    def spelled(text):
+        ids, i = [], 0
+        while i < len(text):
+            n = next(n for n in range(min(longest, len(text) - i), 0, -1) if text[i : i + n] in stoi)
+            ids.append(stoi[text[i : i + n]])
+            i += n
+        return ids
+
+    # If no piece goes on from one segment into the next, as none of ours does, a segment's ids are always the same, and
+    # most segments have been seen before.
+    remembered, apart = functools.lru_cache(2**18)(spelled), all(map(SEGMENT.fullmatch, itos))
 
     def encode(text):
         unknown = sorted(set(text) - stoi.keys())
@@ -129,9 +143,10 @@ def encoder(meta):
             raise UserError(
                 f"The vocabulary has no {unknown[0]!r}. It has: {''.join(c for c in itos if len(c) == 1)!r}"
             )
-        return [stoi[piece] for piece in longest_first.findall(text)]
+        segments = SEGMENT.findall(text) if apart else [text]
+        return [i for part in segments for i in (remembered(part) if len(part) < 32 else spelled(part))]
 
-    return encode, lambda ids: "".join(itos[i] for i in ids)
+    return encode
 
 
 def same_vocabulary(a, b):
@@ -272,42 +287,6 @@ def write_meta(folder, meta):
     )
 
 
-def write_chars(folder, text, source):
-    """A text -> a character-level dataset: the first 90 % train, the rest validates."""
-    itos = sorted(set(text))
-    stoi = {c: i for i, c in enumerate(itos)}
-    ids = np.array([stoi[c] for c in text], dtype=np.uint32)
-    cut = int(0.9 * len(ids))
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
-    meta = {"tokenizer": "char", "vocab_size": len(itos), "itos": itos, "source": source, "sha256": sha256}
-    write(folder, ids[:cut], ids[cut:], meta)
-
-
-def tiny_shakespeare(folder, input=""):
-    """-> the text of the file `input`, else of folder/input.txt, which is downloaded if it is not there.
-
-    A file of your own may be any text; the other two must have the hash. Raises UserError if not, or if offline.
-    """
-    path = input or os.path.join(folder, "input.txt")
-    if not os.path.exists(path):
-        if input:
-            raise UserError(f"--input={input} is not a file.")
-        try:
-            with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
-                content = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise UserError(
-                f"Could not download {SHAKESPEARE_URL} ({error}). Save it as {path}, or pass --input=FILE."
-            ) from None
-        check_hash(content, SHAKESPEARE_SHA256, SHAKESPEARE_URL)
-        atomic_write(path, content)
-    with open(path, "rb") as f:
-        content = f.read()
-    if not input:
-        check_hash(content, SHAKESPEARE_SHA256, path)
-    return as_text(content, path)
-
-
 def read_text(text):
     """'FILE:path' -> the file's text; anything else is the text itself."""
     if not text.startswith("FILE:"):
@@ -326,9 +305,3 @@ def as_text(content, where):
         raise UserError(
             f"{where} is not UTF-8 text ({error.reason} at byte {error.start}). Convert it first."
         ) from None
-
-
-def check_hash(content, sha256, where):
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise UserError(f"{where} has sha256 {found}, not {sha256}. Delete it and try again, or pass it by --input=.")

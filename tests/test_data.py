@@ -5,7 +5,9 @@ python -m pytest tests/test_data.py          what prepare.py writes, what data r
 import hashlib
 import json
 import os
+import re
 import shutil
+from pydoc_data.topics import topics
 
 import numpy as np
 import pyarrow
@@ -15,6 +17,7 @@ from conftest import ROOT, needs_gpt2, run
 from pyarrow import parquet
 
 import data
+from data import texts
 from data.cnn_dailymail import prepare as cnn
 from data.lambada import prepare as lambada
 from plumbing.randomness import seeded
@@ -33,7 +36,7 @@ def test_pydoc_comes_back_as_it_went_in(pydoc):
 
 
 def test_word_pieces_come_back_as_they_went_in(tmp_path):
-    run("data/pydoc/prepare.py", f"--out_dir={tmp_path}", "--n_pieces=300")
+    run("data/pydoc/prepare.py", f"--out_dir={tmp_path}", "--n_words=300")
     corpus = data.load(str(tmp_path))
     encode, decode = data.encoder(corpus.meta)
     text = decode(corpus.train.tolist()) + decode(corpus.val.tolist())
@@ -112,18 +115,10 @@ def test_an_interrupted_write_leaves_nothing_half_written(tmp_path, monkeypatch,
     assert not os.path.exists(tmp_path / "meta.json")  # an old meta.json does not vouch for new files
 
 
-def test_your_own_text_replaces_the_download(tmp_path):
-    mine = tmp_path / "mine.txt"
-    mine.write_text("to be or not to be\n" * 20)
-    run("data/shakespeare_char/prepare.py", f"--input={mine}", f"--out_dir={tmp_path / 'out'}")
-    meta = data.load(str(tmp_path / "out")).meta
-    assert meta["itos"] == sorted(set("to be or not to be\n")) and meta["train_tokens"] == 342
-
-
 def test_a_bad_download_is_refused_by_its_hash(tmp_path):
     (tmp_path / "input.txt").write_text("not Shakespeare")
     _, said = run("data/shakespeare_char/prepare.py", f"--out_dir={tmp_path}", ok=False)
-    assert "sha256" in said and "--input=" in said and said.count("\n") == 1
+    assert "sha256" in said and "data/text/prepare.py --input=" in said and said.count("\n") == 1
     assert os.listdir(tmp_path) == ["input.txt"]
 
 
@@ -132,29 +127,124 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, refused):
         raise OSError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", offline)
-    said = refused(data.tiny_shakespeare, str(tmp_path))
-    assert "no network" in said and f"{tmp_path}/input.txt" in said and "--input=FILE" in said
+    said = refused(texts.tiny_shakespeare, str(tmp_path))
+    assert "no network" in said and f"{tmp_path}/input.txt" in said
     assert os.listdir(tmp_path) == []
-    assert "not a file" in refused(data.tiny_shakespeare, str(tmp_path), "/nowhere.txt")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    assert "not UTF-8" in refused(data.tiny_shakespeare, str(tmp_path), str(tmp_path / "latin.txt"))
-    assert "longer" in refused(data.write_chars, str(tmp_path / "out"), "", "nothing")
+
+
+def shakespeare(folder, name):
+    """data/<name>/prepare.py from the copy that is here -> its meta."""
+    folder.mkdir()
+    shutil.copy(SHAKESPEARE, folder / "input.txt")
+    run(f"data/{name}/prepare.py", f"--out_dir={folder}")
+    return data.load(str(folder)).meta
 
 
 @pytest.mark.skipif(not os.path.exists(SHAKESPEARE), reason="needs data/shakespeare_char/input.txt")
 def test_shakespeare_has_the_numbers_that_everyone_knows(tmp_path):
-    run("data/shakespeare_char/prepare.py", f"--input={SHAKESPEARE}", f"--out_dir={tmp_path}/char")
-    meta = data.load(f"{tmp_path}/char").meta
+    meta = shakespeare(tmp_path / "char", "shakespeare_char")
     assert (meta["vocab_size"], meta["train_tokens"], meta["val_tokens"]) == (65, 1003854, 111540)
-    assert meta["sha256"] == data.SHAKESPEARE_SHA256
+    assert meta["sha256"] == texts.SHAKESPEARE_SHA256
 
 
 @needs_gpt2
 def test_byte_pairs_of_shakespeare(tmp_path):
     if os.path.exists(SHAKESPEARE):
-        run("data/shakespeare/prepare.py", f"--input={SHAKESPEARE}", f"--out_dir={tmp_path}/bpe")
-        meta = data.load(f"{tmp_path}/bpe").meta
+        meta = shakespeare(tmp_path / "bpe", "shakespeare")
         assert (meta["vocab_size"], meta["train_tokens"], meta["val_tokens"]) == (50257, 301966, 36059)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# text: a file or a folder of one's own
+
+
+def own_text(tmp_path, input, tokenizer="words", **kw):
+    """What data/text/prepare.py does -> the corpus, decode."""
+    texts.write_texts(str(tmp_path / "out"), texts.files_of(str(input)), "mine", tokenizer, **kw)
+    corpus = data.load(str(tmp_path / "out"))
+    return corpus, lambda ids: data.encoder(corpus.meta)[1](ids.tolist())
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "words", pytest.param("gpt2", marks=needs_gpt2)])
+def test_your_own_file_comes_back_as_it_went_in(tmp_path, tokenizer):
+    text = "Er sagte \u201cja\u201d,  und\r\n\tging.\n\n" * 40 + "the end"
+    (tmp_path / "mine[1].txt").write_bytes(b"\xef\xbb\xbf" + text.encode())  # a byte order mark is no text
+    corpus, decode = own_text(tmp_path, input=tmp_path / "mine[1].txt", tokenizer=tokenizer)
+    text = text.replace("\r\n", "\n")
+    assert decode(corpus.train) == text[: int(0.9 * len(text))] and decode(corpus.val) == text[int(0.9 * len(text)) :]
+    assert corpus.meta["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_of_many_files_every_tenth_validates_of_few_the_end_of_each(tmp_path):
+    for i in range(20):
+        (tmp_path / "many" / str(i % 3)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "many" / str(i % 3) / f"{i:02}.md").write_text(f"file {i:02}")
+    (tmp_path / "many" / ".hidden").write_bytes(b"\xff")
+    corpus, decode = own_text(tmp_path, input=tmp_path / "many")
+    train, val = (decode(part).removesuffix("\n\n").split("\n\n") for part in (corpus.train, corpus.val))
+    order = sorted((i % 3, i) for i in range(20))
+    assert val == [f"file {i:02}" for _, i in order[9::10]]
+    assert train == [f"file {i:02}" for k, (_, i) in enumerate(order) if k % 10 != 9]
+    corpus, decode = own_text(tmp_path, input=f"{tmp_path}/many/0/0*.md", tokenizer="char", val_fraction=0.2)
+    assert decode(corpus.train) == "file \n\n" * 4 and decode(corpus.val) == "00\n\n03\n\n06\n\n09\n\n"
+
+
+@needs_gpt2
+def test_texts_in_byte_pairs_are_closed_by_end_of_text(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text(f"Text {i}.")
+    corpus, decode = own_text(tmp_path, input=f"{tmp_path}/*.txt", tokenizer="gpt2", val_fraction=0.5)
+    assert [decode(np.array(ids)) for ids in texts_of(corpus.train)] == ["Text 0.", "Text 2."]
+    assert corpus.meta["eot"] == data.GPT2_META["eot"]
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "words", pytest.param("gpt2", marks=needs_gpt2)])
+def test_a_text_in_parts_has_the_tokens_of_the_whole(tmp_path, tokenizer, monkeypatch):
+    text = "\n\n".join(topics.values())[:60_000]
+    (tmp_path / "mine.txt").write_text(text)
+    for size in (2**22, 700):
+        monkeypatch.setattr(texts.parts_of, "__defaults__", (size,))
+        (parts,) = texts.files_of(str(tmp_path / "mine.txt"))
+        assert ("".join(parts()) == text and len(list(parts())) > 60_000 / 1000) or size > 700
+        texts.write_texts(str(tmp_path / str(size)), [parts], "mine", tokenizer)
+    assert contents(tmp_path / "700") == contents(tmp_path / str(2**22))
+
+
+def test_words_that_stay_rare_are_forgotten_when_there_are_too_many():
+    part = "often often often " + " ".join(f"w{i}" for i in range(100))
+    found = texts.survey([lambda: [part] * 5], words=True, kept=20)
+    assert len(found.words) <= 20 and found.words[" often"] >= 10 and found.lengths == [5 * len(part)]
+
+
+def test_the_longest_piece_that_fits_is_taken():
+    """Against a regular expression of all pieces, longest first; pieces that no word contains, too."""
+    words = [" the", "the", "\n    ", "\n  ", "in", "ing", " in", "__", "();", "  ", " "]
+    text = "\n      the thing (in the thin_g) __in__();  inside\n\n    the\t end " * 3
+    for odd in ([], ["e t", "g ("]):
+        itos = sorted(set(text)) + words + odd
+        literal = re.compile("|".join(re.escape(p) for p in sorted(itos, key=len, reverse=True))).findall(text)
+        encode, decode = data.encoder({"tokenizer": "pieces", "itos": itos})
+        assert [itos[i] for i in encode(text)] == literal and decode(encode(text)) == text
+
+
+def test_text_that_cannot_be_used_is_refused_in_one_line(tmp_path, refused):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 9)
+    (tmp_path / "wide.txt").write_text("wide text", encoding="utf-16-le")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "folder").mkdir()
+    for input, words in {
+        "latin.txt": ["latin.txt is not UTF-8", "byte 3"],
+        "wide.txt": ["zero bytes", "UTF-16"],
+        "empty.txt": ["0 characters"],
+        "folder": ["no folder with files"],
+        "none*": ["matches none"],
+    }.items():
+        said = refused(own_text, tmp_path, tmp_path / input)
+        assert all(word in said for word in words), said
+    for args, words in ((), "--input=FILE"), (("--input=README.md", "--tokenizer=x"), "'words'"):
+        _, said = run("data/text/prepare.py", *args, f"--out_dir={tmp_path}/out", ok=False)
+        assert said.count("\n") == 1 and words in said
+    assert not os.path.exists(tmp_path / "out")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

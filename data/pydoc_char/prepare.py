@@ -4,13 +4,11 @@ $ python data/pydoc_char/prepare.py                                             
 """
 
 import os
-import platform
-import pydoc_data.topics
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so that it runs from anywhere
-import data
 from configurator import configure
+from data.texts import python_reference, write_texts
 
 # ----------------------------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin and meta.json go
@@ -18,6 +16,4 @@ cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
 if __name__ == "__main__":
-    topics = pydoc_data.topics.topics
-    text = "\n\n".join(topics[name].strip("\n") for name in sorted(topics))
-    data.write_chars(out_dir, text, f"pydoc_data.topics of Python {platform.python_version()}")
+    write_texts(out_dir, *python_reference(), "char")

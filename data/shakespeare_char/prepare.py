@@ -7,14 +7,13 @@ import os
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so that it runs from anywhere
-import data
 from configurator import configure
+from data.texts import tiny_shakespeare, write_texts
 
 # ----------------------------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin and meta.json go
-input = ""  # a text file of your own instead of the download
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
 if __name__ == "__main__":
-    data.write_chars(out_dir, data.tiny_shakespeare(out_dir, input), input or data.SHAKESPEARE_URL)
+    write_texts(out_dir, *tiny_shakespeare(out_dir), "char")

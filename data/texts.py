@@ -1,0 +1,184 @@
+"""
+Texts, one or many, to train.bin and val.bin: what text, pydoc and tiny Shakespeare share. Read twice, a part at a time.
+"""
+
+import collections
+import contextlib
+import functools
+import glob
+import hashlib
+import http.client
+import os
+import platform
+import re
+import types
+import urllib.request
+
+import numpy as np
+from tqdm import tqdm
+
+import data
+from configurator import UserError, choose
+
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+BETWEEN = {"gpt2": "<|endoftext|>"}  # the texts of several files; of any other vocabulary, an empty line
+
+# ----------------------------------------------------------------------------------------------------------------------
+# where texts come from. A text is a function that yields its parts, from the start at every call.
+
+
+def files_of(input):
+    """A file, a folder (all in it, but not hidden ones) or a glob -> [text of a file, ...], in order of their names."""
+    pattern = os.path.join(glob.escape(input), "**") if os.path.isdir(input) else input
+    paths = [path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
+    if os.path.isfile(input):
+        paths = [input]  # its name may hold a *
+    if not paths:
+        raise UserError(f"--input={input} is no file, no folder with files, and matches none.")
+    return [functools.partial(parts_of, path) for path in paths]
+
+
+def parts_of(path, size=2**22):
+    """A file of UTF-8 -> its text in parts of about so many characters, each cut before a white space.
+
+    None of our tokenizers has a token that begins before a white space and ends after it: parts give the same tokens
+    as the whole. Raises UserError if it is no text.
+    """
+    rest = ""
+    try:
+        with open(path, encoding="utf-8-sig") as f:
+            while read := f.read(size):
+                if "\0" in read:
+                    raise UserError(f"{path} holds zero bytes, as UTF-16 has. Convert it to UTF-8, or leave it out.")
+                rest += read
+                found = re.match(r".*\S(?=\s)", rest, re.S)  # greedy: up to the last such place
+                cut = found.end() if found else len(rest)  # a language without white space is cut anywhere
+                yield rest[:cut]
+                rest = rest[cut:]
+    except UnicodeDecodeError:
+        with open(path, "rb") as f:
+            data.as_text(f.read(), path)  # says where
+    except OSError as error:
+        raise UserError(f"Cannot read {path} ({error}).") from None
+    yield rest
+
+
+def python_reference():
+    """-> [the language reference that ships inside every Python], where it is from."""
+    import pydoc_data.topics
+
+    topics = pydoc_data.topics.topics
+    text = "\n\n".join(topics[name].strip("\n") for name in sorted(topics))
+    return [lambda: [text]], f"pydoc_data.topics of Python {platform.python_version()}"
+
+
+def tiny_shakespeare(folder):
+    """-> [the text of folder/input.txt, which is downloaded if it is not there], where it is from.
+
+    Raises UserError without a network, or if it is another text.
+    """
+    path = os.path.join(folder, "input.txt")
+    if not os.path.exists(path):
+        try:
+            with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
+                content = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise UserError(f"Could not download {SHAKESPEARE_URL} ({error}). Save it as {path}.") from None
+        check_hash(content, SHAKESPEARE_URL)
+        data.atomic_write(path, content)
+    with open(path, "rb") as f:
+        check_hash(f.read(), path)
+    return [functools.partial(parts_of, path)], SHAKESPEARE_URL
+
+
+def check_hash(content, where):
+    found = hashlib.sha256(content).hexdigest()
+    if found != SHAKESPEARE_SHA256:
+        mend = "Delete it and try again; a text of your own is for data/text/prepare.py --input=FILE"
+        raise UserError(f"{where} has sha256 {found}, not {SHAKESPEARE_SHA256}. {mend}.")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# their vocabulary, their tokens
+
+
+def survey(texts, words, kept=2**20):
+    """texts -> .lengths in characters, .chars, .words (Counter, empty unless asked for), .sha256 of all of them.
+
+    Words that are rare so far are forgotten whenever there are more than `kept`: a text has no end of them.
+    """
+    found = types.SimpleNamespace(lengths=[], chars=set(), words=collections.Counter())
+    digest = hashlib.sha256()
+    for text in texts:
+        found.lengths.append(0)
+        for part in text():
+            found.lengths[-1] += len(part)
+            found.chars |= set(part)
+            digest.update(part.encode())
+            if words:
+                found.words.update(re.findall(r" ?\w+|\n\s*|[^\w\s]+| +", part))
+            if len(found.words) > kept:
+                found.words = collections.Counter(dict(found.words.most_common(kept // 2)))
+    found.sha256 = digest.hexdigest()
+    return found
+
+
+def vocabulary(tokenizer, found, n_words):
+    """'char' | 'words' | 'gpt2', what survey found -> the meta that data.encoder reads."""
+    if tokenizer == "gpt2":
+        return data.GPT2_META
+    chars = sorted(found.chars | set("\n" * (len(found.lengths) > 1)))
+    if tokenizer == "char":
+        return {"tokenizer": "char", "vocab_size": len(chars), "itos": chars}
+    # the words, line breaks and runs of punctuation that, as one token each, save most characters' tokens
+    saved = {word: count * (len(word) - 1) for word, count in found.words.items() if len(word) > 1}
+    n_words = n_words or min(max(sum(found.lengths) // 250, 256), 8000)
+    itos = chars + sorted(sorted(saved, key=lambda word: (-saved[word], word))[:n_words])
+    return {"tokenizer": "pieces", "vocab_size": len(itos), "itos": itos}
+
+
+def training_characters(lengths, val_fraction):
+    """[characters of a text, ...] -> how many of each, from its beginning, are to train; the others validate.
+
+    Of many texts whole ones are held out, spread evenly; of few, the end of each.
+    """
+    if len(lengths) * val_fraction < 1:
+        return [int((1 - val_fraction) * n) for n in lengths]
+    every = round(1 / val_fraction)
+    return [0 if i % every == every - 1 else n for i, n in enumerate(lengths)]
+
+
+def write_texts(folder, texts, source, tokenizer, n_words=0, val_fraction=0.1):
+    """texts -> folder/train.bin, val.bin, meta.json. n_words, val_fraction: as in data/text/prepare.py."""
+    choose("tokenizer", tokenizer, ("char", "words", "gpt2"))
+    found = survey(texts, words=tokenizer == "words")
+    to_train, total = training_characters(found.lengths, val_fraction), sum(found.lengths)
+    if not 0 < sum(to_train) < total:
+        raise UserError(f"{source} has {total} characters, too few to train on some and validate on others.")
+    meta = {**vocabulary(tokenizer, found, n_words), "source": source, "sha256": found.sha256}
+    encode, dtype = data.encoder(meta)[0], data.token_dtype(meta["vocab_size"])
+    counts = collections.Counter()
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=total, unit="char", unit_scale=True, disable=total < 1e7))
+        bins = {s: stack.enter_context(data.replacing(os.path.join(folder, f"{s}.bin"))) for s in ("train", "val")}
+        for where, part in cut_in_two(texts, to_train, BETWEEN.get(tokenizer, "\n\n")):
+            ids = np.array(encode(part), dtype)
+            bins[where].write(ids.data)
+            counts[f"{where}_tokens"] += len(ids)
+            bar.update(len(part))
+        data.remove_meta(folder)
+    data.write_meta(folder, {**meta, **counts})
+
+
+def cut_in_two(texts, to_train, between):
+    """texts, [characters of each that are to train, ...] -> ("train" or "val", a part), ..., `between` after a text."""
+    for text, n in zip(texts, to_train, strict=True):
+        at, seen = 0, set()
+        for part in text():
+            cut = min(max(n - at, 0), len(part))
+            at += len(part)
+            halves = [(where, half) for where, half in (("train", part[:cut]), ("val", part[cut:])) if half]
+            seen |= {where for where, _ in halves}
+            yield from halves
+        yield from ((where, between) for where in sorted(seen) if len(texts) > 1)
