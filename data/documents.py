@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configurator import UserError
-from data import remove_meta
+from data import GPT2_META, remove_meta, token_dtype
 
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
 
@@ -59,7 +59,7 @@ def hold_out(rows, val_fraction):
     return parts["train"], parts["test"]
 
 
-def write_documents(folder, train, val):
+def write_documents(folder, train, val, vocab_size=GPT2_META["vocab_size"]):
     """Two Datasets with the columns ids and len -> folder/train.bin, val.bin; returns how many tokens they have.
 
     Both go through a memory map, in 1024 batches, and are renamed when whole. Only write_meta makes them loadable.
@@ -68,7 +68,7 @@ def write_documents(folder, train, val):
     counts = {}
     for name, rows in (("train", train), ("val", val)):
         n, at, n_batches = int(np.sum(rows["len"], dtype=np.int64)), 0, min(1024, len(rows))
-        out = np.memmap(os.path.join(folder, f"{name}.bin.tmp"), dtype=np.uint16, mode="w+", shape=(n,))
+        out = np.memmap(os.path.join(folder, f"{name}.bin.tmp"), dtype=token_dtype(vocab_size), mode="w+", shape=(n,))
         for i in tqdm(range(n_batches), desc=f"{name}.bin"):
             shard = rows.shard(num_shards=n_batches, index=i, contiguous=True).with_format("numpy")
             ids = np.concatenate(list(shard[:]["ids"]))

@@ -24,7 +24,7 @@ from plumbing.randomness import seeded
 from plumbing.runs import read_log
 from speculative import generate, speculate
 
-WORDS = ["<pad>", "</s>", "<unk>", "a", "b", "c", "d", "e", "f"]
+WORDS = ["<pad>", "</s>", "<unk>", "a", "b", "c", "d", "e", "f", "TL;DR:"]
 
 
 def tokenizer(words, seq2seq):
@@ -303,6 +303,44 @@ def test_small_networks_and_ngrams_learn_to_draft_from_a_teacher_of_transformers
     untrained = alpha(judge, tiny_model(V=12, causal=True, block_size=48, seed=3), x, source + 1)
     print(found, untrained)
     assert all(a > untrained + 0.05 for a in found.values())
+
+
+def test_pairs_in_a_tokenizer_of_transformers_keep_their_borders(models, tmp_path):
+    """For an encoder-decoder as rows; for a decoder as a stream, whose batches begin with an article."""
+    dice = random.Random(0)
+    articles = [" ".join(dice.choices("abcdef", k=dice.randint(2, 9))) for _ in range(60)]
+    pairs = [{"article": article, "highlights": "f e"} for article in articles]
+    data.write_jsonl(tmp_path / "news.jsonl", pairs)
+    small = [f"--input={tmp_path / 'news.jsonl'}", "--prompt_tokens=6", "--num_proc=1", "--val_fraction=0.5"]
+    out = {}
+    for kind in ("t5", "llama"):
+        out[kind] = tmp_path / kind
+        how = [f"--tokenizer={models[f'{kind} 1']}", f"--out_dir={out[kind]}", "--summary_tokens=5", "--prefix=a "]
+        run("data/cnn_dailymail/prepare.py", *how, *small, env={"HF_HOME": f"{tmp_path}/cache"})
+    corpus = data.load(str(out["t5"]))
+    encode, decode = data.encoder(corpus.meta)
+    summary = [0, *encode("f e"), 1, 1]  # the decoder's start, the text, its end and the end again
+    for row in data.batch(corpus.train, 50, 11, seeded(0)).tolist():
+        assert row[6:] == summary and row[0] == encode("a")[0] and row.count(1) == 3
+        assert any(article.startswith(decode(row[1:5])) for article in articles)  # decode writes no padding
+    x, references = data.load_prompts(out["t5"] / "prompts.jsonl", corpus.meta, 9)
+    assert x.shape == (9, 7) and (x[:, 5:] == torch.tensor([1, 0])).all() and set(references) == {"f e"}
+    corpus = data.load(str(out["llama"]))
+    assert (corpus.train[corpus.train.starts[1:] - 1] == 1).all() and len(corpus.train.starts) == 30
+    rows = data.batch(corpus.train, 50, 5, seeded(0)).tolist()
+    assert {tuple(row) for row in rows} <= {tuple(corpus.train[i : i + 5]) for i in corpus.train.starts}
+
+
+def test_vocabularies_are_compared_by_what_ids_mean(models, tmp_path, refused):
+    other = make(
+        "llama", tmp_path / "other", 2, words=[*WORDS[:7], "f", "e", WORDS[9]]
+    )  # as many tokens, in another order
+    target, meta = loaded(models["llama 1"])
+    cfg = types.SimpleNamespace(**{**vars(eval.cfg), "length": 20})
+    assert "another vocabulary" in refused(load_drafter, other, target, meta, cfg)
+    load_drafter(models["llama 2"], target, meta, cfg)  # another name, the same tokens
+    decode = data.encoder(meta)[1]
+    assert meta["vocab_size"] == 12 > len(WORDS) and decode([3, 11, 4]) == "a b"  # a row of the head that is no token
 
 
 def words_dataset(folder):

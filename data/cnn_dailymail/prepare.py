@@ -2,8 +2,11 @@
 CNN / Daily Mail (See et al. 2017) as GPT-2 byte pairs: 300 K news articles, each with a summary to learn to write.
 $ python data/cnn_dailymail/prepare.py                        (minutes; downloads 0.8 GB)
 $ python data/cnn_dailymail/prepare.py --input='my/*.jsonl'   (or .parquet files with columns `article`, `highlights`)
+$ python data/cnn_dailymail/prepare.py --tokenizer=hf:google/flan-t5-small --out_dir=data/cnn_dailymail_t5
 
-A pair is: article, "\nTL;DR:", " " + summary, end of text; the prompt is that of GPT-2 (Radford et al. 2019, 3.6).
+A pair is: article, "\nTL;DR:", " " + summary, end of text; the prompt is that of GPT-2 (Radford et al. 2019, 3.6). For
+an encoder-decoder it is a row: the source (prefix + article), padded to prompt_tokens; the start token; the summary;
+its end, repeated so that these are summary_tokens.
 """
 
 import collections
@@ -18,7 +21,10 @@ from data.documents import documents, hold_out, write_documents
 # ----------------------------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin, prompts.jsonl and meta.json go
 input = ""  # files of your own (a glob) instead of the download
+tokenizer = "gpt2"  # or hf:NAME_OR_FOLDER, also of an encoder-decoder such as T5
 prompt_tokens = 512  # of a prompt, TL;DR: included; an article is cut to fit
+prefix = "summarize: "  # of a source that an encoder reads
+summary_tokens = 128  # of the row of an encoder-decoder: start, summary and end; a longer one is cut, at least 3
 n_prompts = 1000  # at most; {"prompt", "reference"} a line, all exactly prompt_tokens long, at least 1
 val_fraction = 0.05  # of the pairs of your own files; prompts come from these. The download has its own splits
 num_proc = os.cpu_count() or 1  # processes, at least 1
@@ -30,29 +36,55 @@ COLUMNS = ["article", "highlights"]
 TLDR = "\nTL;DR:"
 
 
-def prompt_ids(article, prompt_tokens):
-    """A text -> the ids of its beginning and TL;DR:, prompt_tokens of them or, if it is short, fewer."""
-    encode = data.gpt2().encode_ordinary
+def meta_of(tokenizer):
+    """-> the meta of its vocabulary; of an encoder-decoder's also what a row is."""
+    meta = data.hf_meta(tokenizer[3:]) if tokenizer.startswith("hf:") else data.GPT2_META
+    if "eot" not in meta:
+        raise UserError(f"{tokenizer} has no token for the end of a text: pairs need one.")
+    rows = {"row": prompt_tokens + summary_tokens, "source_tokens": prompt_tokens, "prefix": prefix}
+    return meta | (rows if "pad" in meta else {})
+
+
+def encoder_of(meta):
+    """-> encode(str) -> [int], without tokens that mean more than text."""
+    return data.gpt2().encode_ordinary if meta["tokenizer"] == "gpt2" else data.encoder(meta)[0]
+
+
+def prompt_ids(article, prompt_tokens, meta=data.GPT2_META):
+    """A text -> the ids of its beginning and TL;DR:, prompt_tokens of them or, if it is short, fewer.
+
+    For an encoder: of the prefix, its beginning, and the end that the tokenizer gives to a text.
+    """
+    if "row" in meta:
+        *ids, end, _ = data.encode_prompt(meta, meta["prefix"] + article.strip())  # at last the decoder's start
+        return [*ids[: prompt_tokens - 1], end]
+    encode = encoder_of(meta)
     tail = encode(TLDR)
     return encode(article.strip())[: prompt_tokens - len(tail)] + tail
 
 
-def tokenize(row, prompt_tokens):
-    bpe = data.gpt2()
-    summary = bpe.encode_ordinary(" " + row["highlights"].strip())
-    ids = [*prompt_ids(row["article"], prompt_tokens), *summary, bpe.eot_token]
+def tokenize(row, prompt_tokens, meta=data.GPT2_META):
+    encode, ids, summary = encoder_of(meta), prompt_ids(row["article"], prompt_tokens, meta), row["highlights"].strip()
+    if "row" in meta:
+        ids += [meta["pad"]] * (prompt_tokens - len(ids)) + [meta["start"], *encode(summary)]
+        ids = ids[: meta["row"] - 1]
+        ids += [meta["eot"]] * (meta["row"] - len(ids))
+    else:
+        ids += [*encode(" " + summary), meta["eot"]]
     return {"ids": ids, "len": len(ids)}
 
 
-def prompts(pairs, prompt_tokens):
+def prompts(pairs, prompt_tokens, meta=data.GPT2_META):
     """Rows -> [{"prompt", "reference"}] of exactly prompt_tokens tokens, Counter of the rows that give none.
 
     A cut inside a character or between two line breaks makes a text that byte pairs encode otherwise: left out.
     """
-    encode, decode = data.encoder(data.GPT2_META)
+    encode, decode = data.encoder(meta)
+    if "row" in meta:
+        encode = lambda text: data.encode_prompt(meta, text)[:-1]  # noqa: E731
     kept, left_out = [], collections.Counter(too_short=0, not_exact=0)
     for row in pairs:
-        ids = prompt_ids(row["article"], prompt_tokens)
+        ids = prompt_ids(row["article"], prompt_tokens, meta)
         text = decode(ids)
         if len(ids) < prompt_tokens:
             left_out["too_short"] += 1
@@ -77,27 +109,28 @@ def splits():
 
 
 if __name__ == "__main__":
-    n_tail = len(data.gpt2().encode_ordinary(TLDR))
     check(cfg, __file__)
+    meta = meta_of(tokenizer)
+    n_tail = len(encoder_of(meta)(TLDR))
     if prompt_tokens <= n_tail:
         raise UserError(f"prompt_tokens is {prompt_tokens}; it must be at least {n_tail + 1}.")
     *parts, test = splits()
-    kept, left_out = prompts(test.shuffle(seed=2357), prompt_tokens)  # the download is in order of newspaper
+    kept, left_out = prompts(test.shuffle(seed=2357), prompt_tokens, meta)  # the download is in order of newspaper
     if not kept:
         raise UserError(f"No article of {len(test)} fills --prompt_tokens={prompt_tokens} exactly. Lower it.")
     parts = [
         part.map(
             tokenize,
-            fn_kwargs={"prompt_tokens": prompt_tokens},
+            fn_kwargs={"prompt_tokens": prompt_tokens, "meta": meta},
             remove_columns=part.column_names,
             desc="tokenizing",
             num_proc=num_proc,
         )
         for part in parts
     ]
-    counts = write_documents(out_dir, *parts)
+    counts = write_documents(out_dir, *parts, meta["vocab_size"])
     data.write_jsonl(os.path.join(out_dir, "prompts.jsonl"), kept[:n_prompts])
-    meta = {**data.GPT2_META, "source": input or HUB["path"], "train_pairs": len(parts[0]), "val_pairs": len(parts[1])}
+    meta |= {"source": input or HUB["path"], "train_pairs": len(parts[0]), "val_pairs": len(parts[1])}
     meta |= {**counts, "prompt_tokens": prompt_tokens, "prompts": len(kept[:n_prompts]), **left_out}
     data.write_meta(out_dir, meta)
     print(
