@@ -50,7 +50,7 @@ teacher = "out/pydoc/ckpt.pt"  # sdtt, dimo: a masked diffusion checkpoint, also
 # such as mdlm-owt or sdtt:kld:6; kd, soft: a GPT, also gpt2
 out_dir = "out/sdtt"  # gets round_1.pt, round_2.pt, ...; the others ckpt.pt or ngram.txt
 init_from = "teacher"  # 'teacher' | 'resume' (out_dir, also in the middle of a round, also to add rounds)
-divergence = "kl_bwd"  # 'kl_bwd' | 'kl_fwd' | 'tvd' | 'mse' | 'jsd' | 'nla', of student and teacher
+divergence = "kl_bwd"  # 'kl_bwd' | 'kl_fwd' | 'tvd' | 'mse' | 'jsd' | 'nla', of student and teacher (dimo has its own)
 # sdtt
 teacher_steps = 2  # k: so many steps of the teacher become one of the student's, at least 2
 orig_steps = 1024  # the first teacher's: round r takes steps of k^(r-1) / orig_steps, at least 1
@@ -198,16 +198,17 @@ def dimo_loss(student, x0, generator, teacher, fake_first=60, fake_turns=2):
     lags behind leads nowhere.
     """
     fake, mask_id = student.fake, student.mask_id
-    h = student.hidden(half_random(torch.full_like(x0, mask_id), student, generator)).flatten(0, 1)  # (B T, C)
+    fake.turn += student.training
+    fakes_turn = student.training and bool(fake.turn <= fake_first or fake.turn % (1 + fake_turns))
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not fakes_turn):
+        h = student.hidden(half_random(torch.full_like(x0, mask_id), student, generator)).flatten(0, 1)  # (B T, C)
     with torch.no_grad():
         y = in_chunks(lambda part: draw(student.head(part), generator), h, student.config.vocab_size).view_as(x0)
         yt = add_noise(y, 1 - stratified(len(y), generator, y.device), mask_id, generator)
     masked = yt == mask_id  # (B, T), N of them
     n = max(int(masked.sum()), 1)
-    if student.training:
-        fake.turn += 1
-        if fake.turn <= fake_first or fake.turn % (1 + fake_turns):
-            return fake.nll(fake.hidden(yt)[masked], y[masked], torch.ones_like(y[masked]) / n)
+    if fakes_turn:
+        return fake.nll(fake.hidden(yt)[masked], y[masked], torch.ones_like(y[masked]) / n)
     with torch.no_grad():
         h_fake, h_teacher = fake.hidden(yt)[masked], teacher.hidden(yt)[masked]  # (N, C)
     heads = fake.frozen_head(), teacher.frozen_head()
@@ -215,7 +216,7 @@ def dimo_loss(student, x0, generator, teacher, fake_first=60, fake_turns=2):
     def loss_of(logits, *h_of_both):
         """(n, V), (n, C), (n, C) -> (n): sum over v of p(v) log(fake(v) / teacher(v)); only p has a gradient.
 
-        Its mean is KL(student's texts || teacher's) at one place, and its gradient that of the whole KL.
+        If its gradient is 0 for all y and masks, the student's texts have the teacher's law.
         """
         log_fake, log_teacher = (head(h).log_softmax(-1) for head, h in zip(heads, h_of_both, strict=True))
         return (logits.softmax(-1) * (log_fake - log_teacher)).sum(-1)
@@ -371,8 +372,9 @@ def dimo(cfg):
     saved = load_checkpoint(path) if cfg.init_from == "resume" else None
     student, student.fake = student_of(teacher, None, cfg), student_of(teacher, None, cfg)
     student.fake.register_buffer("turn", torch.zeros((), dtype=torch.int64, device=device))
-    frequency = np.bincount(corpus.train, minlength=teacher.config.vocab_size) / len(corpus.train)  # (V)
-    student.frequency = torch.tensor(frequency, dtype=torch.float32, device=device)
+    parts = np.array_split(corpus.train, 1 + len(corpus.train) // 2**24)
+    counts = sum(np.bincount(part, minlength=teacher.config.vocab_size) for part in parts)  # (V)
+    student.frequency = torch.tensor(counts / counts.sum(), dtype=torch.float32, device=device)
     if saved:
         student.load_state_dict(saved["model"])
     print_once(f"on {note}: a student writes in one step, a fake learns its texts, the teacher compares")

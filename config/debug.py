@@ -3,11 +3,11 @@ A run to step through: a tiny model on the CPU, a small part of a second a step 
 
 $ python data/pydoc/prepare.py                 once: 1 second, nothing to download
 $ python train.py config/debug.py              also --objective=ar; until its first "saved to", the others need it
-$ python distill.py config/debug.py            also --sampler=spread --orig_steps=16; --method=kd, --method=soft
+$ python distill.py config/debug.py            also --sampler=spread --orig_steps=16; --method=dimo, kd or soft
 $ python sample.py config/debug.py
 $ python sample.py config/debug.py --ckpt=out/debug/ar/ckpt.pt --draft=out/debug/kd/ckpt.pt --gamma=3
 
-Put breakpoint() where you want to look: in diffusion_loss, ar_loss, sdtt_loss, kd_loss, soft_loss, unmask or verify.
+Put breakpoint() where you want to look: in diffusion_loss, ar_loss, sdtt_loss, dimo_loss, kd_loss, soft_loss, unmask or verify.
 Training goes on where it last saved; a distillation begins anew. .vscode/launch.json starts the same.
 """
 
@@ -30,7 +30,7 @@ if _script == "train.py":
     max_iters = 1_000_000  # until you stop it
 if _script == "distill.py":
     method = _said.get("method", "sdtt")
-    teacher = "out/debug/diffusion/ckpt.pt" if method == "sdtt" else "out/debug/ar/ckpt.pt"
+    teacher = "out/debug/diffusion/ckpt.pt" if method in ("sdtt", "dimo") else "out/debug/ar/ckpt.pt"
     divergence = "kl_bwd" if method == "sdtt" else "kl_fwd"
     out_dir = _said.get("out_dir", f"out/debug/{method}")
     if out_dir.startswith("out/debug/"):

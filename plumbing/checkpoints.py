@@ -56,9 +56,11 @@ def load_weights(model, weights):
     """
     if weights is None:
         return
-    # what a Di[M]O student (distill.dimo) learned with is not its own; what it starts from is
-    weights, rows = {k: v for k, v in weights.items() if not k.startswith("fake.")}, model.wte.num_embeddings
-    model.frequency = weights.get("frequency")
+    # what a Di[M]O student (distill.dimo) learned with is not its own; what it starts from is, unless it becomes a GPT
+    kept = {k: v for k, v in weights.items() if not k.startswith("fake.") and (k != "frequency" or model.mask_id)}
+    weights, rows = kept, model.wte.num_embeddings
+    if "frequency" in weights:
+        model.frequency = weights["frequency"].to(model.wte.weight.device)
     wte = weights.get("wte.weight")
     if wte is not None and abs(wte.size(0) - rows) == 1:  # to diffusion: [MASK] starts as the mean token
         weights["wte.weight"] = torch.cat([wte, wte.mean(0, keepdim=True)])[:rows]

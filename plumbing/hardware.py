@@ -5,6 +5,7 @@ What a run gets from the machine: the device, the number format that is fast on 
 import contextlib
 import ctypes
 import functools
+import os
 import shutil
 import time
 
@@ -66,7 +67,7 @@ def product_rate(device, dtype, n=256):
 
 def compile_trunk(model, device):
     """model.hidden becomes its compiled self. Raises UserError on a CPU without a C++ compiler, which that needs."""
-    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++", "cl"))):
         raise UserError("--compile=on needs a C++ compiler, g++, clang++ or cl, and none is here. Use --compile=off.")
     model.hidden = torch.compile(model.hidden)
 

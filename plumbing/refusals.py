@@ -30,8 +30,8 @@ def refuse_odd_distillation(cfg):
         raise UserError(f"soft_data is {cfg.soft_data!r}, but there is no such file or folder.")
     if cfg.method == "soft" and cfg.soft_data and not cfg.dataset:
         raise UserError("--soft_data needs --dataset: its vocabulary, and its text to validate on.")
-    if cfg.method == "dimo" and cfg.gradient_accumulation_steps > 1:
-        raise UserError("dimo's networks take turns, a step each: --gradient_accumulation_steps=1, on one process.")
+    if cfg.method == "dimo" and (cfg.gradient_accumulation_steps > 1 or cfg.dropout):
+        raise UserError("dimo's networks take turns, a step each: --gradient_accumulation_steps=1 --dropout=0.")
     if not cfg.kd_weight and not cfg.ce_weight:
         raise UserError("kd_weight and ce_weight are both 0: there is nothing to learn.")
 

@@ -229,6 +229,7 @@ def test_greedy_text_is_the_targets_own_in_a_batch_and_at_every_length(name, gam
 @torch.no_grad()
 def test_a_compiled_gpt_writes_the_same_and_is_compiled_twice_however_long_the_text():
     """Once for the first token, once for any later one: the cache's length is no constant of the compiled code."""
+    torch._dynamo.reset()  # what other tests compiled counts, too
     target, counter = target_model(), torch._dynamo.testing.CompileCounter()
     expected = generate(target, torch.tensor([PROMPT]), 12, generator=seeded(1))
     target.hidden = torch.compile(target.hidden, backend=counter)
