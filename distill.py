@@ -226,8 +226,8 @@ def dimo_loss(student, x0, generator, teacher, fake_first=60, fake_turns=2):
 
 def kd_loss(drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd_weight=1.0, ce_weight=0.0):
     """(B, T + 1) int64 -> a mean over tokens: divergence of drafter from target, and cross-entropy beside it."""
-    x, y, skip = batch[:, :-1], batch[:, 1:], unseen(target, drafter)
-    learnt = written(target, y)  # (B, T), N of them: all, but where an encoder reads them
+    # learnt (B, T), N of them: all tokens, but those that an encoder reads
+    x, y, skip, learnt = batch[:, :-1], batch[:, 1:], unseen(target, drafter), written(target, batch[:, 1:])
     with torch.no_grad():
         h_target = target.hidden(x)[learnt]  # (N, C of the target)
     h, y, head = drafter.hidden(x[:, skip:])[learnt[:, skip:]], y[learnt], target.frozen_head()
@@ -313,14 +313,14 @@ def set_up(cfg, causal, writes):
     writes: the pattern of the checkpoints of such a run. They are read back from out_dir, so processes on several nodes
     need one that all of them see.
     """
-    teacher, T = None, cfg.soft_length
+    teacher = None
     if not (cfg.method == "soft" and cfg.soft_data):  # soft labels that are there need no teacher
         teacher, first = load_model(cfg.teacher, attention=cfg.attention)
         refuse_other_kind(cfg, teacher, causal)
         cfg.dataset = cfg.dataset or first["config"]["dataset"]
         cfg.teacher_step, cfg.teacher_loss = first["step"], first["val_loss"]  # a resumed run notices another teacher
     corpus = data.load(cfg.dataset)
-    T = context_of(teacher, corpus.meta) if teacher else T
+    T = context_of(teacher, corpus.meta) if teacher else cfg.soft_length
     refuse_unfit(cfg, corpus, T, first["meta"] if teacher else corpus.meta)
     refuse_wrong_folder(cfg, writes)
     device, note = join_processes(cfg)
@@ -341,11 +341,10 @@ def sdtt(cfg):
     """Algorithm 2: round after round, the student becomes the teacher."""
     plan = plan_rounds(cfg)
     teacher, corpus, device, note = set_up(cfg, causal=False, writes="round_*.pt")
-    T = teacher.config.block_size
+    T, carried = teacher.config.block_size, None  # carried: the optimizer of the last round, if it lives on
     get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
     same = {"teacher": teacher, "k": cfg.teacher_steps, "divergence": cfg.divergence, "sampler": cfg.sampler}
     same["dtype"] = getattr(torch, cfg.loss_dtype)
-    carried = None  # the optimizer of the last round, if it lives on
     for r, (dt, steps) in enumerate(plan, 1):
         name, first = f"round_{r}.pt", (r - 1) * cfg.iters_per_round
         path = os.path.join(cfg.out_dir, name)
@@ -479,9 +478,8 @@ def soft(cfg):
         return batch
 
     how = {"missing": cfg.missing, "ce_weight": cfg.ce_weight, "vocab_parallel": cfg.vocab_parallel}
-    loss, corpus = functools.partial(soft_loss, soft=labels, **how), data.without_sources(corpus)
-    validate = validator(ar_loss, corpus, T - unseen(teacher) + 1, cfg, device)
-    fit(student, loss, get_batch, validate, cfg, saved, corpus.meta)
+    validate = validator(ar_loss, data.without_sources(corpus), T - unseen(teacher) + 1, cfg, device)
+    fit(student, functools.partial(soft_loss, soft=labels, **how), get_batch, validate, cfg, saved, corpus.meta)
 
 
 def main(cfg):

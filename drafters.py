@@ -15,7 +15,7 @@ from configurator import UserError, choose, print_once, save_config
 from model import GPT, Block, config_of, draw_from, probabilities
 from plumbing.checkpoints import load_checkpoint, load_weights
 from plumbing.hardware import compile_trunk, pick_device
-from plumbing.huggingface import HuggingFaceModel
+from plumbing.huggingface import HuggingFaceModel, padded_as
 from plumbing.ngram_files import read_counts, write_counts
 from plumbing.runs import refuse_used
 
@@ -175,10 +175,11 @@ class NGram:
 
     def save(self, path, meta):
         """To a readable file: what it is, then each m-gram with its count."""
-        about = dict(n=self.n, vocab_size=self.V, smoothing=self.smoothing, discount=self.discount, alpha=self.alpha)
-        write_counts(
-            path, about | {"meta": meta}, [np.column_stack([c, self.grams(m)]) for m, c in enumerate(self.counts, 1)]
-        )
+        about = {k: getattr(self, k) for k in ("n", "smoothing", "discount", "alpha")} | {
+            "vocab_size": self.V,
+            "meta": meta,
+        }
+        write_counts(path, about, [np.column_stack([c, self.grams(m)]) for m, c in enumerate(self.counts, 1)])
 
     @classmethod
     def load(cls, path):
@@ -264,15 +265,15 @@ def new_model(config):
 
 def load_model(path, device="cpu", attention="sdpa"):
     """-> GPT in eval mode with the averaged weights where there are any, and the checkpoint's dict without weights."""
-    checkpoint = load_checkpoint(path)
-    if checkpoint["model_config"].get("arch", "").startswith("hf:"):
-        model = HuggingFace(checkpoint["model_config"], attention)
+    saved = load_checkpoint(path)
+    if saved["model_config"].get("arch", "").startswith("hf:"):
+        model = HuggingFace(saved["model_config"], attention)
     else:
-        model = new_model(config_of(checkpoint, path, attention=attention))  # not the one it was trained with
-    weights, averaged = checkpoint["model"], checkpoint["ema"]
+        model = new_model(config_of(saved, path, attention=attention))  # not the one it was trained with
+    weights, averaged = saved["model"], saved["ema"]
     load_weights(model, weights and weights | (averaged or {}))  # buffers have no average
     left = ("model", "ema", "optimizer", "optimizers")
-    return model.to(device).eval(), {k: v for k, v in checkpoint.items() if k not in left}
+    return model.to(device).eval(), {k: v for k, v in saved.items() if k not in left}
 
 
 def load_to_sample(path, cfg):
@@ -299,9 +300,7 @@ def load_drafter(path, target, meta, cfg):
         drafter, its_meta = NGram.load(path)
     else:
         drafter, checkpoint = load_model(path, target.wte.weight.device, cfg.attention)
-        its_meta = checkpoint["meta"]
-        if isinstance(drafter, HuggingFace):  # the same tokens, but perhaps padded to other rows of the head
-            drafter.config.vocab_size, its_meta = meta["vocab_size"], its_meta | {"vocab_size": meta["vocab_size"]}
+        its_meta = padded_as(drafter, checkpoint["meta"], meta["vocab_size"])
         if drafter.config.block_size < (cfg.length or target.config.block_size):
             raise UserError(f"The text is longer than {path}'s context: use --length={drafter.config.block_size}.")
         drafter = drafter if drafter.config.causal else Diffusion(drafter, cfg.draft_steps)

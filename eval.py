@@ -38,13 +38,13 @@ from plumbing.hardware import pick_device
 from plumbing.parallel import join_processes, leave_processes, rank_and_world
 from plumbing.report import tables, write_report
 from plumbing.runs import read_log
-from plumbing.scores import judge_features, mauve_score, self_bleu
+from plumbing.scores import characters, judge_features, mauve_score, self_bleu
 from speculative import draw_many, empty_pages, settled
 
 # ----------------------------------------------------------------------------------------------------------------------
 samples = ""  # files of sample.py --save, judged instead of what ckpt would write now
 judge = ""  # an autoregressive checkpoint, also gpt2-large and the like; for genppl (but of markov data) and mauve
-retokenize = False  # judge the text as the judge's own tokenizer cuts it; its vocabulary may be another then
+retokenize = False  # for a judge of another vocabulary: it reads the text; per token of the model, and per character
 what = "nelbo,genppl"  # any of nelbo, genppl, selfbleu, mauve, lambada, latency, acceptance, loss, frontier
 passages = "lambada"  # for lambada: a name under data/, or a folder that data/lambada/prepare.py wrote
 steps = [4, 8, 16, 32, 64, 128, 256]  # diffusion sampling steps, one row of the table each, at least 1
@@ -65,10 +65,9 @@ def wanted_parts(cfg):
     """-> the parts of `what`. Refuses bad values before any work."""
     check(cfg, __file__)
     wanted = [w.strip() for w in cfg.what.split(",")]
+    parts = ("nelbo", "genppl", "selfbleu", "mauve", "latency", "acceptance", "lambada", "loss", "frontier")
     for w in wanted:
-        choose(
-            "what", w, ("nelbo", "genppl", "selfbleu", "mauve", "latency", "acceptance", "lambada", "loss", "frontier")
-        )
+        choose("what", w, parts)
     if cfg.samples and (others := set(wanted) - {"genppl", "selfbleu", "mauve"}):
         raise UserError(f"{min(others)} needs a model, not --samples. Leave it out: --what=genppl.")
     if "frontier" in wanted and (len(cfg.temperatures) < 2 or 0 < cfg.length < 4):
@@ -210,8 +209,7 @@ def likelihood_of_all(its, autocast, cfg):
         rows[path]["bits_per_char"] = nats / math.log(2) / chars
         if "entropy_rate" in meta:  # of a diffusion block: the first token has nothing before it
             T, rate = model.config.block_size, meta["entropy_rate"]
-            truth = rate if model.config.causal else (meta["stationary_entropy"] + (T - 1) * rate) / T
-            rows[path]["truth"] = truth
+            rows[path]["truth"] = rate if model.config.causal else (meta["stationary_entropy"] + (T - 1) * rate) / T
     return rows
 
 
@@ -243,9 +241,8 @@ def quality_of_all(its, wanted, autocast, cfg):
                 own = settled(cfg, checkpoint, top_p=top_p)
                 x = draw_many(model, templates, own, n_steps)
             seconds = (time.perf_counter() - began) / cfg.num_samples
-            name = label(path, top_p)
-            rows.append({"model": name, "path": path, "steps": n_steps, "s_per_sample": seconds, "causal": causal})
-            rows[-1]["sampler"] = None if causal else own.sampler
+            rows.append({"model": label(path, top_p), "path": path, "steps": n_steps, "causal": causal})
+            rows[-1] |= {"s_per_sample": seconds, "sampler": None if causal else own.sampler}
             with autocast:
                 rows[-1] |= quality(x, **same)
     return [*rows, real_row]
@@ -310,6 +307,8 @@ def quality(x, judge, metas, wanted, cfg, prefix=0, continuations=1, n=None, rea
     if judge and "genppl" in wanted:
         nats, n_tokens = metrics.judged(x, judge, metas, cfg, prefix)
         row["genppl"] = math.exp(nats.sum() / n_tokens.sum())
+        if cfg.retokenize:  # comparable between models of different tokenizers
+            row["bits_per_char"] = nats.sum().item() / math.log(2) / characters(x, prefix, data.encoder(meta)[1])
     if "transition" in meta and "genppl" in wanted:
         row["true_ppl"] = math.exp(metrics.markov_nats(x, meta))
     if "selfbleu" in wanted:

@@ -7,7 +7,6 @@ import math
 import time
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 import data
@@ -16,7 +15,7 @@ from drafters import Diffusion, Lookup
 from model import ar_loss, nelbo, probabilities, ranks
 from plumbing.parallel import share_out
 from plumbing.randomness import seeded
-from plumbing.scores import rouge_2_f1
+from plumbing.scores import but_repeated_ends, retokenized, rouge_2_f1
 from speculative import (
     acceptance,
     best_gamma,
@@ -79,24 +78,15 @@ def judged(x, judge, metas, cfg, prefix=0):
 
     After the `prefix`, which is real text, every token counts but the first of all and, as in MDLM's code, each
     end-of-text after the first of the sample, which may be its first token: a model may not win by writing nothing.
-    retokenize: what counts is the text, as the judge's tokenizer cuts it.
+    retokenize: the judge reads the text as its own tokenizer cuts it; the nats are still of so many of x's tokens.
     """
     meta, judge_meta = metas
-    y, counted = x, torch.arange(x.size(1)).expand_as(x) >= max(prefix, 1)  # (n, M), as the judge reads them
+    counted = but_repeated_ends(x, torch.arange(x.size(1)).expand_as(x) >= max(prefix, 1), meta)
+    y, read = x, counted  # (n, M), as the judge reads them
     if cfg.retokenize:
-        y, counted = retokenized(x, prefix, data.encoder(meta)[1], data.encoder(judge_meta)[0])
-    if "eot" in judge_meta:
-        end = y == judge_meta["eot"]
-        counted = counted & ~(end & (end.cumsum(1) > 1))
-    return judge_nats(judge, y, counted, cfg.batch_size).double(), counted.sum(1)
-
-
-def retokenized(x, prefix, decode, encode):
-    """(n, L) int64 -> (n, M) int64, padded at the end, (n, M) bool: which tokens count. End-of-text stays one token."""
-    texts = [[encode(decode(part)) for part in (row[:prefix], row[prefix:])] for row in x.tolist()]
-    y = [torch.tensor(known + new) for known, new in texts]
-    counted = [torch.arange(len(known) + len(new)) >= max(len(known), 1) for known, new in texts]
-    return pad_sequence(y, batch_first=True), pad_sequence(counted, batch_first=True)
+        y, read = retokenized(x, prefix, data.encoder(meta)[1], data.encoder(judge_meta)[0])
+        read = but_repeated_ends(y, read, judge_meta)
+    return judge_nats(judge, y, read, cfg.batch_size).double(), counted.sum(1)
 
 
 def word_log_p(model, x, m):

@@ -57,6 +57,16 @@ def context_of(model, meta):
     return model.config.block_size
 
 
+def padded_as(drafter, meta, vocab_size):
+    """-> the drafter's meta. One of transformers gets as many logits as its target: sizes of one family have the same
+    tokens, but heads that are padded to different numbers of rows.
+    """
+    if not isinstance(drafter, HuggingFaceModel):
+        return meta
+    drafter.config.vocab_size = vocab_size
+    return meta | {"vocab_size": vocab_size}
+
+
 def written(model, y):
     """(B, T) int64, the token after each place -> (B, T) bool: which of them the model writes.
 

@@ -72,7 +72,7 @@ def tables(report):
             f"word, of {r['words_in_ppl']} words"
         )
     if rows := report["rows"]:
-        columns = ("genppl", "true_ppl", "entropy", "self_bleu", "mauve", "s_per_sample")
+        columns = ("genppl", "bits_per_char", "true_ppl", "entropy", "self_bleu", "mauve", "s_per_sample")
         keys = ["model", "steps", "texts", *(k for k in columns if any(k in r for r in rows))]
         lines += ["", *table(keys, [[r.get(k) for k in keys] for r in rows])]
     if rows := report["frontier"]:

@@ -1,11 +1,12 @@
 """
-Scores that other papers report, by their own definitions: self-BLEU, MAUVE, ROUGE-2.
+Scores that other papers report, by their own definitions: self-BLEU, MAUVE, ROUGE-2; and which tokens a judge counts.
 """
 
 import collections
 import math
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from plumbing.parallel import share_out
 
@@ -62,3 +63,22 @@ def rouge_2_f1(references, texts):
     scorer, pairs = rouge_scorer.RougeScorer(["rouge2"], use_stemmer=True), zip(references, texts, strict=True)
     f1 = torch.tensor([scorer.score(reference, text)["rouge2"].fmeasure for reference, text in pairs])
     return f1.mean().item(), (f1.std() / len(f1) ** 0.5).item()
+
+
+def but_repeated_ends(x, counted, meta):
+    """(n, L) int64, (n, L) bool -> (n, L) bool: those counted, but no end-of-text after a row's first."""
+    end = x == meta.get("eot", -1)
+    return counted & ~(end & (end.cumsum(1) > 1))
+
+
+def retokenized(x, prefix, decode, encode):
+    """(n, L) int64 -> (n, M) int64, padded at the end, (n, M) bool: which tokens count. End-of-text stays one token."""
+    texts = [[encode(decode(part)) for part in (row[:prefix], row[prefix:])] for row in x.tolist()]
+    y = [torch.tensor(known + new) for known, new in texts]
+    counted = [torch.arange(len(known) + len(new)) >= max(len(known), 1) for known, new in texts]
+    return pad_sequence(y, batch_first=True), pad_sequence(counted, batch_first=True)
+
+
+def characters(x, prefix, decode):
+    """(n, L) int64 -> how many characters the texts have after the prefix."""
+    return sum(len(decode(row)) for row in x[:, prefix:].tolist())

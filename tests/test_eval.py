@@ -82,9 +82,10 @@ def test_retokenized_text_is_judged_as_the_judge_would_write_it():
     assert counted.tolist() == [[False, True, True, False, False], [False] * 4 + [True]]
     judge = tiny_model(V=4, causal=True)
     log_p = [judge(torch.tensor([row]))[0].log_softmax(-1) for row in ([3, 1, 2], [1, 0, 1, 0, 3])]
-    want = -(log_p[0][0, 1] + log_p[0][1, 2] + log_p[1][3, 3]) / 3
+    want = -(log_p[0][0, 1] + log_p[0][1, 2] + log_p[1][3, 3]) / 4  # per token of the text's own: abb is two
     row = E.quality(x, judge, (mine, its), ["genppl"], settings(retokenize=True), prefix=2)
     assert row["genppl"] == pytest.approx(want.exp().item(), rel=1e-5)
+    assert row["bits_per_char"] == pytest.approx(want.item() * 4 / 5 / math.log(2), rel=1e-5)  # abb, aa
 
 
 def test_self_bleu_is_the_literal_one():
