@@ -47,7 +47,7 @@ from speculative import generate, unseen
 # ----------------------------------------------------------------------------------------------------------------------
 method = "sdtt"  # 'sdtt' | 'dimo' (to one step, by two networks) | 'kd' (a drafter for a GPT) | 'soft' (from its top k)
 teacher = "out/pydoc/ckpt.pt"  # sdtt, dimo: a masked diffusion checkpoint, also a round or a published model
-# such as mdlm-owt or sdtt:kld:6; kd, soft: a GPT, also gpt2
+# such as mdlm-owt or sdtt:kld:6; kd, soft: a GPT, also gpt2 or hf:NAME, any of Hugging Face (lessons/6_speculation.md)
 out_dir = "out/sdtt"  # gets round_1.pt, round_2.pt, ...; the others ckpt.pt or ngram.txt
 init_from = "teacher"  # 'teacher' | 'resume' (out_dir, also in the middle of a round, also to add rounds)
 divergence = "kl_bwd"  # 'kl_bwd' | 'kl_fwd' | 'tvd' | 'mse' | 'jsd' | 'nla', of student and teacher (dimo has its own)
@@ -62,7 +62,7 @@ reset_optimizer = True  # a new optimizer every round; False: moments carry over
 ema_teacher = True  # the next teacher has the averaged weights, if ema > 0; False: the last ones
 loss_dtype = "float32"  # 'float32' | 'float64' | 'bfloat16', of the divergence
 # kd and soft
-drafter = "lstm"  # 'lstm' | 'cnn' | 'gpt' | 'ngram' (counts the teacher's texts) | a checkpoint: the trained baseline
+drafter = "lstm"  # 'lstm' | 'cnn' | 'gpt' | 'ngram' (counts the teacher's texts) | a checkpoint or hf:NAME
 n_layer = 1  # shape of a new drafter, at least 1
 n_head = 4  # at least 1
 n_embd = 128  # at least 1

@@ -15,7 +15,7 @@ from configurator import UserError, choose, print_once, save_config
 from model import GPT, Block, config_of, draw_from, probabilities
 from plumbing.checkpoints import load_checkpoint, load_weights
 from plumbing.hardware import compile_trunk, pick_device
-from plumbing.huggingface import HuggingFaceModel, padded_as
+from plumbing.huggingface import HuggingFaceModel, is_foreign, padded_as
 from plumbing.ngram_files import read_counts, write_counts
 from plumbing.runs import refuse_used
 
@@ -266,7 +266,7 @@ def new_model(config):
 def load_model(path, device="cpu", attention="sdpa"):
     """-> GPT in eval mode with the averaged weights where there are any, and the checkpoint's dict without weights."""
     saved = load_checkpoint(path)
-    if saved["model_config"].get("arch", "").startswith("hf:"):
+    if is_foreign(saved["model_config"]):
         model = HuggingFace(saved["model_config"], attention)
     else:
         model = new_model(config_of(saved, path, attention=attention))  # not the one it was trained with

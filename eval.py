@@ -43,7 +43,7 @@ from speculative import draw_many, empty_pages, settled
 
 # ----------------------------------------------------------------------------------------------------------------------
 samples = ""  # files of sample.py --save, judged instead of what ckpt would write now
-judge = ""  # an autoregressive checkpoint, also gpt2-large and the like; for genppl (but of markov data) and mauve
+judge = ""  # an autoregressive checkpoint, also gpt2-large or hf:NAME; for genppl (but of markov data) and mauve
 retokenize = False  # for a judge of another vocabulary: it reads the text; per token of the model, and per character
 what = "nelbo,genppl"  # any of nelbo, genppl, selfbleu, mauve, lambada, latency, acceptance, loss, frontier
 passages = "lambada"  # for lambada: a name under data/, or a folder that data/lambada/prepare.py wrote

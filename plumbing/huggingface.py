@@ -49,6 +49,11 @@ def about(path):
     return found | {"step": 0, "val_loss": None, "model": None, "ema": None, "made_for": None}
 
 
+def is_foreign(model_config):
+    """Whether a checkpoint's model_config is of a model of transformers, such as a drafter that learned here."""
+    return isinstance(model_config, dict) and str(model_config.get("arch")).startswith("hf:")
+
+
 def context_of(model, meta):
     """-> the model's context, in tokens. A dataset of rows, a source and a text each, shortens it to a row."""
     if "row" in meta:
@@ -164,6 +169,10 @@ class HuggingFaceModel(nn.Module):
         kinds = {type(layer).__name__ for layer in getattr(found, "layers", [found])}
         if kinds != {"DynamicLayer"}:
             raise UserError(f"{name} remembers by {', '.join(sorted(kinds))}, which cannot take drafts back.")
+        if hasattr(self.inner, "final_logits_bias"):
+            raise UserError(
+                f"{name} adds a bias to its logits outside the head, as BART and its kin do: not known here."
+            )
         logits = self.states(x)[:, self.source :]
         self.take_head_out()
         h, cache = self.hidden(x), self.new_cache(1)

@@ -189,6 +189,12 @@ def test_models_whose_cache_cannot_be_taken_back_and_heads_of_their_own_kind_are
     shape = dict(head_dim=8, layer_types=["full_attention"] * 2, final_logit_softcapping=1.0)
     path = make("gemma", tmp_path / "gemma", 1, **shape)
     assert f"{path} makes its logits in a way of its own" in refused(load_model, path)
+    bart = transformers.BartConfig(
+        vocab_size=12, d_model=16, encoder_layers=1, decoder_layers=1, decoder_start_token_id=1
+    )
+    transformers.BartForConditionalGeneration(bart).save_pretrained(tmp_path / "bart")
+    tokenizer(WORDS, True).save_pretrained(tmp_path / "bart")
+    assert "adds a bias" in refused(load_model, f"hf:{tmp_path / 'bart'}")
     load_model(make("qwen", tmp_path / "qwen", 1))
     load_model(make("cohere", tmp_path / "cohere", 1, logit_scale=0.1))  # what scales logits scales hidden states
 
