@@ -7,7 +7,7 @@ $ python distill.py config/debug.py            also --sampler=spread --orig_step
 $ python sample.py config/debug.py
 $ python sample.py config/debug.py --ckpt=out/debug/ar/ckpt.pt --draft=out/debug/kd/ckpt.pt --gamma=3
 
-Put breakpoint() where you want to look: in diffusion_loss, ar_loss, sdtt_loss, dimo_loss, kd_loss, soft_loss, unmask or verify.
+Put breakpoint() where you want to look: in diffusion_loss, sdtt_loss or another loss, in unmask or verify.
 Training goes on where it last saved; a distillation begins anew. .vscode/launch.json starts the same.
 """
 
