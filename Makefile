@@ -10,11 +10,14 @@ AR = out/$(DATASET)/ar
 DIFFUSION = out/$(DATASET)/diffusion
 SDTT = out/$(DATASET)/sdtt
 EVAL = out/$(DATASET)/eval
+NGRAM = out/$(DATASET)/ngram
 ifeq ($(DATASET),pydoc)
 AR = out/pydoc_ar
 DIFFUSION = out/pydoc
 SDTT = out/sdtt_pydoc
 EVAL = out/demo
+NGRAM = out/pydoc_ngram
+PROMPT = --prompt='The "for" statement is'
 endif
 
 demo: .venv/ready data/$(DATASET)/meta.json
@@ -36,6 +39,9 @@ demo: .venv/ready data/$(DATASET)/meta.json
 	    $(PY) eval.py config/eval_pydoc.py --judge=$(AR)/ckpt.pt --out=$(EVAL) \
 	    --ckpt=$(DIFFUSION)/ckpt.pt,$(SDTT)/round_2.pt,$(SDTT)/round_3.pt,$(AR)/ckpt.pt )
 	@cat $(EVAL)/ancestral/eval.txt $(EVAL)/eval.txt
+	test -e $(NGRAM)/ngram.txt || $(PY) train.py --arch=ngram --dataset=$(DATASET) --out_dir=$(NGRAM)
+	$(PY) sample.py --ckpt=$(AR)/ckpt.pt,$(DIFFUSION)/ckpt.pt,$(SDTT)/round_1.pt --draft=$(NGRAM)/ngram.txt --gamma=3 --steps=4 \
+	    --temperature=0.7 $(PROMPT) --frontier=$(EVAL)/eval.json --html=$(EVAL)/page.html
 
 test: .venv/ready-to-test
 	.venv/bin/ruff check .

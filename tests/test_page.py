@@ -6,13 +6,15 @@ import html
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import types
+from xml.etree import ElementTree
 
 import pytest
 import torch
-from conftest import save_tiny, tiny_model
+from conftest import ROOT, save_tiny, tiny_model
 
 import data
 import sample as S
@@ -21,6 +23,7 @@ from plumbing import page
 from plumbing.randomness import seeded
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+R = types.SimpleNamespace(**runpy.run_path(os.path.join(ROOT, "lessons", "record.py")))
 EVIL = ["</script>", "<img src=x onerror=evil()>", "<!--", "&amp;", "DATA", "$&", "\n", "a", " b", "\u2028", "é", "\\"]
 POINTS = [
     {"model": model, "steps": steps, "temperature": t, "genppl": 40.0 * t / steps, "entropy": 3 + t}
@@ -170,6 +173,28 @@ def test_a_narrow_screen_has_one_column_and_no_sideways_scrolling(told, in_brows
             report[width] = [root.scrollWidth - root.clientWidth, new Set(left).size];
         }}""")
     assert r == {"320": [0, 1], "1100": [0, 3]}
+
+
+def test_a_recording_of_the_page_has_the_same_text(told, tmp_path):
+    path, drawn = told
+    R.main(path, str(tmp_path / "page.svg"))
+    svg = (tmp_path / "page.svg").read_text(encoding="utf-8")
+    texts = [
+        e.text for e in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text") if e.get("textLength")
+    ]
+    bare = lambda text: sorted(c for c in text if c.strip())  # noqa: E731
+    assert bare("".join(texts)) == bare("".join(drawn.values()))
+    assert "<script" not in svg and "<img" not in svg
+
+
+def test_a_recording_breaks_lines_where_the_text_does_and_at_its_edge():
+    assert R.placed(["ab", " cd", "e\nf", "123456789"], 6) == [
+        [(0, 0, "ab")],
+        [(0, 2, " cd")],
+        [(0, 5, "e"), (1, 0, "f")],
+        [(2, 0, "123456"), (3, 0, "789")],
+    ]
+    assert R.placed(["abcd", "efg", "", "h"], 6) == [[(0, 0, "abcd")], [(1, 0, "efg")], [], [(1, 3, "h")]]
 
 
 def test_tokens_that_share_a_character_are_joined():
