@@ -21,6 +21,7 @@ import sample as S
 from model import unmask
 from plumbing import page
 from plumbing.randomness import seeded
+from speculative import generate, speculate
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 R = types.SimpleNamespace(**runpy.run_path(os.path.join(ROOT, "lessons", "record.py")))
@@ -216,6 +217,31 @@ def test_what_was_seen_of_a_diffusion_model_is_when_its_tokens_came():
     for k, (_, seen, _) in enumerate(events[1:], 1):
         assert [c <= k for c in run["calls"]] == [token != model.mask_id for token in seen]
     assert run["drafts"] == {} and run["masks"] and len(run["ms"]) == 4
+
+
+def test_what_was_seen_of_a_gpt_is_what_it_wrote_with_and_without_drafts():
+    target, drafter, idx = tiny_model(V=7), tiny_model(V=7, seed=1), torch.tensor([[2, 5]])
+    write = lambda ids: "".join(map(str, ids))  # noqa: E731
+    for way in (
+        lambda **kw: (generate(target, idx, 12, **kw), None),
+        lambda **kw: speculate(target, drafter, idx, 12, 3, **kw),
+    ):
+        x, counts = way(generator=seeded(3), eos=0)
+        events = []
+        watch = page.recorder(events)
+        watch(torch.tensor([[2, 5] + [-1] * 12]))
+        assert way(generator=seeded(3), eos=0, watch=watch)[0].equal(x)
+        n = S.end_of(x[0], 2, 0)
+        run = page.run_of(x[0, :n].tolist(), events, write, None)
+        assert "".join(run["pieces"]) == write(x[0, :n].tolist()) and run["calls"][:2] == [0, 0] and not run["masks"]
+        assert run["calls"] == sorted(run["calls"]) and run["calls"][2] == 1
+        if counts is None:
+            assert run["calls"][2:] == list(range(1, n - 1)) and run["drafts"] == {}
+            continue
+        assert sum(a for a, _ in run["drafts"].values()) == counts.accepted.sum() and len(run["ms"]) == counts.row_calls
+        for k, (n_accepted, rest) in run["drafts"].items():
+            assert 1 <= run["calls"].count(k) <= n_accepted + 1 or k == len(run["ms"])
+            assert len(rest) <= 3 - n_accepted
 
 
 def test_a_page_without_its_plot_is_refused_before_sampling(tmp_path, refused):
