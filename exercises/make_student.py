@@ -1,0 +1,221 @@
+"""
+Writes a student's folder: the project without the bodies of the functions that exercises.json names.
+$ python exercises/make_student.py ../ada --name=ada                            (2 seconds)
+$ python exercises/make_student.py ../regraded --name=x7 --handed_in=../ada     with the bodies that Ada wrote
+"""
+
+import argparse
+import ast
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+
+import grade
+import graders
+
+from configurator import UserError, one_line_for_user_errors
+
+ROOT = os.path.dirname(grade.HERE)
+FOR_TEACHERS = (
+    ".ci/",
+    "exercises/wrong/",
+    "exercises/make_student.py",
+    "tests/test_exercises.py",
+    "tests/reference.py",
+)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# functions and their bodies
+
+
+def read(*path):
+    with open(os.path.join(*path), encoding="utf-8") as f:
+        return f.read()
+
+
+parsed = functools.lru_cache(maxsize=64)(ast.parse)
+
+
+def find(source, name):
+    """Source text, 'function' or 'Class.method' -> its ast node. Raises LookupError."""
+    node = parsed(source)
+    for part in name.split("."):
+        node = next((n for n in node.body if getattr(n, "name", None) == part), None)
+        if node is None:
+            raise LookupError(name)
+    return node
+
+
+def body(source, name):
+    """-> the lines of the function's body after its docstring: its slice of source.splitlines(True)."""
+    node = find(source, name)
+    first = node.body[0]
+    if ast.get_docstring(node, clean=False) is None:
+        return slice(first.lineno - 1, node.end_lineno)
+    return slice(first.end_lineno, node.end_lineno)  # with the comments before its first statement
+
+
+def replaced(source, name, lines):
+    """-> source with other lines as the function's body."""
+    all_lines = source.splitlines(True)
+    all_lines[body(source, name)] = lines
+    return "".join(all_lines)
+
+
+def stripped(source, name, why):
+    """-> source in which the function has its signature and docstring left, and says why it does nothing."""
+    indent = " " * (find(source, name).col_offset + 4)
+    return replaced(source, name, [f'{indent}raise NotImplementedError("{why}")\n'])
+
+
+def targets(exercises):
+    """-> (file, name of a function, what its empty body says) of all that a student does not get."""
+    for exercise in exercises:
+        n = exercise["number"]
+        for spec in exercise["functions"]:
+            file, name = spec.split(":")
+            yield file, name, f"exercise {n}: write {name} in {file}"
+        for spec in exercise.get("also", ()):
+            yield *spec.split(":"), f"left out: it would show exercise {n}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what a student gets
+
+
+def essence(line):
+    """A line of code -> it without comment and indentation; '' if it is too short to say anything."""
+    line = re.sub(r"\s\s#.*", "", line).strip()
+    return line if len(line) >= 20 and not line.startswith("#") else ""
+
+
+def secret_lines(sources, exercises):
+    """{file: text} -> {line: why} of what occurs in the bodies to be written, and nowhere else in the project."""
+    secret, left = {}, dict(sources)
+    for file, name, why in targets(exercises):
+        for line in sources[file].splitlines()[body(sources[file], name)]:
+            secret[essence(line)] = (
+                f"{why}: def {ast.unparse(find(sources[file], name)).split('def ', 1)[1].splitlines()[0]}"
+            )
+        left[file] = stripped(left[file], name, why)
+    known = {essence(line) for text in left.values() for line in text.splitlines()}
+    return {line: why for line, why in secret.items() if line not in known}
+
+
+def without_secrets(text, secret):
+    """Markdown -> it with the signature instead of each block of code that shows the body."""
+
+    def shown(match):
+        whys = {secret[line]: 0 for line in map(essence, match[0].splitlines()) if line in secret}
+        return (
+            "```python\n" + "".join(f"# {why.replace(': def', chr(10) + 'def')}\n" for why in whys) + "```\n"
+            if whys
+            else match[0]
+        )
+
+    return re.sub(r"^```python\n.*?^```\n", shown, text, flags=re.M | re.S)
+
+
+def project_files():
+    """-> all files that belong to the project, relative to it, as git has them; without git all that are not hidden."""
+    if os.path.exists(os.path.join(ROOT, ".git")):
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+        return [f for f in listed.stdout.splitlines() if os.path.exists(os.path.join(ROOT, f))]
+    found = []
+    for folder, inner, files in os.walk(ROOT):
+        inner[:] = [d for d in inner if d[0] != "." and d not in ("out", "__pycache__")]
+        found += [os.path.relpath(os.path.join(folder, f), ROOT).replace(os.sep, "/") for f in files]
+    return [
+        f for f in sorted(found) if f.endswith((".py", ".md", ".json", ".png", "requirements.txt", "toml", "Makefile"))
+    ]
+
+
+def tests_to_drop(tests, exercises):
+    """{file: text} -> the files that name a function to be written, or import tests/reference.py or such a file."""
+    names = "|".join(name.split(".")[-1] for _, name, _ in targets(exercises) if "__" not in name)
+    dropped, before = {f for f, text in tests.items() if re.search(rf"\b({names})\b", text)}, set()
+    while dropped != before:
+        before = set(dropped)
+        modules = "|".join(["reference", *(os.path.basename(f)[:-3] for f in dropped)])
+        dropped |= {f for f, text in tests.items() if re.search(rf"import .*\b({modules})\b|from ({modules}) ", text)}
+    return dropped
+
+
+def student_files(exercises):
+    """-> {file: text or bytes} of a student's folder, but for expected.json."""
+    files = [f for f in project_files() if not f.startswith(FOR_TEACHERS)]
+    texts = {f: read(ROOT, f) for f in files if not f.endswith(".png")}
+    tests = {f for f in texts if f.startswith("tests/") and f.endswith(".py")}
+    sources = {f: text for f, text in texts.items() if f.endswith(".py") and f not in tests}
+    secret = secret_lines(sources, exercises)
+    for f in tests_to_drop({f: texts[f] for f in tests}, exercises):
+        del texts[f]
+    for file, name, why in targets(exercises):
+        texts[file] = stripped(texts[file], name, why)
+    for f in texts:
+        if f.endswith(".md"):
+            texts[f] = without_secrets(texts[f], secret)
+    texts["exercises/README.md"] = texts["exercises/README.md"].split("## For the teacher")[0]
+    for f in files:
+        if f.endswith(".png"):
+            with open(os.path.join(ROOT, f), "rb") as image:
+                texts[f] = image.read()
+    return texts
+
+
+def with_handed_in(texts, folder, exercises):
+    """-> the student's files with the bodies of the named functions, and nothing else, from the files of a folder."""
+    texts = dict(texts)
+    for exercise in exercises:
+        for file, name in (spec.split(":") for spec in exercise["functions"]):
+            try:
+                source = read(folder, file)
+                lines = source.splitlines(True)[body(source, name)]
+                texts[file] = replaced(texts[file], name, [*lines[:-1], lines[-1].rstrip("\n") + "\n"])
+                ast.parse(texts[file])
+            except (OSError, LookupError, SyntaxError, UnicodeDecodeError) as error:
+                raise UserError(f"{name} cannot be taken from {folder}/{file}: {error}.") from None
+    return texts
+
+
+def expected(exercises, name):
+    """-> the dict of expected.json: every number that a student with this name has to find."""
+    numbers = {}
+    for exercise in exercises:
+        probes = graders.grades(exercise, name)
+        numbers[exercise["key"]] = [
+            grade.values(p.got).flatten().tolist() if p.expected is None else None for p in probes
+        ]
+    return {"name": name, "numbers": numbers}
+
+
+def make_student(folder, name, handed_in=None):
+    """Writes the folder, which must not be there yet, outside of the project. Raises UserError."""
+    if os.path.exists(folder) or os.path.realpath(folder).startswith(os.path.realpath(ROOT) + os.sep):
+        raise UserError(f"{folder} is there already, or lies inside the project. Take a new folder beside it.")
+    exercises = grade.load_exercises()
+    texts = student_files(exercises)
+    if handed_in:
+        texts = with_handed_in(texts, handed_in, exercises)
+    texts["exercises/expected.json"] = json.dumps(expected(exercises, name))
+    for f, text in texts.items():
+        path = os.path.join(folder, f)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as out:
+            out.write(text if isinstance(text, bytes) else text.encode())
+    return texts
+
+
+if __name__ == "__main__":
+    sys.excepthook = one_line_for_user_errors
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("folder", help="to be made, beside the project")
+    parser.add_argument("--name", default="student", help="another name, other numbers")
+    parser.add_argument("--handed_in", help="a student's folder: its functions are put in, and nothing else of it")
+    args = parser.parse_args()
+    make_student(args.folder, args.name, args.handed_in)
+    print(f"{args.folder} is ready: cd {args.folder}; make grade")
