@@ -1,7 +1,8 @@
 # make demo    from an empty machine to generated text: trains a GPT, turns it into a diffusion model, distills, evaluates
 # make demo DATASET=text    the same with your own text, after: python data/text/prepare.py --input=FILE
 # make test    sets up and runs every test, offline
-# Both may be run again: they skip what is done and continue what was interrupted. Needs python 3.10 or newer.
+# make grade   in a student's folder (exercises/README.md): which exercises are passed
+# All may be run again: they skip what is done and continue what was interrupted. Needs python 3.10 or newer.
 
 PYTHON ?= python3
 PY = .venv/bin/python
@@ -48,6 +49,9 @@ test: .venv/ready-to-test
 	.venv/bin/ruff format --check .
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests -n auto --dist worksteal
 
+grade: .venv/ready
+	@$(PY) exercises/grade.py
+
 data/$(DATASET)/meta.json: | .venv/ready
 	$(PY) data/$(DATASET)/prepare.py
 
@@ -61,4 +65,4 @@ data/$(DATASET)/meta.json: | .venv/ready
 	$(PY) -m pip install -r requirements-test.txt
 	touch .venv/ready-to-test
 
-.PHONY: demo test
+.PHONY: demo test grade

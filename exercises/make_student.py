@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 
 import grade
 import graders
@@ -94,30 +95,26 @@ def essence(line):
 
 
 def secret_lines(sources, exercises):
-    """{file: text} -> {line: why} of what occurs in the bodies to be written, and nowhere else in the project."""
+    """{file: text} -> {line: what is shown instead} of what occurs in the bodies to be written, and nowhere else."""
     secret, left = {}, dict(sources)
     for file, name, why in targets(exercises):
-        for line in sources[file].splitlines()[body(sources[file], name)]:
-            secret[essence(line)] = (
-                f"{why}: def {ast.unparse(find(sources[file], name)).split('def ', 1)[1].splitlines()[0]}"
-            )
+        node, lines = find(sources[file], name), sources[file].splitlines(True)
+        signature = textwrap.dedent("".join(lines[node.lineno - 1 : node.body[0].lineno - 1]))
+        for line in lines[body(sources[file], name)]:
+            secret[essence(line)] = f"# {why}\n{signature}"
         left[file] = stripped(left[file], name, why)
     known = {essence(line) for text in left.values() for line in text.splitlines()}
-    return {line: why for line, why in secret.items() if line not in known}
+    return {line: instead for line, instead in secret.items() if line not in known}
 
 
 def without_secrets(text, secret):
     """Markdown -> it with the signature instead of each block of code that shows the body."""
 
-    def shown(match):
-        whys = {secret[line]: 0 for line in map(essence, match[0].splitlines()) if line in secret}
-        return (
-            "```python\n" + "".join(f"# {why.replace(': def', chr(10) + 'def')}\n" for why in whys) + "```\n"
-            if whys
-            else match[0]
-        )
+    def instead(block):
+        shown = {secret[line]: None for line in map(essence, block[0].splitlines()) if line in secret}
+        return "```python\n" + "".join(shown) + "```\n" if shown else block[0]
 
-    return re.sub(r"^```python\n.*?^```\n", shown, text, flags=re.M | re.S)
+    return re.sub(r"^```python\n.*?^```\n", instead, text, flags=re.M | re.S)
 
 
 def project_files():
