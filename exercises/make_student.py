@@ -20,13 +20,8 @@ import graders
 from configurator import UserError, one_line_for_user_errors
 
 ROOT = os.path.dirname(grade.HERE)
-FOR_TEACHERS = (
-    ".ci/",
-    "exercises/wrong/",
-    "exercises/make_student.py",
-    "tests/test_exercises.py",
-    "tests/reference.py",
-)
+FOR_TEACHERS = (".ci/", "exercises/another.py", "exercises/make_student.py", "exercises/wrong/")
+FOR_TEACHERS += ("tests/reference.py", "tests/test_exercises.py")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
