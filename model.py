@@ -61,7 +61,7 @@ class GPTConfig:
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads.")
         if self.pos == "rope" and self.n_embd // self.n_head % 2:
-            raise UserError(f"rope needs an even n_embd / n_head, not {self.n_embd // self.n_head}. Or --pos=learned.")
+            raise UserError(f"rope turns pairs; n_embd / n_head {self.n_embd // self.n_head} is odd: --pos=learned.")
 
 
 def config_of(checkpoint, path, **changes):
