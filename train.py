@@ -45,7 +45,7 @@ cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def make_model(cfg, vocab_size, device):
+def make_model(cfg, meta, device):
     """-> GPT on device, and the checkpoint to resume from or None. Builds from scratch, resumes or converts."""
     device = "cpu" if cfg.fsdp else device  # fit moves it to the GPUs, block by block
     causal = cfg.objective == "ar"
@@ -55,13 +55,20 @@ def make_model(cfg, vocab_size, device):
     if cfg.init_from != "resume":
         refuse_used(cfg.out_dir)
     if cfg.init_from == "scratch":
-        config = GPTConfig(vocab_size=vocab_size, causal=causal, **{k: getattr(cfg, k) for k in names})
+        config = GPTConfig(vocab_size=meta["vocab_size"], causal=causal, **{k: getattr(cfg, k) for k in names})
         return new_model(config).to(device), None
     (path,) = to_resume(cfg.out_dir, "ckpt.pt") if cfg.init_from == "resume" else (cfg.init_from,)
     saved = load_checkpoint(path)  # on the CPU: beside the weights, averages and optimizer it may not fit the GPU
     was = config_of(saved, path, attention=cfg.attention)
-    if was.vocab_size != vocab_size:
-        raise UserError(f"{path} has a vocabulary of {was.vocab_size}, but {cfg.dataset} one of {vocab_size}.")
+    if not data.same_vocabulary(saved["meta"], meta):
+        sizes = f"of {was.vocab_size} tokens and {cfg.dataset} one of {meta['vocab_size']}"
+        raise UserError(
+            f"{path} has another vocabulary, {sizes}: data/text/prepare.py --tokenizer={path} takes it over."
+        )
+    if cfg.init_from == "resume" and saved["meta"].get("sha256") != meta.get("sha256"):
+        raise UserError(
+            f"{cfg.dataset} is another text than {path} was trained on. Delete it, or take another --out_dir."
+        )
     config = dataclasses.replace(was, dropout=cfg.dropout)  # the shape is the checkpoint's
     if cfg.init_from == "resume":
         if was.causal != causal:
@@ -89,7 +96,7 @@ def main(cfg):
     corpus = data.load(cfg.dataset)
     if cfg.arch == "ngram":
         return on_first_process(lambda: fit_ngram(cfg, corpus.train, corpus))
-    model, resume = make_model(cfg, corpus.meta["vocab_size"], device)
+    model, resume = make_model(cfg, corpus.meta, device)
     n_params = sum(p.numel() for p in model.parameters())
     print_once(f"{n_params / 1e6:.2f} M parameters on {note}")
     if resume and resume["step"] >= cfg.max_iters:

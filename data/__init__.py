@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from configurator import UserError
-from data.tokenizers import GPT2_META, from_hub, gpt2, hf_meta, hf_tokenizer  # noqa: F401, others take them from here
+from data.tokenizers import GPT2_META, from_hub, gpt2, hf_meta, hf_tokenizer, ids_encoder, json_encoder  # noqa: F401
 
-VOCABULARY = ("tokenizer", "vocab_size", "itos", "transition")  # what of a meta tells what its token ids mean
+VOCABULARY = ("tokenizer", "vocab_size", "itos", "json", "transition")  # what of a meta tells what its token ids mean
 
 # ----------------------------------------------------------------------------------------------------------------------
 # reading
@@ -114,6 +114,8 @@ def encoder(meta):
         return functools.partial(tokenizer.encode, add_special_tokens=False), lambda ids: tokenizer.decode(
             [i for i in ids if i < len(tokenizer)], skip_special_tokens=True
         )
+    if meta["tokenizer"] in ("json", "ids"):  # of a published model
+        return {"json": json_encoder, "ids": ids_encoder}[meta["tokenizer"]](meta)
     itos = meta["itos"]  # characters, and perhaps longer pieces
     return piece_encoder(itos), lambda ids: "".join(itos[i] for i in ids)
 

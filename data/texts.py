@@ -18,11 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 import data
-from configurator import UserError, choose
+from configurator import UserError
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-BETWEEN = {"gpt2": "<|endoftext|>"}  # the texts of several files; of any other vocabulary, an empty line
+TOKENIZERS = ("char", "words", "gpt2")
 
 # ----------------------------------------------------------------------------------------------------------------------
 # where texts come from. A text is a function that yields its parts, from the start at every call.
@@ -125,7 +125,7 @@ def survey(texts, words, kept=2**20):
 
 
 def vocabulary(tokenizer, found, n_words):
-    """'char' | 'words' | 'gpt2', what survey found -> the meta that data.encoder reads."""
+    """One of TOKENIZERS, what survey found -> the meta that data.encoder reads."""
     if tokenizer == "gpt2":
         return data.GPT2_META
     chars = sorted(found.chars | set("\n" * (len(found.lengths) > 1)))
@@ -149,21 +149,26 @@ def training_characters(lengths, val_fraction):
     return [0 if i % every == every - 1 else n for i, n in enumerate(lengths)]
 
 
-def write_texts(folder, texts, source, tokenizer, n_words=0, val_fraction=0.1):
-    """texts -> folder/train.bin, val.bin, meta.json. n_words, val_fraction: as in data/text/prepare.py."""
-    choose("tokenizer", tokenizer, ("char", "words", "gpt2"))
+def write_texts(folder, texts, source, tokenizer, n_words=0, val_fraction=0.1, meta=None):
+    """texts -> folder/train.bin, val.bin, meta.json. n_words, val_fraction: as in data/text/prepare.py.
+
+    meta: of a model or a dataset whose vocabulary is taken. Texts of several files are closed by end-of-text, or, where
+    the vocabulary has none, an empty line.
+    """
     found = survey(texts, words=tokenizer == "words")
     to_train, total = training_characters(found.lengths, val_fraction), sum(found.lengths)
     if not 0 < sum(to_train) < total:
         raise UserError(f"{source} has {total} characters, too few to train on some and validate on others.")
-    meta = {**vocabulary(tokenizer, found, n_words), "source": source, "sha256": found.sha256}
+    taken = {k: meta[k] for k in (*data.VOCABULARY, "eot") if k in meta} if meta else None
+    meta = {**(taken or vocabulary(tokenizer, found, n_words)), "source": source, "sha256": found.sha256}
     encode, dtype = data.encoder(meta)[0], data.token_dtype(meta["vocab_size"])
+    between = [meta["eot"]] if "eot" in meta else encode("\n\n") if len(texts) > 1 else []
     counts = collections.Counter()
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=total, unit="char", unit_scale=True, disable=total < 1e7))
         bins = {s: stack.enter_context(data.replacing(os.path.join(folder, f"{s}.bin"))) for s in ("train", "val")}
-        for where, part in cut_in_two(texts, to_train, BETWEEN.get(tokenizer, "\n\n")):
-            ids = np.array(encode(part), dtype)
+        for where, part in cut_in_two(texts, to_train):
+            ids = np.array(encode(part) if part else between, dtype)
             bins[where].write(ids.data)
             counts[f"{where}_tokens"] += len(ids)
             bar.update(len(part))
@@ -171,8 +176,8 @@ def write_texts(folder, texts, source, tokenizer, n_words=0, val_fraction=0.1):
     data.write_meta(folder, {**meta, **counts})
 
 
-def cut_in_two(texts, to_train, between):
-    """texts, [characters of each that are to train, ...] -> ("train" or "val", a part), ..., `between` after a text."""
+def cut_in_two(texts, to_train):
+    """texts, [characters of each to train on, ...] -> ("train" or "val", a part), ..., "" after each of several."""
     for text, n in zip(texts, to_train, strict=True):
         at, seen = 0, set()
         for part in text():
@@ -181,4 +186,4 @@ def cut_in_two(texts, to_train, between):
             halves = [(where, half) for where, half in (("train", part[:cut]), ("val", part[cut:])) if half]
             seen |= {where for where, _ in halves}
             yield from halves
-        yield from ((where, between) for where in sorted(seen) if len(texts) > 1)
+        yield from ((where, "") for where in sorted(seen) if len(texts) > 1)

@@ -1,5 +1,5 @@
 """
-Tokenizers that others made: GPT-2's, and by hf:NAME_OR_FOLDER those of any model of `transformers`.
+Tokenizers that others made: GPT-2's, by hf:NAME_OR_FOLDER those of any model of `transformers`, a tokenizer.json.
 """
 
 import functools
@@ -70,3 +70,44 @@ def hf_meta(name):
     if config.is_encoder_decoder:
         ends |= {"start": config.decoder_start_token_id, "pad": config.pad_token_id}
     return meta | {k: i for k, i in ends.items() if i is not None}
+
+
+def json_encoder(meta):
+    """meta with a tokenizer.json as its "json" -> encode, decode. Raises UserError without the package."""
+    tokenizer = json_tokenizer(meta["json"])
+
+    def encode(text):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        if ids and max(ids) >= meta["vocab_size"]:
+            raise UserError(f"The text has {tokenizer.id_to_token(max(ids))!r}, which the model cannot write.")
+        return ids
+
+    return encode, lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@functools.lru_cache(maxsize=4)
+def json_tokenizer(text):
+    try:
+        import tokenizers
+
+        return tokenizers.Tokenizer.from_str(text)
+    except ImportError:
+        raise UserError(
+            "Its vocabulary is a tokenizer.json, for which a package is missing: pip install tokenizers"
+        ) from None
+    except Exception as error:  # the package raises this very class
+        raise UserError(f"Its tokenizer.json cannot be read ({first_line(error)}).") from None
+
+
+def ids_encoder(meta):
+    """Of a vocabulary whose words nobody told us: a text is its token ids, "3 1 4 "."""
+
+    def encode(text):
+        odd = [word for word in text.split() if not (word.isdecimal() and int(word) < meta["vocab_size"])]
+        if odd:
+            raise UserError(
+                f"{odd[0]!r} is no token id from 0 to {meta['vocab_size'] - 1}: this vocabulary has only these."
+            )
+        return [int(word) for word in text.split()]
+
+    return encode, lambda ids: "".join(f"{i} " for i in ids)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import data
-from configurator import UserError, first_line
+from configurator import UserError, first_line, print_once
 
 PUBLISHED = {  # our name -> repository, revision
     r"gpt2(?:-medium|-large|-xl)?": (r"openai-community/\g<0>", "main"),
@@ -37,11 +37,11 @@ def hub_address(name):
 
 
 def folder_of(name):
-    """A published name -> the folder that its two files are downloaded to. Raises UserError without a network."""
+    """A published name -> the folder that its files are downloaded to. Raises UserError without a network."""
     import huggingface_hub
 
     repository, revision = hub_address(name)
-    files = ["config.json", "model.safetensors"]
+    files = ["config.json", "model.safetensors", "tokenizer.json"]
     try:
         return huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=files)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
@@ -70,26 +70,62 @@ def load_published(name):
 
     Raises UserError for files that are of no layout that is known.
     """
-    config, w = read_folder(name if os.path.isdir(name) else folder_of(name))
+    folder = name if os.path.isdir(name) else folder_of(name)
+    config, w = read_folder(folder)
     w = {re.sub(r"^(backbone\.|transformer\.)+", "", k): v.float() for k, v in w.items()}
-    meta, dataset = data.GPT2_META, "openwebtext"
     try:
         if "model_config" in config:  # our own
             model_config, meta, dataset = config["model_config"], config["meta"], config["dataset"]
-        elif "vocab_embed.embedding" in w:
-            model_config, w = from_mdlm(w, config)
-        elif "wpe.weight" in w:
-            model_config, w = from_gpt2(w, config)
+            if meta["tokenizer"] == "json":
+                meta["json"] = read_tokenizer(folder)
+        elif "vocab_embed.embedding" in w or "wpe.weight" in w:
+            model_config, w = (from_gpt2 if "wpe.weight" in w else from_mdlm)(w, config)
+            meta = vocabulary_of(folder, model_config["vocab_size"], config, model_config.get("causal", False))
+            dataset = "openwebtext" if meta == data.GPT2_META else "text"
         else:
             raise UserError(f"its first key is {min(w, default='missing')}, of no layout that is known")
         if model_config["vocab_size"] != meta["vocab_size"]:
             raise UserError(f"vocabulary of {model_config['vocab_size']}, not of {meta['vocab_size']}")
-    except (UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (UserError, ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         hint = " Did you mean hf:? It runs any model of transformers." if "architectures" in str(config) else ""
         raise UserError(f"{name} is no model that can be read here: {first_line(error)}.{hint}") from None
     about = {"model_config": model_config, "meta": meta, "config": {"dataset": dataset}, "step": 0, "val_loss": None}
     made_for = {"sampler": "ancestral"} if str(name).startswith("sdtt:") else config.get("made_for")
     return about | {"model": w, "ema": None, "made_for": made_for}
+
+
+def read_tokenizer(folder):
+    """-> the text of its tokenizer.json."""
+    with open(os.path.join(folder, "tokenizer.json"), encoding="utf-8") as f:
+        return f.read()
+
+
+def vocabulary_of(folder, V, config, causal):
+    """-> the meta of a published model of V tokens: its tokenizer.json, GPT-2's, or else bare ids.
+
+    Not causal: [MASK] is the token V. Raises UserError if the tokenizer has other tokens than the model.
+    """
+    of_gpt2 = data.GPT2_META["vocab_size"] == V
+    if not os.path.exists(os.path.join(folder, "tokenizer.json")):
+        if of_gpt2:
+            return data.GPT2_META
+        print_once(f"{folder} has {V} tokens and no tokenizer.json: a text is token ids, such as '3 1 4'.")
+        return {"tokenizer": "ids", "vocab_size": V}
+    text = read_tokenizer(folder)
+    about = json.loads(text)
+    tokens = about["model"]["vocab"]  # {token: id}, or [[token, score], ...]
+    tokens = dict(tokens) if isinstance(tokens, dict) else {token: i for i, (token, _) in enumerate(tokens)}
+    tokens |= {added["content"]: added["id"] for added in about.get("added_tokens") or []}
+    last, masks = max(tokens, key=tokens.get), () if causal else {"[MASK]", "<mask>"} & tokens.keys()
+    if tokens[last] > V - causal:
+        raise UserError(f"the model has {V} tokens, but its tokenizer.json {last!r} as token {tokens[last]}")
+    for mask in masks:
+        if tokens[mask] != V:
+            raise UserError(f"its tokenizer.json has {mask} as token {tokens[mask]}; the last, {V}, was expected")
+    if of_gpt2 and tokens.get("\u0120gazed") == V - 2:  # the last pair that GPT-2 merges
+        return data.GPT2_META
+    eot = {"eot": config["eos_token_id"]} if config.get("eos_token_id") in range(V) else {}
+    return {"tokenizer": "json", "vocab_size": V, "json": text, **eot}
 
 
 def refuse_used_export(folder):
@@ -99,16 +135,44 @@ def refuse_used_export(folder):
 
 
 def save_published(folder, model, checkpoint):
-    """Writes model.safetensors and config.json, which load_model(folder) reads. Raises UserError if they exist."""
+    """Writes model.safetensors and config.json, which load_model(folder) reads, and README.md, the model's card.
+
+    With the vocabulary, in config.json or tokenizer.json: the folder alone is enough. Raises UserError if they exist;
+    a README.md that is there stays.
+    """
     refuse_used_export(folder)
     if hasattr(model, "save"):
         return model.save(folder)  # of transformers: hf:FOLDER loads it
     path, about = os.path.join(folder, "model.safetensors"), os.path.join(folder, "config.json")
+    meta = dict(checkpoint["meta"])
+    if meta["tokenizer"] == "json":
+        data.atomic_write(os.path.join(folder, "tokenizer.json"), meta.pop("json").encode())
     config = {"model_type": "nanosdtt", "model_config": dataclasses.asdict(model.config)}
-    config |= {"meta": checkpoint["meta"], "dataset": checkpoint["config"]["dataset"]}
-    config["made_for"] = checkpoint.get("made_for")
+    config |= {"meta": meta, "dataset": checkpoint["config"]["dataset"], "made_for": checkpoint.get("made_for")}
     data.atomic_write(about, json.dumps(config, indent=1).encode())
+    if not os.path.exists(os.path.join(folder, "README.md")):
+        data.atomic_write(os.path.join(folder, "README.md"), card(folder, model, checkpoint).encode())
     data.atomic_write(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}))
+
+
+def card(folder, model, checkpoint):
+    """-> the README.md of a published model: what it is, its numbers, the command that samples from it."""
+    shape, was, made_for = model.config, checkpoint["config"], checkpoint.get("made_for") or {}
+    kind = shape.arch.upper() if shape.causal else "Masked diffusion language model"
+    n, name = sum(p.numel() for p in model.parameters()), os.path.basename(os.path.normpath(folder))
+    rows = {"parameters": f"{n:,}: {shape.n_layer} layers, {shape.n_embd} wide, context {shape.block_size}"}
+    rows["vocabulary"] = f"{shape.vocab_size} tokens ({checkpoint['meta']['tokenizer']})"
+    rows["trained on"] = os.path.basename(was["dataset"])
+    if checkpoint["step"]:  # else it was published by others
+        own = {"sdtt": f"{was.get('divergence')} to its teacher", "kd": "the loss of its distillation"}
+        unit = own.get(was.get("method"), "nats per token" if shape.causal else "nats per token, an upper bound")
+        rows["steps"] = f"{checkpoint['step']:,}" + (" in its round" if made_for else "")
+        rows["validation loss"] = f"{checkpoint['val_loss']:.4f}, {unit}"
+    if made_for:
+        rows["made for"] = ", ".join(f"{key} {value}" for key, value in made_for.items())
+    lines = ["---", "pipeline_tag: text-generation", "tags: [nanosdtt]", "---", "", f"# {name}", ""]
+    lines += [f"{kind}, for nanoSDTT:", "", f"    python sample.py --ckpt=hub:OWNER/{name}", "", "| | |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {key} | {value} |" for key, value in rows.items()), ""])
 
 
 def settings_of(config, *keys):

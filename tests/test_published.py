@@ -5,6 +5,7 @@ python -m pytest tests/test_published.py          GPT-2, MDLM and SDTT files in 
 import glob
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -106,13 +107,13 @@ def test_names_become_repositories_and_revisions():
         assert hub_address(name) is None
 
 
-def test_the_hub_is_asked_for_two_files_of_the_revision(gpt2_folder, monkeypatch):
+def test_the_hub_is_asked_for_three_files_of_the_revision(gpt2_folder, monkeypatch):
     import huggingface_hub
 
     asked = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **kw: asked.append((a, kw)) or gpt2_folder)
     assert GPT.from_pretrained("gpt2-large").config.n_embd == C
-    files = ["config.json", "model.safetensors"]
+    files = ["config.json", "model.safetensors", "tokenizer.json"]
     assert asked == [(("openai-community/gpt2-large",), {"revision": "main", "allow_patterns": files})]
 
 
@@ -139,11 +140,6 @@ def spoil(w, config, what):
     if what == "rotary":
         w["rotary_emb.inv_freq"] = 500.0 ** (-torch.arange(0, C // 2, 2) / (C // 2))
         return ["inv_freq", "10000"]
-    if what == "vocabulary":
-        w["vocab_embed.embedding"] = w["vocab_embed.embedding"][:100]
-        w["output_layer.linear.weight"] = w["output_layer.linear.weight"][:100]
-        w["output_layer.linear.bias"] = w["output_layer.linear.bias"][:100]
-        return ["vocabulary of 99", "50257"]
     if what == "heads":
         config["other"] = {"n_heads": 4}
         return ["n_heads is [2, 4]"]
@@ -164,7 +160,6 @@ KINDS = [
     "misshapen",
     "time",
     "rotary",
-    "vocabulary",
     "heads",
     "no number",
     "no heads",
@@ -252,6 +247,129 @@ def test_gpt2_becomes_a_diffusion_model_with_a_shorter_context(gpt2_folder, tmp_
     run("train.py", *args, f"--init_from={gpt2_folder}")
     saved = load_checkpoint(f"{tmp_path}/run/ckpt.pt")["model_config"]
     assert (saved["causal"], saved["block_size"], saved["pos"]) == (False, 16, "learned")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# any vocabulary: V + 1 rows, the last of which is [MASK]
+
+WORDS = [*"abcdefghi", "##b", " "]  # 11 of them
+
+
+def tokenizer_json(tokens=WORDS, **added):
+    """What the package `tokenizers` saves: each character is a token, what is none is the first."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=tokens[0]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Split("", "isolated"), decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(token) for token in added.get("special", [])])
+    return tokenizer.to_str()
+
+
+def small_folder(path, tokenizer=None, V=11, **config):
+    """An MDLM folder of V tokens -> its name."""
+    folder = folder_of(path, MDLM | config, reference.random_mdlm(V, C, L, E, seeded(0)))
+    if tokenizer:
+        (path / "tokenizer.json").write_text(tokenizer)
+    return folder
+
+
+def sampled(ckpt, prompt):
+    """sample.py's one text, and what it says before."""
+    said, _ = run("sample.py", f"--ckpt={ckpt}", "--device=cpu", "--num_samples=1", "--steps=4", f"--prompt={prompt}")
+    told, sample = said.split("-" * 40 + " sample 1\n")
+    return sample.split("\n" + "-" * 40)[0], told
+
+
+def test_a_model_of_any_vocabulary_trains_distills_samples_and_is_exported(tmp_path):
+    folder = small_folder(tmp_path / "eleven", tokenizer_json())
+    model = GPT.from_pretrained(folder)
+    assert (model.config.vocab_size, model.mask_id, model.wte.num_embeddings) == (11, 11, 12)
+    xt = torch.randint(0, 12, (2, 32), generator=seeded(2))
+    literal = reference.mdlm_forward(reference.random_mdlm(11, C, L, E, seeded(0)), 2, xt)[..., :11]
+    assert (model(xt) - literal).abs().max() < 1e-4
+    (tmp_path / "mine.txt").write_text("abc hi " * 200)
+    run("data/text/prepare.py", f"--input={tmp_path}/mine.txt", f"--out_dir={tmp_path}/data", f"--tokenizer={folder}")
+    args = ["--device=cpu", "--eval_iters=1", "--batch_size=2", "--gradient_accumulation_steps=1", "--eval_interval=2"]
+    more = ["--block_size=16", "--max_iters=2", f"--dataset={tmp_path}/data", f"--init_from={folder}"]
+    run("train.py", *args, *more, f"--out_dir={tmp_path}/run")
+    more = ["--iters_per_round=2", "--rounds=1", f"--teacher={tmp_path}/run/ckpt.pt", f"--export={tmp_path}/student"]
+    run("distill.py", *args, *more, f"--out_dir={tmp_path}/sdtt")
+    assert data.same_vocabulary(load_checkpoint(f"{tmp_path}/student")["meta"], load_checkpoint(folder)["meta"])
+    assert (
+        "json" not in json.loads((tmp_path / "student" / "config.json").read_text())["meta"]
+    )  # it is a file beside it
+    sample, _ = sampled(f"{tmp_path}/student", "hi a")
+    assert sample.startswith("hi a") and len(sample.replace("##b", "b")) == 16
+
+
+def test_without_a_tokenizer_text_is_token_ids(tmp_path):
+    folder = small_folder(tmp_path / "eleven")
+    (tmp_path / "mine.txt").write_text("3 1 4 10 0 " * 200)
+    run("data/text/prepare.py", f"--input={tmp_path}/mine.txt", f"--out_dir={tmp_path}/data", f"--tokenizer={folder}")
+    corpus = data.load(f"{tmp_path}/data")
+    assert corpus.train[:6].tolist() == [3, 1, 4, 10, 0, 3] and data.same_vocabulary(
+        corpus.meta, load_checkpoint(folder)["meta"]
+    )
+    sample, told = sampled(folder, "7 8 10 0")
+    assert sample.startswith("7 8 10 0 ") and len(sample.split()) == 32 and "no tokenizer.json" in told
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, refused):
+    for i, (text, words) in enumerate(
+        [
+            (tokenizer_json([*WORDS, "x", "y"]), ["11 tokens", "'y' as token 12"]),
+            (tokenizer_json([*WORDS[:-1], "[MASK]"]), ["[MASK] as token 10", "11"]),
+            ("{", ["can be read"]),
+            ("[]", ["can be read"]),
+        ]
+    ):
+        said = refused(load_checkpoint, small_folder(tmp_path / str(i), text))
+        assert all(word in said for word in words), said
+    meta = load_checkpoint(small_folder(tmp_path / "mask", tokenizer_json(special=["[MASK]"]), eos_token_id=4))["meta"]
+    encode, decode = data.encoder(meta)
+    assert encode("ab h") == [0, 1, 10, 7] and decode([0, 1, 10, 7]) == "ab h" and data.start_token(meta) == 4
+    assert "cannot write" in refused(encode, "a[MASK]")
+    encode, decode = data.encoder({"tokenizer": "ids", "vocab_size": 11})
+    assert encode(decode([3, 1, 10])) == [3, 1, 10]
+    assert "'11' is no token id from 0 to 10" in refused(encode, "3 11") and "'a'" in refused(encode, "a")
+
+
+def test_without_the_package_the_model_loads_and_text_is_refused_in_one_line(tmp_path, monkeypatch, refused):
+    folder = small_folder(tmp_path / "eleven", tokenizer_json())
+    data.json_tokenizer.cache_clear()
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert GPT.from_pretrained(folder).config.vocab_size == 11
+    assert "pip install tokenizers" in refused(data.encoder, load_checkpoint(folder)["meta"])
+
+
+def test_a_gpt2_sized_vocabulary_is_gpt2s_only_if_its_words_are(gpt2, tmp_path):
+    meta = {}
+    for name, word in {"english": "\u0120gazed", "other": "\u0120ol\u00e1"}.items():
+        folder = folder_of(tmp_path / name, {**GPT2, "eos_token_id": V - 1}, gpt2)
+        vocab = {f"t{i}": i for i in range(V - 2)} | {word: V - 2, "<|endoftext|>": V - 1}
+        text = json.dumps({"model": {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"}, "added_tokens": []})
+        (tmp_path / name / "tokenizer.json").write_text(text)
+        meta[name] = load_checkpoint(folder)["meta"]
+    assert meta["english"] == data.GPT2_META
+    assert meta["other"] == {"tokenizer": "json", "vocab_size": V, "json": text, "eot": V - 1}
+
+
+def test_what_is_published_has_a_card_with_its_numbers(tmp_path, refused):
+    """All that the card says is of the checkpoint; and a card that somebody wrote stays."""
+    model, checkpoint = load_model(small_folder(tmp_path / "eleven"))
+    checkpoint |= {"step": 1200, "val_loss": 0.43219, "made_for": {"steps": 2, "sampler": "spread"}}
+    checkpoint["config"] |= {"method": "sdtt", "divergence": "kl_bwd", "dataset": "/home/me/texts"}
+    save_published(str(tmp_path / "mine"), model, checkpoint)
+    n = sum(p.numel() for p in model.parameters())
+    card = (tmp_path / "mine" / "README.md").read_text()
+    for words in (f"{n:,}: 2 layers", "context 32", "1,200", "0.4322, kl_bwd", "| trained on | texts |", "11 tokens"):
+        assert words in card
+    assert "steps 2, sampler spread" in card and "sample.py --ckpt=hub:OWNER/mine" in card and "/home" not in card
+    assert load_model(str(tmp_path / "mine"))[1]["made_for"] == {"steps": 2, "sampler": "spread"}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "README.md").write_text("by hand")
+    save_published(str(tmp_path / "other"), model, checkpoint)
+    assert (tmp_path / "other" / "README.md").read_text() == "by hand"
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, refused):

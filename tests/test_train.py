@@ -80,8 +80,8 @@ def test_accumulated_steps_are_one_big_batch_in_pieces(pydoc, tmp_path):
         return M.ar_loss(model, batch)
 
     cfg = knobs(tmp_path, dataset=pydoc, objective="ar", gradient_accumulation_steps=2, max_iters=1, grad_clip=0.0)
-    model, _ = train.make_model(cfg, data.load(pydoc).meta["vocab_size"], "cpu")
-    twin, _ = train.make_model(cfg, data.load(pydoc).meta["vocab_size"], "cpu")
+    model, _ = train.make_model(cfg, data.load(pydoc).meta, "cpu")
+    twin, _ = train.make_model(cfg, data.load(pydoc).meta, "cpu")
     corpus = data.load(pydoc).train
     tmp_path.mkdir(exist_ok=True)
     cfg.dtype = "float32"
@@ -182,10 +182,12 @@ def test_checkpoints_that_are_missing_damaged_or_foreign_are_refused(pydoc, tmp_
     assert "--ema=0.0" in said
     said = refused(train.main, knobs(tmp_path, dataset=pydoc, objective="ar", init_from="resume"))
     assert "another objective than 'ar'" in said
-    saved["model_config"]["vocab_size"] = 5
+    save_checkpoint(tmp_path / "ckpt.pt", {**saved, "meta": {**saved["meta"], "sha256": "0"}})
+    assert "is another text" in refused(train.main, knobs(tmp_path, dataset=pydoc, init_from="resume", max_iters=9))
+    saved["meta"]["itos"] = saved["meta"]["itos"][::-1]  # as many characters, but others
     save_checkpoint(tmp_path / "v.pt", saved)
     said = refused(train.main, knobs(tmp_path / "v", dataset=pydoc, init_from=str(tmp_path / "v.pt")))
-    assert "vocabulary of 5" in said
+    assert "another vocabulary" in said and f"--tokenizer={tmp_path}/v.pt" in said
 
 
 def test_a_run_of_an_older_version_resumes_unless_muon_trained_it(pydoc, tmp_path, refused):

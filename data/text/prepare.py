@@ -11,13 +11,16 @@ import os
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so that it runs from anywhere
-from configurator import UserError, check, configure
-from data.texts import files_of, write_texts
+from configurator import UserError, check, choose, configure
+from data.texts import TOKENIZERS, files_of, write_texts
+from plumbing.checkpoints import load_checkpoint
+from plumbing.published import hub_address
 
 # ----------------------------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin and meta.json go
 input = ""  # UTF-8: a file, a folder (all that is in it) or a glob
-tokenizer = "words"  # 'char' | 'words' (frequent ones, and characters) | 'gpt2' (byte pairs, for much text and a GPU)
+tokenizer = "words"  # 'char' | 'words' (frequent ones, and characters) | 'gpt2' (byte pairs) | a model: a checkpoint,
+# the folder or name of a published one, whose vocabulary is taken
 n_words = 0  # of tokenizer 'words'; 0: one for 250 characters, but not below 256 or above 8000, at least 0
 val_fraction = 0.1  # of the text, from 0.0001 to 0.5
 cfg = configure(globals())
@@ -27,4 +30,8 @@ if __name__ == "__main__":
     check(cfg, __file__)
     if not input:
         raise UserError("Which text? Give a file, a folder or a glob: python data/text/prepare.py --input=FILE")
-    write_texts(out_dir, files_of(input), input, tokenizer, n_words, val_fraction)
+    is_model = os.path.exists(tokenizer) or hub_address(tokenizer) or tokenizer.startswith("hf:")
+    if not is_model:
+        choose("tokenizer", tokenizer, TOKENIZERS)
+    meta = load_checkpoint(tokenizer)["meta"] if is_model else None
+    write_texts(out_dir, files_of(input), input, tokenizer, n_words, val_fraction, meta)
