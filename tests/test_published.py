@@ -336,7 +336,7 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, refused):
 
 def test_without_the_package_the_model_loads_and_text_is_refused_in_one_line(tmp_path, monkeypatch, refused):
     folder = small_folder(tmp_path / "eleven", tokenizer_json())
-    data.json_tokenizer.cache_clear()
+    data.tokenizers.json_tokenizer.cache_clear()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     assert GPT.from_pretrained(folder).config.vocab_size == 11
     assert "pip install tokenizers" in refused(data.encoder, load_checkpoint(folder)["meta"])
