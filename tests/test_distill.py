@@ -801,7 +801,7 @@ def test_texts_of_an_api_teacher(markov, tmp_path, refused):
     (tmp_path / "new.jsonl").write_text(json.dumps(chat))  # what was edited does not pass
     assert "soft_data holds" in refused(D.main, kd_settings("", tmp_path / "new", **kw))
     assert "holds no soft labels" in refused(load_soft, str(tmp_path / "x"))
-    assert "No dataset is named" in refused(D.main, kd_settings("", tmp_path / "y", **(kw | {"dataset": ""})))
+    assert "--soft_data needs --dataset" in refused(D.main, kd_settings("", tmp_path / "y", **(kw | {"dataset": ""})))
 
 
 def test_soft_label_mistakes(target, teacher, markov, tmp_path, refused):

@@ -67,7 +67,7 @@ def test_what_counts_is_judged_after_the_prefix_and_up_to_the_first_end_of_text(
     log_p = judge(x[:, :-1]).log_softmax(-1).gather(-1, x[:, 1:, None]).squeeze(-1)  # of tokens 1 ... 7
     for prefix, places in {0: ([1, 2, 3, 4, 7], [1, 3, 4, 6]), 3: ([3, 4, 7], [3, 4, 6])}.items():
         picked = torch.cat([row[[i - 1 for i in where]] for row, where in zip(log_p, places, strict=True)])
-        metas = ({"tokenizer": "char", "vocab_size": 7}, {"eot": eot})
+        metas = ({"tokenizer": "char", "vocab_size": 7, "eot": eot}, {"eot": eot})
         row = E.quality(x, judge, metas, ["genppl"], settings(), prefix)
         assert row["genppl"] == pytest.approx(math.exp(-picked.mean()), rel=1e-5)
 
@@ -257,7 +257,7 @@ def test_mistakes_with_samples(trained, tmp_path, refused, monkeypatch):
         (dict(prefix=16), "prefix is 16"),
         (dict(continuations=4), "does not divide into 4"),
         (dict(prefix=4, dataset="none"), "none/meta.json"),
-        (dict(prompt="a"), "--prefix instead"),
+        (dict(prompt="a"), "--prefix, not --prompt"),
     ):
         assert words in refused(save, tmp_path / "x.jsonl", trained["ar"], **kw)
     assert not (tmp_path / "x.jsonl").exists()
