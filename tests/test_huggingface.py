@@ -204,7 +204,9 @@ def test_a_missing_package_or_model_is_one_clear_line_and_each_kind_of_name_name
 ):
     assert "cannot be loaded" in refused(load_model, f"hf:{tmp_path / 'nothing'}")
     assert "Did you mean hf:?" in refused(load_model, models["llama 1"][3:])
-    save_published(tmp_path / "own", tiny_model(), {"meta": {"tokenizer": "char"}, "config": {"dataset": "x"}})
+    save_published(
+        tmp_path / "own", tiny_model(), {"meta": {"tokenizer": "char"}, "config": {"dataset": "x"}, "step": 0}
+    )
     assert "is read without hf:" in refused(load_model, f"hf:{tmp_path / 'own'}")
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert "pip install 'transformers>=" in refused(load_model, models["llama 1"])
