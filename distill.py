@@ -40,7 +40,7 @@ from plumbing.parallel import join_processes, leave_processes, on_first_process,
 from plumbing.published import save_published
 from plumbing.randomness import seeded, uniform
 from plumbing.refusals import refuse_odd_distillation, refuse_other_kind, refuse_unfit
-from plumbing.runs import claim, refuse_other_origin, refuse_wrong_folder, release
+from plumbing.runs import claim, refuse_other_origin, refuse_wrong_folder, release, saved_of
 from plumbing.soft_labels import label, load_soft
 from speculative import generate, unseen
 
@@ -367,8 +367,7 @@ def sdtt(cfg):
 def dimo(cfg):
     """One run, to a student of one step. The fake is saved with it, to resume, and dropped by whatever loads it."""
     teacher, corpus, device, note = set_up(cfg, causal=False, writes="ckpt.pt")
-    path, T = os.path.join(cfg.out_dir, "ckpt.pt"), teacher.config.block_size
-    saved = load_checkpoint(path) if cfg.init_from == "resume" else None
+    T, saved = teacher.config.block_size, saved_of(cfg)
     student, student.fake = student_of(teacher, None, cfg), student_of(teacher, None, cfg)
     student.fake.register_buffer("turn", torch.zeros((), dtype=torch.int64, device=device))
     parts = np.array_split(corpus.train, 1 + len(corpus.train) // 2**24)
@@ -406,7 +405,7 @@ def pseudo_data(target, corpus, cfg, device, rows_at_once=64):
 
 def make_drafter(cfg, meta, T, device, note):
     """-> the model to train, new, resumed or from a checkpoint, and what to resume from or None."""
-    saved = load_checkpoint(os.path.join(cfg.out_dir, "ckpt.pt")) if cfg.init_from == "resume" else None
+    saved = saved_of(cfg)
     torch.manual_seed(cfg.seed)
     if cfg.drafter in ("lstm", "cnn", "gpt"):
         shape = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "dropout", "kernel_size")}

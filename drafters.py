@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import data
 from configurator import UserError, choose, print_once, save_config
 from model import GPT, Block, config_of, draw_from, probabilities
-from plumbing.checkpoints import load_checkpoint, load_weights
+from plumbing.checkpoints import load_checkpoint, load_weights, weights_of
 from plumbing.hardware import compile_trunk, pick_device
 from plumbing.huggingface import HuggingFaceModel, is_foreign, padded_as
 from plumbing.ngram_files import read_counts, write_counts
@@ -175,10 +175,8 @@ class NGram:
 
     def save(self, path, meta):
         """To a readable file: what it is, then each m-gram with its count."""
-        about = {k: getattr(self, k) for k in ("n", "smoothing", "discount", "alpha")} | {
-            "vocab_size": self.V,
-            "meta": meta,
-        }
+        how = {"smoothing": self.smoothing, "discount": self.discount, "alpha": self.alpha}
+        about = {"n": self.n, "vocab_size": self.V, **how, "meta": meta}
         write_counts(path, about, [np.column_stack([c, self.grams(m)]) for m, c in enumerate(self.counts, 1)])
 
     @classmethod
@@ -270,8 +268,7 @@ def load_model(path, device="cpu", attention="sdpa"):
         model = HuggingFace(saved["model_config"], attention)
     else:
         model = new_model(config_of(saved, path, attention=attention))  # not the one it was trained with
-    weights, averaged = saved["model"], saved["ema"]
-    load_weights(model, weights and weights | (averaged or {}))  # buffers have no average
+    load_weights(model, weights_of(saved))
     left = ("model", "ema", "optimizer", "optimizers")
     return model.to(device).eval(), {k: v for k, v in saved.items() if k not in left}
 

@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from configurator import UserError, choose, first_line
-from plumbing.checkpoints import load_checkpoint, load_weights
+from plumbing.checkpoints import load_checkpoint, load_weights, weights_of
 from plumbing.head import ROWS_AT_ONCE, HeadLoss, slice_of_vocab, with_gradient_times
 from plumbing.randomness import uniform
 
@@ -272,7 +272,7 @@ class GPT(nn.Module):
         """'gpt2', 'mdlm-owt', 'sdtt:kld:7' ... (plumbing/published.py), a folder or a ckpt.pt -> GPT in eval mode."""
         checkpoint = load_checkpoint(name)
         model = cls(config_of(checkpoint, name))
-        load_weights(model, checkpoint["model"] | (checkpoint["ema"] or {}))
+        load_weights(model, weights_of(checkpoint))
         return model.eval()
 
 

@@ -157,7 +157,7 @@ def texts_of(model, meta, template, autocast, note, cfg):
         if sys.stdout.isatty():
             texts = [coloured(row, places, decode) for row, places in zip(rows, drafted, strict=True)]
     events = [(at, seen[source:], drafts) for at, seen, drafts in events]
-    return texts, took, run_of(rows[0].tolist(), events, decode, model.mask_id)
+    return texts, took, run_of(rows[0].tolist(), events, decode, model.mask_id) if cfg.html else None
 
 
 def main(cfg):

@@ -13,6 +13,7 @@ import data
 from configurator import UserError
 from drafters import Diffusion, Lookup
 from model import DEFAULTS, GPT, draw, draw_from, probabilities, unmask
+from plumbing.huggingface import source_of
 from plumbing.parallel import share_out
 from plumbing.randomness import seeded, uniform
 
@@ -245,7 +246,7 @@ def unseen(target, drafter=None):
 
     Look-up copies from it, and a drafter that has an encoder reads the same.
     """
-    source = target.source if getattr(target, "seq2seq", False) else 0
+    source = source_of(target)
     if getattr(drafter, "seq2seq", False):
         drafter.source, source = source, 0
     return 0 if isinstance(drafter, Lookup) else source

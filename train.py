@@ -19,7 +19,7 @@ from configurator import UserError, check, configure, print_once, save_config
 from drafters import fit_ngram, load_model, new_model
 from loop import check_loop, fit, validator
 from model import GPTConfig, ar_loss, config_of, diffusion_loss, nelbo
-from plumbing.checkpoints import load_checkpoint, load_weights
+from plumbing.checkpoints import load_checkpoint, load_weights, weights_of
 from plumbing.parallel import join_processes, leave_processes, on_first_process, rank_and_world
 from plumbing.published import refuse_used_export, save_published
 from plumbing.runs import claim, refuse_used, release, to_resume
@@ -78,7 +78,7 @@ def make_model(cfg, meta, device):
         weights, resume = saved["model"], saved
     else:  # conversion: this run's context and direction
         config = dataclasses.replace(config, causal=causal, block_size=cfg.block_size)
-        weights, resume = saved["ema"] or saved["model"], None
+        weights, resume = weights_of(saved), None
     taken = {k: getattr(config, k) for k in names if getattr(cfg, k) != getattr(config, k)}
     if taken:
         print_once(f"the shape is that of {path}: " + ", ".join(f"{k} {v}" for k, v in taken.items()))

@@ -50,6 +50,11 @@ def hf_tokenizer(name):
     return from_hub("AutoTokenizer", name)
 
 
+@functools.lru_cache  # one load of a model asks three times
+def hf_config(name):
+    return from_hub("AutoConfig", name)
+
+
 def pieces_of(vocabulary):
     """{piece: id} -> a short hash of what each id means."""
     pairs = sorted((i, piece) for piece, i in vocabulary.items())
@@ -61,7 +66,7 @@ def hf_meta(name):
 
     vocab_size is the rows of the head: often some more than there are tokens, which pad it.
     """
-    tokenizer, config = hf_tokenizer(name), from_hub("AutoConfig", name)
+    tokenizer, config = hf_tokenizer(name), hf_config(name)
     pieces, rows = pieces_of(tokenizer.get_vocab()), config.get_text_config(decoder=True).vocab_size
     if (pieces, rows) == (GPT2_PIECES, GPT2_META["vocab_size"]):
         return GPT2_META

@@ -48,6 +48,11 @@ def load_checkpoint(path):
     return checkpoint
 
 
+def weights_of(checkpoint):
+    """-> the averaged weights where there are any, with the buffers, which have no average; None: see load_weights."""
+    return checkpoint["model"] and checkpoint["model"] | (checkpoint["ema"] or {})
+
+
 def load_weights(model, weights):
     """A state_dict of this shape, or of its twin with the other `causal`: only the [MASK] row differs.
 

@@ -14,7 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from configurator import UserError
-from data import from_hub, hf_meta, hf_tokenizer
+from data.tokenizers import from_hub, hf_config, hf_meta, hf_tokenizer
 
 CONTEXT = 1024  # tokens of a row, where hf:NAME@TOKENS does not say: all that a model can read would fill any memory
 
@@ -40,7 +40,7 @@ def name_and_context(path):
 def about(path):
     """'hf:NAME_OR_FOLDER' -> a dict like load_checkpoint's, without weights: they come when the model is made."""
     name, context = name_and_context(path)
-    config, meta = from_hub("AutoConfig", name), hf_meta(name)
+    config, meta = hf_config(name), hf_meta(name)
     text = config.get_text_config(decoder=True)
     longest = getattr(text, "max_position_embeddings", None) or context  # T5 knows distances only: any length
     longest *= 1 + config.is_encoder_decoder  # a source and a text
@@ -72,6 +72,11 @@ def padded_as(drafter, meta, vocab_size):
     return meta | {"vocab_size": vocab_size}
 
 
+def source_of(model):
+    """-> how many tokens at the beginning of a row the model's encoder reads: 0 of one that has none, also of a GPT."""
+    return model.source if getattr(model, "seq2seq", False) else 0
+
+
 def written(model, y):
     """(B, T) int64, the token after each place -> (B, T) bool: which of them the model writes.
 
@@ -95,7 +100,7 @@ class HuggingFaceModel(nn.Module):
         self.config, self.mask_id, self.wpe = HuggingFaceConfig(**model_config), None, None
         self.source = 0  # tokens at the beginning of a row that the encoder, if there is one, reads
         name, _ = name_and_context(self.config.arch)
-        self.seq2seq = from_hub("AutoConfig", name).is_encoder_decoder
+        self.seq2seq = hf_config(name).is_encoder_decoder
         kind = "AutoModelForSeq2SeqLM" if self.seq2seq else "AutoModelForCausalLM"
         written = {"manual": "eager", "flash_attn": "flash_attention_2"}.get(attention)  # else as transformers chooses
         how = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": written}
@@ -134,7 +139,7 @@ class HuggingFaceModel(nn.Module):
     def states(self, idx, start=0, past=None):
         """(b, T) int64 that follow the first `start` tokens, those in `past` -> (b, T, C)."""
         idx = idx.clamp(max=self.wte.num_embeddings - 1)  # a token of a target's longer padding
-        source = self.source if self.seq2seq else 0
+        source = source_of(self)
         how = {"use_cache": past is not None, "cache": past and past.take_back(max(start - source, 0))}
         if not self.seq2seq:
             return self.inner(input_ids=idx, **how).logits

@@ -165,8 +165,9 @@ def card(folder, model, checkpoint):
     rows["trained on"] = os.path.basename(was["dataset"])
     if checkpoint["step"]:  # else it was published by others
         own = {"sdtt": f"{was.get('divergence')} to its teacher", "kd": "the loss of its distillation"}
+        own["dimo"] = "a KL of its texts from its teacher's"
         unit = own.get(was.get("method"), "nats per token" if shape.causal else "nats per token, an upper bound")
-        rows["steps"] = f"{checkpoint['step']:,}" + (" in its round" if made_for else "")
+        rows["steps"] = f"{checkpoint['step']:,}" + (" in its round" if was.get("method") == "sdtt" else "")
         rows["validation loss"] = f"{checkpoint['val_loss']:.4f}, {unit}"
     if made_for:
         rows["made for"] = ", ".join(f"{key} {value}" for key, value in made_for.items())

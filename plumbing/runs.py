@@ -58,6 +58,11 @@ def to_resume(out_dir, name):
     return found
 
 
+def saved_of(cfg):
+    """-> the checkpoint that a run without rounds goes on from, or None."""
+    return load_checkpoint(os.path.join(cfg.out_dir, "ckpt.pt")) if cfg.init_from == "resume" else None
+
+
 def refuse_used(out_dir):
     """A new run never writes into the folder of another."""
     if files_of_run(out_dir):

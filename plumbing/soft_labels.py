@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from configurator import UserError
 from data import atomic_write, blocks, encoder
-from plumbing.huggingface import written
+from plumbing.huggingface import source_of, written
 from plumbing.runs import refuse_other_origin
 
 SOFT = {"tokens": np.int32, "topk_ids": np.int32, "topk_logp": np.float32}
@@ -62,7 +62,7 @@ def soft_from_teacher(teacher, x, folder, meta, K, batch_size=16):
 
     Of a teacher with an encoder, the rows begin after the source: a student sees what it writes.
     """
-    first = teacher.source if getattr(teacher, "seq2seq", False) else 0
+    first = source_of(teacher)
     writer, batches = SoftWriter(folder, x.size(1) - first, K, meta), x.split(batch_size)
     done = writer.n // batch_size
     writer.keep(done * batch_size)

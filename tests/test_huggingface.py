@@ -251,7 +251,7 @@ def pairs_dataset(folder, path):
         source = dice.choices(range(3, 9), k=dice.randint(3, 5))
         text = [*source, 1] + [0] * (SOURCE - 1 - len(source)) + [0, *reversed(source)]
         rows.append(text + [1] * (ROW - len(text)))
-    meta = data.hf_meta(path[3:]) | {"row": ROW, "source_tokens": SOURCE, "train_pairs": 300}
+    meta = data.tokenizers.hf_meta(path[3:]) | {"row": ROW, "source_tokens": SOURCE, "train_pairs": 300}
     data.write(str(folder), np.array(rows[:300]).flatten(), np.array(rows[300:]).flatten(), meta)
     return str(folder)
 
@@ -355,5 +355,5 @@ def words_dataset(folder):
     """A folder with a text in the words of the tokenizer above."""
     ids = torch.randint(3, 9, (2000,), generator=seeded(7)).numpy()
     make("llama", folder / "words", 1)
-    data.write(str(folder / "data"), ids[:1500], ids[1500:], data.hf_meta(str(folder / "words")))
+    data.write(str(folder / "data"), ids[:1500], ids[1500:], data.tokenizers.hf_meta(str(folder / "words")))
     return folder / "data"
