@@ -10,8 +10,6 @@ import os
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
@@ -87,6 +85,8 @@ def parallel(model, loss, device, world, fsdp):
     if fsdp and not hasattr(model, "blocks"):
         raise UserError("fsdp shards our own blocks, not those of a model of transformers. Use --fsdp=False.")
     if fsdp:
+        from torch.distributed.fsdp import fully_shard  # not before: it takes a second
+
         mesh = dist.init_device_mesh(device.type, (world,))
         for block in model.blocks:
             fully_shard(block, mesh=mesh)
@@ -111,9 +111,16 @@ def whole_weights(loss_of, fsdp):
         loss_of.reshard()
 
 
+def is_shard(x):
+    """Whether a tensor is FSDP's, a DTensor."""
+    return hasattr(x, "device_mesh")
+
+
 def shard_like(weight, x):
     """-> this process's part of x, a whole tensor, if the weight is in shards; a number stays whole."""
-    if isinstance(weight, DTensor) and x.dim():
+    if is_shard(weight) and x.dim():
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(x, weight.device_mesh, weight.placements, src_data_rank=None)  # all have read the file
     return x.to(weight.device)
 
@@ -122,7 +129,7 @@ def whole(saved):
     """Dicts and lists of tensors, the sharded ones gathered into the first process's memory. All have to call it."""
 
     def gather(x):
-        if isinstance(x, DTensor):
+        if is_shard(x):
             x = x.full_tensor()  # on every GPU, one at a time
             x = x.cpu() if dist.get_rank() == 0 else None
         return x
