@@ -486,18 +486,13 @@ def main(cfg):
     refuse_odd_distillation(cfg)
     cfg.max_iters = cfg.iters_per_round  # fit's name for it
     check_loop(cfg)
-    last = os.path.join(cfg.out_dir, "ckpt.pt")  # of a run without rounds
-    done = cfg.method != "sdtt" and cfg.init_from == "resume" and os.path.exists(last) and load_checkpoint(last)["step"]
-    if done and done >= cfg.max_iters:
-        print_once(f"{cfg.out_dir} is already trained for {done} steps.")
-    else:
-        try:
-            {"sdtt": sdtt, "dimo": dimo, "kd": kd, "soft": soft}[cfg.method](cfg)
-        finally:
-            release(cfg.out_dir)
+    try:
+        {"sdtt": sdtt, "dimo": dimo, "kd": kd, "soft": soft}[cfg.method](cfg)
+    finally:
+        release(cfg.out_dir)
     if cfg.export:
-        last = os.path.join(cfg.out_dir, f"round_{len(plan_rounds(cfg))}.pt") if cfg.method == "sdtt" else last
-        on_first_process(lambda: save_published(cfg.export, *load_model(last)))
+        last = f"round_{len(plan_rounds(cfg))}.pt" if cfg.method == "sdtt" else "ckpt.pt"
+        on_first_process(lambda: save_published(cfg.export, *load_model(os.path.join(cfg.out_dir, last))))
     leave_processes()
 
 

@@ -37,8 +37,7 @@ class LSTMBlock(nn.Module):
         if cache is None:
             with torch.autocast(x.device.type, enabled=False):  # on CUDA it would choose float16
                 return x + self.dropout(self.lstm(y.float())[0])
-        past = cache.before(1)  # (2, B, 1, C): h and c after the last token
-        h, c = past[0].transpose(0, 1).contiguous(), past[1].transpose(0, 1).contiguous()  # (1, B, C)
+        h, c = cache.before(1).transpose(1, 2).contiguous()  # of (2, 1, B, C): the states after the last token
         states = []
         for y_i in y.split(1, 1):
             _, (h, c) = self.lstm(y_i, (h, c))

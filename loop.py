@@ -15,7 +15,7 @@ import torch.nn as nn
 from tqdm import tqdm
 
 import data
-from configurator import UserError
+from configurator import UserError, print_once
 from model import DEFAULTS, unmask
 from plumbing.checkpoints import save_checkpoint
 from plumbing.hardware import compile_trunk, pick_device, say_forecast
@@ -100,17 +100,18 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=
 
 def restore(resume, optimizer, averaged, model, cfg, path):
     """Optimizer and averages get what the checkpoint `resume` holds -> its step. The model has its weights already."""
-    was = resume["config"]
-    if was.get("optimizer") == "muon":
+    if resume["config"].get("optimizer") == "muon":
         raise UserError(f"{path} was trained with Muon, which is gone. Train it anew, with AdamW.")
     if bool(resume["ema"]) != bool(cfg.ema):
-        raise UserError(f"{path} was trained with --ema={was['ema']}; resume it with the same.")
+        raise UserError(f"{path} was trained with --ema={resume['config']['ema']}; resume it with the same.")
     saved = resume["optimizer"] if "optimizer" in resume else resume["optimizers"][0]  # a list, in older runs
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
     state = {i: {k: shard_like(ordered[i], x) for k, x in state.items()} for i, state in saved["state"].items()}
     optimizer.load_state_dict({**saved, "state": state})
     for n, p in model.named_parameters() if averaged else ():
         averaged[n] = shard_like(p, resume["ema"][n])
+    if resume["step"] >= cfg.max_iters:
+        print_once(f"{path} is already trained for {resume['step']} steps.")
     return resume["step"]
 
 

@@ -59,7 +59,7 @@ cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def save_samples(cfg, model, checkpoint, note):
+def save_samples(cfg, model, checkpoint, autocast, note):
     """Writes one JSON object a line: first what the samples are, then {"tokens", "text"} of each."""
     meta, decode = checkpoint["meta"], data.encoder(checkpoint["meta"])[1]
     cfg, size = settled(cfg, checkpoint), cfg.length or model.config.block_size
@@ -82,7 +82,8 @@ def save_samples(cfg, model, checkpoint, note):
     about |= {"continuations": cfg.continuations, "steps": size if model.config.causal else cfg.steps}
     about |= {"causal": model.config.causal, "hardware": note, "dataset": dataset, "meta": meta}
     writes = rank_and_world()[0] == 0
-    with data.replacing(cfg.save, "w") if writes else contextlib.nullcontext() as f:  # opened now, not after hours
+    # the file is opened now, not after hours
+    with autocast, data.replacing(cfg.save, "w") if writes else contextlib.nullcontext() as f:
         x = draw_many(model, templates, cfg, cfg.steps)
         lines = [about, *({"tokens": row, "text": decode(row)} for row in x.tolist())]
         if writes:
@@ -171,9 +172,7 @@ def main(cfg):
         save_published(cfg.export, *models[0][:2])
         print(f"The model is in {cfg.export}")
     if cfg.save:
-        (model, checkpoint, autocast, note), *_ = models
-        with torch.no_grad(), autocast:
-            save_samples(cfg, model, checkpoint, note)
+        save_samples(cfg, *models[0])
         return leave_processes()
     templates = [make_template(cfg, model, checkpoint["meta"]) for model, checkpoint, *_ in models]
     if cfg.trace and (len(models) > 1 or models[0][0].config.causal):

@@ -91,8 +91,13 @@ class LayerCache:
         return past.masked_fill((where < 0)[..., None], 0)
 
 
-def empty_cache(model, batch_size):
-    """-> a KVCache, or the model's own kind of it."""
+def new_cache(model, batch_size, length=0):
+    """-> an empty KVCache, or the model's own kind of it. Raises UserError if a text of that length will not fit."""
+    if length > model.config.block_size:
+        raise UserError(
+            f"{length} tokens are more than the context of {model.config.block_size}, past which nothing is drafted. "
+            "Use a smaller --length."
+        )
     if hasattr(model, "new_cache"):
         return model.new_cache(batch_size)
     return KVCache(model.config, batch_size, model.wte.weight.device, model.wte.weight.dtype)
@@ -110,7 +115,7 @@ def generate(
     """
     size, (B, T) = model.config.block_size, idx.shape
     out = torch.cat([idx, idx.new_zeros(B, n_new)], 1)
-    cache = empty_cache(model, B) if use_cache else None
+    cache = new_cache(model, B) if use_cache else None
     ended, start = torch.zeros(B, dtype=torch.bool, device=idx.device), 0
     for end in range(T, T + n_new):
         if end - start > size:  # the window is full
@@ -207,7 +212,8 @@ def speculate(
     (B, T), end, settings = idx.shape, idx.size(1) + n_new, (temperature, top_k, top_p)
     x = torch.cat([idx, idx.new_zeros(B, n_new)], 1)
     skip = unseen(target, drafter)
-    target_cache, draft_cache = new_cache(target, B, end), new_cache(drafter, B, end - skip)
+    target_cache = new_cache(target, B, end)
+    draft_cache = new_cache(drafter, B, end - skip) if isinstance(drafter, GPT) else None  # the others have no layers
     caches = [(cache, first) for cache, first in ((target_cache, 0), (draft_cache, skip)) if cache]
     # x, n (how many tokens each has) and the caches are of the rows that are not done; `rows` says which these are
     out, n, rows = x.clone(), torch.full((B,), T, device=idx.device), torch.arange(B, device=idx.device)
@@ -250,18 +256,6 @@ def unseen(target, drafter=None):
     if getattr(drafter, "seq2seq", False):
         drafter.source, source = source, 0
     return 0 if isinstance(drafter, Lookup) else source
-
-
-def new_cache(model, batch_size, length):
-    """-> an empty KVCache, or None for a drafter that has no layers. Raises UserError if the text will not fit."""
-    if not isinstance(model, GPT):
-        return None
-    if length > model.config.block_size:
-        raise UserError(
-            f"{length} tokens are more than the context of {model.config.block_size}, past which nothing is drafted. "
-            "Use a smaller --length."
-        )
-    return empty_cache(model, batch_size)
 
 
 def fill_after_eos(x, T, n, eos):
@@ -311,9 +305,12 @@ def costs(counts, step_s):
     return counts.draft_s / max(counts.drafts, 1) / step_s, counts.target_s / max(counts.rounds, 1) / step_s
 
 
-def tokens_per_call(counts):
-    """What speculate counted -> the mean for full drafts: 1 + a_1 + a_1 a_2 + ..., with the rate a_j at place j."""
-    return 1 + (counts.accepted / counts.tested.clamp(min=1)).cumprod(0).sum().item()
+def tokens_per_call(counts, gamma=None):
+    """What speculate counted -> the mean for drafts of gamma tokens (None: of all that it counted)
+
+    1 + a_1 + a_1 a_2 + ..., with the rate a_j at place j.
+    """
+    return 1 + (counts.accepted / counts.tested.clamp(min=1))[:gamma].cumprod(0).sum().item()
 
 
 def predicted_speedup(alpha, c, gamma, call=1.0):
@@ -329,13 +326,9 @@ def best_gamma(drafter, counts, alpha, measured):
     """
     speeds = {gamma: predicted_speedup(alpha, c, gamma, call) for gamma, (c, call) in measured.items()}
     if isinstance(drafter, Diffusion):
-        speeds = {}
-        for g, (c, call) in measured.items():
-            first = types.SimpleNamespace(accepted=counts.accepted[:g], tested=counts.tested[:g])
-            if g <= len(counts.tested):
-                speeds[g] = tokens_per_call(first) / (g * c + call)
-    best = max(speeds, key=speeds.get)
-    return best, speeds[best]
+        counted = [gamma for gamma in measured if gamma <= len(counts.tested)]
+        speeds = {g: tokens_per_call(counts, g) / (g * measured[g][0] + measured[g][1]) for g in counted}
+    return max(speeds.items(), key=lambda pair: pair[1])
 
 
 GAMMAS = (1, 2, 3, 4, 6, 8)  # that are tried
@@ -388,10 +381,8 @@ def draw_samples(model, template, cfg, steps, noise, watch=None, eos=None):
     if not model.config.causal:
         xt = template.masked_fill(template < 0, model.mask_id)
         return unmask(model, xt, steps, cfg.sampler or DEFAULTS["sampler"], cfg.temperature, cfg.top_p, noise, watch)
-    known = known_text(template)
-    return generate(
-        model, known, template.size(1) - known.size(1), cfg.temperature, cfg.top_k, cfg.top_p, noise, eos, watch
-    )
+    known, settings = known_text(template), (cfg.temperature, cfg.top_k, cfg.top_p)
+    return generate(model, known, template.size(1) - known.size(1), *settings, noise, eos, watch)
 
 
 def settled(cfg, checkpoint, **changes):

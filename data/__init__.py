@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from configurator import UserError
-from data.tokenizers import GPT2_META, gpt2, hf_tokenizer, ids_encoder, json_encoder  # noqa: F401, data.GPT2_META
+from data.tokenizers import GPT2_META, from_hub, gpt2, hf_config, hf_meta, hf_tokenizer, ids_encoder, json_encoder  # noqa: F401, for those who import data
 
 VOCABULARY = ("tokenizer", "vocab_size", "itos", "json", "transition")  # what of a meta tells what its token ids mean
 

@@ -14,7 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from configurator import UserError
-from data.tokenizers import from_hub, hf_config, hf_meta, hf_tokenizer
+from data import from_hub, hf_config, hf_meta, hf_tokenizer
 
 CONTEXT = 1024  # tokens of a row, where hf:NAME@TOKENS does not say: all that a model can read would fill any memory
 

@@ -17,30 +17,17 @@ def short(drafter):
 def table(names, rows):
     """Column names, rows of values -> lines: the first column to the left, numbers to the right, None as nothing."""
     rows = [
-        names,
-        *([("" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v)) for v in row] for row in rows),
+        ["" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in [names, *rows]
     ]
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join([f"{r[0]:{wide[0]}}", *map(str.rjust, r[1:], wide[1:])]).rstrip() for r in rows]
 
 
-DRAFTERS = (
-    "drafter",
-    "alpha",
-    "+-",
-    "counted",
-    "by place",
-    "tokens/call",
-    "gamma",
-    "c",
-    "call",
-    "predicted",
-    "measured",
-)
+TITLES = ["drafter", "alpha", "+-", "counted", "by place", "tokens/call", "gamma", "c", "call", "predicted", "measured"]
 
 
 def drafter_row(r):
-    """What metrics.drafters_table measured of one -> its row, under DRAFTERS."""
+    """What metrics.drafters_table measured of one -> its row, under TITLES."""
     places = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
     counted = short(r["drafter"]), r["alpha"], r["alpha_error"], r["counted"], places, r["tokens_per_call"]
     speed = f"{r['speedup']:.2f} +- {r['speedup_error']:.2f}"
@@ -85,7 +72,7 @@ def tables(report):
         names = ("seconds per sample", "steps", "batch", "")
         lines += ["", *table(names, [(r["model"], r["steps"], r["batch"], f"{r['s_per_sample']:.4f}") for r in rows])]
     if report["drafters"]:
-        lines += ["", *table(DRAFTERS, map(drafter_row, report["drafters"]))]
+        lines += ["", *table(TITLES, map(drafter_row, report["drafters"]))]
     for path, (mean, error) in report.get("rouge2", {}).items():
         lines.append(f"{short(path)}: ROUGE-2 {mean:.3f} +- {error:.3f}")
     lines.append(f"\n{report['hardware']}, seed {report['seed']}, torch {report['torch']}")
