@@ -49,10 +49,11 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=
     Every random number of a step comes from a generator seeded by (seed, step, forward): a resumed run, or one on
     another number of processes, continues with the same numbers, and nothing else can disturb them. Each validation
     calls validate(model) -> float and writes out_dir/name. Returns the averaged model. Raises UserError at a loss that
-    is not finite, with the path of the last good checkpoint. made_for: the {"steps", "sampler"} of an SDTT student.
-    first: the steps of earlier rounds, which the seeds and the log count on from.
+    is not finite, with the path of the last good checkpoint. meta: the dataset's, saved with the model.
+    made_for: the {"steps", "sampler"} of an SDTT student. first: the steps of earlier rounds, from which the seeds and
+    the log count on.
     """
-    device, autocast, _ = pick_device(cfg.device, cfg.dtype)
+    device, autocast, _ = pick_device(cfg.device, cfg.dtype)  # again, for its autocast
     rank, world = rank_and_world()
     n_forwards = cfg.gradient_accumulation_steps  # of all processes together, before a step
     path = os.path.join(cfg.out_dir, name)
@@ -74,6 +75,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=
             noise = seeded(cfg.seed, first + step, i, "noise", device=device)  # a generator, of the loss's noise
             if model.config.dropout:
                 torch.manual_seed(noise.initial_seed())  # nn.Dropout knows only the global generator
+            # DDP averages over the processes with the last backward; times world / n_forwards: over all forwards
             with gradients_stay_here(batch_loss, cfg, world) if i + world < n_forwards else contextlib.nullcontext():
                 with autocast:
                     value = batch_loss(batch, noise) * (world / n_forwards)

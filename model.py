@@ -170,6 +170,7 @@ class GPT(nn.Module):
     """config.causal: a GPT. Not causal: a masked diffusion language model, with one more embedding row for [MASK].
 
     The head has V rows, so [MASK] can never be predicted: MDLM's "zero masking probability", by construction.
+    block: the class of its blocks; drafters.py has others.
     """
 
     def __init__(self, config, block=None):
@@ -212,7 +213,7 @@ class GPT(nn.Module):
             raise UserError(f"{end} tokens are more than this model's context of {self.config.block_size}.")
         x = self.wte(idx)  # (B, T, C)
         if self.config.pos == "rope":
-            rope = self.cos[where], self.sin[where]
+            rope = self.cos[where], self.sin[where]  # (B or 1, T, 1, 1, D) each
         elif self.wpe is not None:
             x = x + self.wpe.weight[where]
         x = self.dropout(x)
@@ -253,7 +254,7 @@ class GPT(nn.Module):
         """
         weight, bias, V = self.head_weight, self.head_bias, self.config.vocab_size
         at_least, logits_at_once = ROWS_AT_ONCE[h.device.type]
-        n = max(at_least, logits_at_once // -(-V // parts))  # the same for every part, though their sizes may differ
+        n = max(at_least, logits_at_once // -(-V // parts))  # V / parts rounded up: one n for all, though sizes differ
         if parts > 1:
             first, end = slice_of_vocab(V, part, parts)
             weight, bias = (p if p is None else p[first:end] for p in (weight, bias))
@@ -357,8 +358,9 @@ def diffusion_loss(model, x0, generator, t_weight=1.0, eps=1e-3):
     """(B, T) int64 -> nats per token: a Monte Carlo estimate of the negative ELBO (MDLM eq. 10 with alpha_t = 1 - t).
 
     The head runs on masked positions only. Divided by all B T tokens, not by the masked ones: only then is it a bound
-    on the likelihood. DIFFERS if a = t_weight < 1: noise level t weighs (2 - a) / t^a, not 1 / t. That is no bound,
-    but the network does not see t, so its optimum is the same, and the few tokens of a small t drown the rest no more.
+    on the likelihood. DIFFERS if a = t_weight < 1: noise level t weighs (2 - a) / t^a, not 1 / t (2 - a: the mean
+    over t of t times it stays 1). That is no bound, but the network does not see t, so its optimum is the same, and the
+    few tokens of a small t drown the rest no more.
     """
     # E over t in (eps, 1) of 1/t * sum over masked tokens of -log p(x0 | xt), from one t and one xt a sequence
     t = (1 - eps) * stratified(x0.size(0), generator, x0.device) + eps  # (B, 1)
@@ -410,7 +412,7 @@ def reveal_order(blank, times, sampler, generator):
     """
     if sampler in ("spread", "dimo"):
         return spread_order(blank, times.size(-1) - 1, generator)
-    device = "cpu" if blank.device.type == "mps" else blank.device
+    device = "cpu" if blank.device.type == "mps" else blank.device  # an Apple GPU has no float64
     u = uniform(blank.shape, generator, device, torch.float64)  # (B, T)
     if sampler == "first_hitting":
         step = u + 1  # a reveal time of its own for every token

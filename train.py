@@ -49,9 +49,10 @@ def make_model(cfg, meta, device):
     """-> GPT on device, and the checkpoint to resume from or None. Builds from scratch, resumes or converts."""
     device = "cpu" if cfg.fsdp else device  # fit moves it to the GPUs, block by block
     causal = cfg.objective == "ar"
+    # the fields of GPTConfig that are knobs
     names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "tie_weights", "attention", "arch", "kernel_size")
     names += ("pos",) if cfg.arch == "gpt" else ()
-    torch.manual_seed(cfg.seed)
+    torch.manual_seed(cfg.seed)  # nn.init knows only the global generator
     if cfg.init_from != "resume":
         refuse_used(cfg.out_dir)
     if cfg.init_from == "scratch":
@@ -111,7 +112,7 @@ def main(cfg):
         length = T
         if not ar and cfg.random_length and torch.rand((), generator=generator) < cfg.random_length:
             length = int(torch.randint(1, T + 1, (), generator=generator))
-        return data.batch(corpus.train, cfg.batch_size, length + ar, generator)
+        return data.batch(corpus.train, cfg.batch_size, length + ar, generator)  # a GPT's last target is one token more
 
     validate = validator(ar_loss if ar else nelbo, corpus, T + ar, cfg, device)
     loss = ar_loss if ar else functools.partial(diffusion_loss, t_weight=cfg.t_weight)

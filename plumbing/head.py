@@ -5,7 +5,8 @@ The last layer and its loss without a tensor of N x V numbers; and with the voca
 import torch
 import torch.distributed as dist
 
-ROWS_AT_ONCE = {"cpu": (128, 2**19), "cuda": (1024, 2**26), "mps": (256, 2**22)}  # at least rows, else logits
+# (rows, logits): a chunk has as many rows as make so many logits, but at least so many rows
+ROWS_AT_ONCE = {"cpu": (128, 2**19), "cuda": (1024, 2**26), "mps": (256, 2**22)}
 
 
 class HeadLoss(torch.autograd.Function):
