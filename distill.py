@@ -120,7 +120,7 @@ def ancestral_calls(masked, t, dt, k, generator, sampler="ancestral", eps=1e-5):
     The teacher takes k reverse steps t_i -> t_i - dt, t_i = max(t - i dt, eps). A token revealed in one of them has
     that step's prediction as its target, one that is still masked after the last has the last step's.
     """
-    t = t.cpu().double()
+    t = t.cpu().double()  # an Apple GPU has no float64
     times = [(t - i * dt).clamp(min=eps) for i in range(k)]
     # the last time is 0, not t - k dt: what is still masked then is treated as revealed by the last step
     times = torch.cat([*times, torch.zeros_like(t)], 1)  # (B, k + 1)
@@ -197,6 +197,7 @@ def dimo_loss(student, x0, generator, teacher, fake_first=60, fake_turns=2):
     too often. They take turns: the fake `fake_first` times, then `fake_turns` for each of the student's. A fake that
     lags behind leads nowhere.
     """
+    # turn counts the training steps, in a buffer, so that a resumed run goes on; a validation takes the student's turn
     fake, mask_id = student.fake, student.mask_id
     fake.turn += student.training
     fakes_turn = student.training and bool(fake.turn <= fake_first or fake.turn % (1 + fake_turns))
@@ -226,7 +227,7 @@ def dimo_loss(student, x0, generator, teacher, fake_first=60, fake_turns=2):
 
 def kd_loss(drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd_weight=1.0, ce_weight=0.0):
     """(B, T + 1) int64 -> a mean over tokens: divergence of drafter from target, and cross-entropy beside it."""
-    # learnt (B, T), N of them: all tokens, but those that an encoder reads
+    # learnt (B, T), N of them: all tokens, but those that an encoder reads; the drafter skips so many, 0 of a GPT
     x, y, skip, learnt = batch[:, :-1], batch[:, 1:], unseen(target, drafter), written(target, batch[:, 1:])
     with torch.no_grad():
         h_target = target.hidden(x)[learnt]  # (N, C of the target)
@@ -315,13 +316,14 @@ def set_up(cfg, causal, writes):
     """
     teacher = None
     if not (cfg.method == "soft" and cfg.soft_data):  # soft labels that are there need no teacher
-        teacher, first = load_model(cfg.teacher, attention=cfg.attention)
+        teacher, checkpoint = load_model(cfg.teacher, attention=cfg.attention)
         refuse_other_kind(cfg, teacher, causal)
-        cfg.dataset = cfg.dataset or first["config"]["dataset"]
-        cfg.teacher_step, cfg.teacher_loss = first["step"], first["val_loss"]  # a resumed run notices another teacher
+        cfg.dataset = cfg.dataset or checkpoint["config"]["dataset"]
+        # a resumed run notices another teacher
+        cfg.teacher_step, cfg.teacher_loss = checkpoint["step"], checkpoint["val_loss"]
     corpus = data.load(cfg.dataset)
     T = context_of(teacher, corpus.meta) if teacher else cfg.soft_length
-    refuse_unfit(cfg, corpus, T, first["meta"] if teacher else corpus.meta)
+    refuse_unfit(cfg, corpus, T, checkpoint["meta"] if teacher else corpus.meta)
     refuse_wrong_folder(cfg, writes)
     device, note = join_processes(cfg)
     if rank_and_world()[0] == 0:
@@ -344,7 +346,7 @@ def sdtt(cfg):
     T, carried = teacher.config.block_size, None  # carried: the optimizer of the last round, if it lives on
     get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
     same = {"teacher": teacher, "k": cfg.teacher_steps, "divergence": cfg.divergence, "sampler": cfg.sampler}
-    same["dtype"] = getattr(torch, cfg.loss_dtype)
+    same["dtype"] = getattr(torch, cfg.loss_dtype)  # same: in every round
     for r, (dt, steps) in enumerate(plan, 1):
         name, first = f"round_{r}.pt", (r - 1) * cfg.iters_per_round
         path = os.path.join(cfg.out_dir, name)
@@ -368,6 +370,7 @@ def dimo(cfg):
     """One run, to a student of one step. The fake is saved with it, to resume, and dropped by whatever loads it."""
     teacher, corpus, device, note = set_up(cfg, causal=False, writes="ckpt.pt")
     T, saved = teacher.config.block_size, saved_of(cfg)
+    # The fake is a part of the student, so one optimizer has both: whose turn it is not has no gradient and stays.
     student, student.fake = student_of(teacher, None, cfg), student_of(teacher, None, cfg)
     student.fake.register_buffer("turn", torch.zeros((), dtype=torch.int64, device=device))
     parts = np.array_split(corpus.train, 1 + len(corpus.train) // 2**24)

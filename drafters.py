@@ -41,9 +41,9 @@ class LSTMBlock(nn.Module):
         states = []
         for y_i in y.split(1, 1):
             _, (h, c) = self.lstm(y_i, (h, c))
-            states.append(torch.stack([h, c])[:, 0])  # (2, B, C)
+            states.append(torch.cat([h, c]))  # (2, B, C)
         states = torch.stack(states, 2)  # (2, B, T, C)
-        cache(*states[:, :, None])
+        cache(*states[:, :, None])  # h and c, (B, 1, T, C) each, in the places of keys and values
         return x + states[0].to(x.dtype)
 
 
@@ -61,9 +61,8 @@ class ConvBlock(nn.Module):
         if cache is None:
             y = F.pad(y, (0, 0, before, 0))  # (B, before + T, C)
         else:
-            past = cache.before(before)[0]  # (B, before, C)
-            cache(y[:, None], y[:, None])
-            y = torch.cat([past, y], 1)
+            cache(y[:, None], y[:, None])  # in both places: a cache holds pairs
+            y = torch.cat([cache.before(before)[0], y], 1)
         return x + self.dropout(F.gelu(self.conv(y.transpose(1, 2))).transpose(1, 2))
 
 

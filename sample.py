@@ -178,13 +178,13 @@ def main(cfg):
     if cfg.trace and (len(models) > 1 or models[0][0].config.causal):
         raise UserError("--trace shows masks disappearing: it takes one model, not several or an autoregressive one.")
     points, names, drawn = frontier_of(cfg.frontier), [], []
-    drafted = any(model.config.causal for model, *_ in models)  # if none is, load_drafter says so
+    some_causal = any(model.config.causal for model, *_ in models)  # if none is, load_drafter says so
     for path, (model, checkpoint, autocast, note), template in zip(paths, models, templates, strict=True):
-        own = cfg.draft if model.config.causal or not drafted else ""
+        own = cfg.draft if model.config.causal or not some_causal else ""
         for draft in sorted({"", own}) if cfg.html else [cfg.draft]:
             names.append(f"{path} --draft={draft}" if draft and cfg.html else path)
-            its = settled(cfg, checkpoint, draft=draft)
-            drawn.append(texts_of(model, checkpoint["meta"], template, autocast, note, its))
+            own_cfg = settled(cfg, checkpoint, draft=draft)
+            drawn.append(texts_of(model, checkpoint["meta"], template, autocast, note, own_cfg))
     print_samples(names, drawn)
     if cfg.html:
         write_page(cfg.html, names, drawn, points)

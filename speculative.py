@@ -146,6 +146,7 @@ def logits_after(model, cache, x, n, k):
     The cache may hold some of these already. All rows read m tokens, as many as the one that has most to read: what is
     read again costs nothing but time. (Within a text no row is more than a round behind, so n - m >= 0.)
     """
+    # a row reads what is not cached yet, and at least the last k tokens, whose logits are wanted
     m = max(end - min(length, end - k) for length, end in zip(cache.lengths, n.tolist(), strict=True))
     cache.lengths = (n - m).tolist()
     new = x.gather(1, n[:, None] - m + torch.arange(m, device=x.device))
@@ -155,7 +156,7 @@ def logits_after(model, cache, x, n, k):
 def propose(drafter, cache, x, n, gamma, settings, generator):
     """-> (B, gamma) tokens to follow the first n of x (B, L), (B, gamma, V) the distributions they were drawn from.
 
-    Token by token; x is scratch from n on.
+    Token by token; x is scratch from n on. settings: temperature, top_k, top_p.
     """
     if isinstance(drafter, Diffusion) and gamma:
         return drafter.propose(x, n, gamma, settings, generator)
@@ -211,7 +212,7 @@ def speculate(
     """
     (B, T), end, settings = idx.shape, idx.size(1) + n_new, (temperature, top_k, top_p)
     x = torch.cat([idx, idx.new_zeros(B, n_new)], 1)
-    skip = unseen(target, drafter)
+    skip = unseen(target, drafter)  # the drafter's text and n begin so many tokens later
     target_cache = new_cache(target, B, end)
     draft_cache = new_cache(drafter, B, end - skip) if isinstance(drafter, GPT) else None  # the others have no layers
     caches = [(cache, first) for cache, first in ((target_cache, 0), (draft_cache, skip)) if cache]
@@ -254,7 +255,7 @@ def unseen(target, drafter=None):
     """
     source = source_of(target)
     if getattr(drafter, "seq2seq", False):
-        drafter.source, source = source, 0
+        drafter.source, source = source, 0  # here it is told where its source ends
     return 0 if isinstance(drafter, Lookup) else source
 
 
@@ -266,7 +267,10 @@ def fill_after_eos(x, T, n, eos):
 
 
 class Counts:
-    """What a speculation tells of itself: per place of a draft how often it was tested and accepted; time and calls."""
+    """What a speculation tells of itself: per place of a draft how often it was tested and accepted; time and calls.
+
+    row_calls: calls of the target, each once for every row in it.
+    """
 
     def __init__(self, gamma, out):
         self.row_calls, self.tested, self.accepted = 0, *torch.zeros(2, gamma, dtype=torch.int64)
