@@ -3,11 +3,13 @@ A run to step through: a tiny model on the CPU, a small part of a second a step 
 
 $ python data/pydoc/prepare.py                 once: 1 second, nothing to download
 $ python train.py config/debug.py              also --objective=ar; until its first "saved to", the others need it
-$ python distill.py config/debug.py            also --sampler=spread --orig_steps=16; --method=dimo, kd or soft
+$ python distill.py config/debug.py            also --sampler=spread; --method=dimo, kd or soft
 $ python sample.py config/debug.py
 $ python sample.py config/debug.py --ckpt=out/debug/ar/ckpt.pt --draft=out/debug/kd/ckpt.pt --gamma=3
 
-Put breakpoint() where you want to look: in diffusion_loss, sdtt_loss or another loss, in unmask or verify.
+kd and soft learn from the GPT of --objective=ar; the last line drafts with what kd has saved.
+Put breakpoint() where you want to look: in diffusion_loss, sdtt_loss or another loss, in unmask or verify. (The first
+60 steps of dimo are its fake's; then comes the student's turn.)
 Training goes on where it last saved; a distillation begins anew. .vscode/launch.json starts the same.
 """
 
@@ -16,6 +18,7 @@ import shutil
 import sys
 
 _script = os.path.basename(getattr(sys.modules["__main__"], "__file__", None) or "")  # sys.argv[0] is this file here
+# the command line, which is read after this file
 _said = dict(arg[2:].split("=", 1) for arg in sys.argv if "=" in arg)
 
 
@@ -33,7 +36,7 @@ if _script == "distill.py":
     teacher = "out/debug/diffusion/ckpt.pt" if method in ("sdtt", "dimo") else "out/debug/ar/ckpt.pt"
     divergence = "kl_bwd" if method == "sdtt" else "kl_fwd"
     out_dir = _said.get("out_dir", f"out/debug/{method}")
-    if out_dir.startswith("out/debug/"):
+    if out_dir == f"out/debug/{method}":
         shutil.rmtree(out_dir, ignore_errors=True)  # the last one's teacher or knobs may have been others
     orig_steps, rounds, iters_per_round = 16, 1, 1_000_000
     n_embd = 32  # of a drafter
