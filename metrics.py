@@ -281,7 +281,7 @@ def drafters_table(target, drafters, prompts, size, cfg):
             a / t if t else None for a, t in zip(counts.accepted.tolist(), counts.tested.tolist(), strict=True)
         ]
         row["tokens_per_call"] = tokens_per_call(counts)
-        measured = time_gammas(target, drafter, prompts[:1], n_new, (*settings, noise))
+        measured = time_gammas(target, drafter, prompts[:1], n_new, settings, noise)
         row["gamma"], row["predicted"] = best_gamma(drafter, counts, row["alpha"], measured)
         row["c"], row["call"] = measured[row["gamma"]]
         ratios = []

@@ -250,7 +250,8 @@ class GPT(nn.Module):
     def head_loss(self, h, loss_of, *rows, part=0, parts=1):
         """(N, C), loss_of, (N, ...) rows -> scalar: the sum of loss_of((n, V) logits, *n of the rows) -> (n,) losses.
 
-        Never N x V at once. parts > 1: only the logits of slice_of_vocab, the gradient of their weights times parts.
+        Never N x V at once: the forward finds the gradients, chunk by chunk (plumbing/head.py). parts > 1: only the
+        logits of slice_of_vocab, the gradient of their weights times parts.
         """
         weight, bias, V = self.head_weight, self.head_bias, self.config.vocab_size
         at_least, logits_at_once = ROWS_AT_ONCE[h.device.type]

@@ -135,8 +135,8 @@ def texts_of(model, meta, template, autocast, note, cfg):
 
         def draw(noise, watch=None):
             if cfg.draft:
-                settings = cfg.temperature, cfg.top_k, cfg.top_p, noise, eos, watch
-                return speculate(model, drafter, known, n_new, gamma, *settings)
+                settings = cfg.temperature, cfg.top_k, cfg.top_p
+                return speculate(model, drafter, known, n_new, gamma, *settings, noise, eos, watch)
             return draw_samples(model, template, cfg, cfg.steps, noise, watch, eos), None
 
         if cfg.html or cfg.compile == "on":  # a first draw warms up: not part of the time

@@ -342,22 +342,22 @@ def choose_gamma(target, drafter, known, n_new, cfg, noise):
     """-> cfg.gamma, or if that is 0 the fastest by what short trials tell."""
     if cfg.gamma:
         return cfg.gamma
-    n_trial, settings = min(24, n_new), (cfg.temperature, cfg.top_k, cfg.top_p, noise)
-    measured = time_gammas(target, drafter, known, n_trial, settings)
-    _, counts = speculate(target, drafter, known, min(64, n_new), max(GAMMAS), *settings)
+    n_trial, settings = min(24, n_new), (cfg.temperature, cfg.top_k, cfg.top_p)
+    measured = time_gammas(target, drafter, known, n_trial, settings, noise)
+    _, counts = speculate(target, drafter, known, min(64, n_new), max(GAMMAS), *settings, noise)
     return best_gamma(drafter, counts, acceptance(counts), measured)[0]
 
 
-def time_gammas(target, drafter, known, n_new, settings):
+def time_gammas(target, drafter, known, n_new, settings, noise):
     """-> {gamma: its costs}, from n_new tokens each, the faster of two trials; the first one warms up."""
     trials = []
     for _ in range(2):
         times = [time.perf_counter()]
         for n in (1, n_new):  # the first token reads `known` as well
-            generate(target, known, n, *settings).cpu()
+            generate(target, known, n, *settings, noise).cpu()
             times.append(time.perf_counter())
         step_s = max(times[2] - 2 * times[1] + times[0], 1e-9) / max(n_new - 1, 1)
-        counts = {g: speculate(target, drafter, known, n_new, g, *settings)[1] for g in GAMMAS}
+        counts = {g: speculate(target, drafter, known, n_new, g, *settings, noise)[1] for g in GAMMAS}
         trials.append((step_s, counts))
     step_s = min(step_s for step_s, _ in trials)
     both = {g: [costs(counts[g], step_s) for _, counts in trials] for g in GAMMAS}
