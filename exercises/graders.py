@@ -45,11 +45,12 @@ class Network(torch.nn.Module):
     def __init__(self, V, rng, causal=False, sharp=1.0, wide=True):
         super().__init__()
         self.config = types.SimpleNamespace(vocab_size=V, n_embd=V, causal=causal, block_size=64)
-        self.mask_id, self.sharp = None if causal else V, sharp
+        self.mask_id, self.sharp, self.seen = None if causal else V, sharp, []
         seen = torch.tensor([1.0, wide, wide and not causal])  # itself, the one before it, the one after it
         self.table = torch.nn.Parameter(torch.randn(3, V + 1, V, generator=rng) * seen[:, None, None])
 
     def hidden(self, idx, cache=None):
+        self.seen.append(idx)
         before, after = (F.pad(idx, pad, value=0) for pad in ((1, 0), (0, 1)))
         return self.table[0][idx] + self.table[1][before[:, :-1]] + self.table[2][after[:, 1:]]  # (B, T, V)
 
@@ -66,6 +67,9 @@ class Network(torch.nn.Module):
         return loss_of(self.head(h), *rows).sum()
 
     def nll(self, h, targets, weights):
+        shapes = [tuple(x.shape) for x in (h, targets, weights)]
+        if shapes[1:] != [shapes[0][:1]] * 2:  # (N, 1) weights would fill the memory with N x N losses
+            raise ValueError("model.nll takes (N, C), (N), (N); here they are {}, {}, {}".format(*shapes))
         return self.head_loss(h, model.weighted_nll, targets, weights)
 
 
@@ -84,6 +88,12 @@ def shares(x, V):
     """(N, n) int64 in 0 ... V - 1 -> (V^n): how often each combination occurs, the first token changing fastest."""
     number = (x * V ** torch.arange(x.size(1))).sum(1)
     return torch.bincount(number, minlength=V ** x.size(1)) / len(x)
+
+
+def same_again(what, f):
+    """f: generator -> tensor, called twice with one seed. -> a Probe that is wrong if it used other random numbers."""
+    first, second = (f(seeded("again")) for _ in range(2))
+    return Probe(f"{what}: numbers that differ though the generator is the same", (first != second).sum(), 0, 0)
 
 
 def integers(low, high, shape, rng):
@@ -119,6 +129,16 @@ def grade_noise(rng, noise):
     yield Probe("add_noise: tokens changed that are not masked", ((xt != x0) & (xt != 5)).sum(), 0, 0)
     both = ((xt == 5)[:, 1:] & (xt == 5)[:, :-1]).float().mean(1)
     yield Probe("add_noise: the share of pairs masked together", both, 0.03, t**2)
+    x0 = integers(0, 5, (30000, 4), rng)
+    before, coins = x0.clone(), torch.tensor([1, 4, 6, 4, 1]) / 16  # how often so many of 4 coins show heads
+    masked = model.add_noise(x0, torch.full((30000, 1), 0.5), 5, noise) == 5
+    alike = share(masked[1:, 0] == masked[:-1, 0])
+    yield Probe("add_noise at t = 0.5: how often a row's first place is as in the next row", alike, 0.02, 0.5)
+    counts = shares(masked.sum(1)[:, None], 5)
+    yield Probe("add_noise at t = 0.5: how often 0, 1, ... 4 of a row's 4 tokens", counts, 0.02, coins)
+    yield Probe("add_noise: tokens of x0 that were overwritten", (x0 != before).sum(), 0, 0)
+    yield same_again("stratified", lambda again: model.stratified(8, again, "cpu"))
+    yield same_again("add_noise", lambda again: model.add_noise(x0, torch.full((30000, 1), 0.5), 5, again))
 
 
 def grade_diffusion_loss(rng, noise):
@@ -127,6 +147,8 @@ def grade_diffusion_loss(rng, noise):
         yield Probe("t_weight 0: a mean over 60000 texts", model.diffusion_loss(network, x0, noise, 0.0), 0.03)
         yield Probe("t_weight 0.5", model.diffusion_loss(network, x0, noise, 0.5), 0.04)
         yield Probe("t_weight 1, the bound", model.diffusion_loss(network, x0, noise), 0.1)
+    loss = model.diffusion_loss(network, x0[:8], noise)
+    yield Probe("whether the loss has a gradient", int(getattr(loss, "requires_grad", False)), 0, 1)
 
 
 def grade_nelbo(rng, noise):
@@ -135,7 +157,11 @@ def grade_nelbo(rng, noise):
     with torch.no_grad():
         loss = model.nelbo(counting, x0[:, :1].expand(-1, 4), noise)
         yield Probe("a network whose guess depends on how many tokens it sees", loss, 0.002)
+        loss = model.nelbo(counting, x0[:4, :1].expand(-1, 4), noise)
+        yield Probe("the same network, 4 texts of 4 tokens: every number of masks once", loss)
         yield Probe("a mean over 40000 texts", model.nelbo(network, x0, noise), 0.04)
+        sets = len((torch.cat(network.seen) == 4).unique(dim=0))
+        yield Probe("how many sets of masks it showed, of the 15 that 4 tokens have", sets, 0, 15)
         one = model.nelbo(network, x0[:1000, :1], noise)
         yield Probe("texts of one token, where nothing is random", one)
 
@@ -152,6 +178,7 @@ def grade_draw_from(rng, noise):
     yield Probe("tokens drawn that have probability 0", (p[tokens] == 0).sum(), 0, 0)
     q = torch.eye(6)[torch.randperm(6, generator=rng)]
     yield Probe("rows that leave no choice", model.draw_from(q, noise), 0, q.argmax(1))
+    yield same_again("draw_from", lambda again: model.draw_from(p.expand(100, 6), again))
 
 
 def grade_reveal_rate(rng, noise):
