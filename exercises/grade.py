@@ -27,6 +27,11 @@ def values(x):
 
 def first_difference(probe, expected):
     """A Probe, the right number or list of numbers -> None, or what the first wrong value is and what is right."""
+    if probe.got is None:
+        return "None, no numbers. Is there a return on every way through it?"
+    if isinstance(probe.got, torch.Size):
+        shape = tuple(map(int, expected))
+        return None if tuple(probe.got) == shape else f"{tuple(probe.got)}, expected {shape}"
     got, right = values(probe.got), values(expected).flatten()
     if got.numel() != right.numel():
         return f"{got.numel()} values of shape {tuple(got.shape)}, expected {right.numel()}"
@@ -59,7 +64,9 @@ def verdict(exercise, name, numbers):
         undone = isinstance(error, NotImplementedError) and re.match(r"exercise (\d+)", str(error))
         if undone:
             return "not done" if int(undone[1]) == exercise["number"] else f"waits for exercise {undone[1]}"
-        at = traceback.extract_tb(error.__traceback__)[-1]
+        files = [spec.split(":")[0] for spec in exercise["functions"]]
+        way = traceback.extract_tb(error.__traceback__)
+        at = ([line for line in way if os.path.basename(line.filename) in files] or way)[-1]  # the student's last line
         said = (str(error) or "no message").splitlines()[0]
         return f"stops: {type(error).__name__}: {said} ({os.path.basename(at.filename)}, line {at.lineno})"
     finally:

@@ -11,8 +11,10 @@ import operator
 import os
 
 import grade
+import graders
 import make_student as M
 import pytest
+import torch
 from conftest import ROOT, run
 
 EXERCISES = grade.load_exercises()
@@ -91,17 +93,21 @@ def test_an_exercise_waits_for_one_that_is_wrong(monkeypatch):
 
 def test_what_is_no_answer_is_one_line(monkeypatch):
     for text, words in {
-        "return None": "stops: ",
+        "return None": " ...: None, no numbers. Is there a return",
         "return t[:2]": "wrong: ancestral",
         "return 1 / 0": "stops: ZeroDivisionError: division by zero (model.py, line 2)",
         "return t * float('nan')": "is nan",
-        "while True: pass": "stops: TimeoutError",
+        "return torch.nn.Linear(1, 1)(t)": "(model.py, line 2)",  # and not the line in torch that raises
+        "while True: pass": "stops: TimeoutError: no answer after 1 seconds (model.py, line 2)",
     }.items():
         with monkeypatch.context() as patch:
             patch.setattr(grade, "SECONDS", 1)
             put(patch, "model.py:reveal_rate", f"def reveal_rate(t, s, sampler='ancestral'):\n    {text}\n")
             said = grade.verdict(EXERCISES[5], "ada", NUMBERS["reveal_rate"])
         assert words in said and "\n" not in said, said
+    shape = graders.Probe("its shape", torch.zeros(8).shape, 0)
+    assert grade.first_difference(shape, (8,)) is None
+    assert grade.first_difference(shape, [8.0, 1.0]) == "(8,), expected (8, 1)"
 
 
 @pytest.fixture(scope="module")
