@@ -97,6 +97,8 @@ def causal_mask(n_query, n_key, device):
 def attend(q, k, v, causal, attention, mask=None):
     """q (B, H, Tq, D), k and v (B, H, Tk, D) -> (B, H, Tq, D): softmax(q k^T / sqrt(D)) v.
 
+    causal: a query sees its own place and those before it; the queries are the last Tq of the Tk places.
+    attention: GPTConfig's, how it is computed.
     mask (B, 1, Tq, Tk) bool: where a query may look, instead of `causal`.
     """
     Tq, Tk = q.size(2), k.size(2)
@@ -314,7 +316,7 @@ def draw(logits, generator=None, temperature=1.0, top_k=0, top_p=1.0):
 
 
 def draw_from(p, generator=None):
-    """(..., V) probabilities -> (...) int64."""
+    """(..., V) probabilities, whose sum is 1 but for rounding -> (...) int64: one draw a row, as exact as draw's."""
     device = p.device
     if device.type == "mps":
         p = p.cpu()  # an Apple GPU has no float64
@@ -358,10 +360,10 @@ def add_noise(x0, t, mask_id, generator):
 def diffusion_loss(model, x0, generator, t_weight=1.0, eps=1e-3):
     """(B, T) int64 -> nats per token: a Monte Carlo estimate of the negative ELBO (MDLM eq. 10 with alpha_t = 1 - t).
 
-    The head runs on masked positions only. Divided by all B T tokens, not by the masked ones: only then is it a bound
-    on the likelihood. DIFFERS if a = t_weight < 1: noise level t weighs (2 - a) / t^a, not 1 / t (2 - a: the mean
-    over t of t times it stays 1). That is no bound, but the network does not see t, so its optimum is the same, and the
-    few tokens of a small t drown the rest no more.
+    t is uniform in (eps, 1). The head runs on masked positions only. Divided by all B T tokens, not by the masked ones:
+    only then is it a bound on the likelihood. DIFFERS if a = t_weight < 1: noise level t weighs (2 - a) / t^a, not 1 / t
+    (2 - a: the mean over t of t times it stays 1). That is no bound, but the network does not see t, so its optimum is
+    the same, and the few tokens of a small t drown the rest no more.
     """
     # E over t in (eps, 1) of 1/t * sum over masked tokens of -log p(x0 | xt), from one t and one xt a sequence
     t = (1 - eps) * stratified(x0.size(0), generator, x0.device) + eps  # (B, 1)
