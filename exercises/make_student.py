@@ -21,7 +21,7 @@ from configurator import UserError, one_line_for_user_errors
 
 ROOT = os.path.dirname(grade.HERE)
 FOR_TEACHERS = (".ci/", "exercises/another.py", "exercises/make_student.py", "exercises/wrong/")
-FOR_TEACHERS += ("tests/reference.py", "tests/test_exercises.py")
+FOR_TEACHERS += ("tests/reference.py", "tests/test_exercises.py", "tests/test_lessons.py")  # the last: of whole pages
 
 
 # ----------------------------------------------------------------------------------------------------------------------
