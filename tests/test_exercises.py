@@ -139,6 +139,8 @@ def test_a_student_is_given_none_of_the_solution(folder):
 def test_a_student_s_folder_grades_itself(folder):
     out, _ = run("exercises/grade.py", cwd=folder)
     assert out.count("not done") == len(EXERCISES) and f"0 of {len(EXERCISES)} passed (ada)" in out
+    out, _ = run("exercises/grade.py", "3", cwd=folder)
+    assert "The loss of masked diffusion" in out and "0 of 1 passed (ada)" in out
     with pytest.raises(SystemExit, match=r"make_student\.py"):
         grade.main()  # the project itself
 
