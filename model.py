@@ -361,7 +361,7 @@ def diffusion_loss(model, x0, generator, t_weight=1.0, eps=1e-3):
     """(B, T) int64 -> nats per token: a Monte Carlo estimate of the negative ELBO (MDLM eq. 10 with alpha_t = 1 - t).
 
     t is uniform in (eps, 1). The head runs on masked positions only. Divided by all B T tokens, not by the masked ones:
-    only then is it a bound on the likelihood. DIFFERS if a = t_weight < 1: noise level t weighs (2 - a) / t^a, not 1 / t
+    only then is it a bound on the likelihood. DIFFERS if a = t_weight < 1: noise level t weighs (2 - a) / t^a, not 1/t
     (2 - a: the mean over t of t times it stays 1). That is no bound, but the network does not see t, so its optimum is
     the same, and the few tokens of a small t drown the rest no more.
     """

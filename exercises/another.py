@@ -196,9 +196,9 @@ def acceptance(counts):
     return float(counts.accepted.sum()) / max(float(counts.tested.sum()), 1)
 
 
-def tokens_per_call(counts):
+def tokens_per_call(counts, gamma=None):
     total = product = 1.0
-    for a, n in zip(counts.accepted.tolist(), counts.tested.tolist(), strict=True):
+    for a, n in list(zip(counts.accepted.tolist(), counts.tested.tolist(), strict=True))[:gamma]:
         product *= a / max(n, 1)
         total += product
     return total

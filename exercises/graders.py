@@ -346,6 +346,7 @@ def grade_speed(rng, noise):
     counts = types.SimpleNamespace(tested=tested, accepted=accepted)
     yield Probe(f"acceptance, {accepted.tolist()} of {tested.tolist()}", speculative.acceptance(counts))
     yield Probe(f"tokens_per_call, {accepted.tolist()} of {tested.tolist()}", speculative.tokens_per_call(counts))
+    yield Probe("the same, of drafts of 2 tokens", speculative.tokens_per_call(counts, 2))
     for alpha, c, gamma, call in ((0.5, 0.1, 1, 1.0), (0.8, 0.05, 4, 1.5), (1, 0.1, 3, 1.0)):
         said = f"predicted_speedup({alpha}, {c}, {gamma}, {call})"
         yield Probe(said, speculative.predicted_speedup(alpha, c, gamma, call))
