@@ -275,6 +275,9 @@ def grade_sdtt_targets(rng, noise):
     yield Probe("the targets", targets)
     yield Probe("whether xt is as it was", share(xt == before), 0, 1)
     yield Probe("whether the targets ask for a gradient", int(targets.requires_grad), 0, 0)
+    teacher, xt, call = Network(3, rng), torch.full((20000, 2), 3), torch.tensor([[1, 2]]).expand(20000, 2)
+    second = distill.sdtt_targets(teacher, xt, call, noise)[1::2]  # (20000, C)
+    yield Probe("the second call's targets, a mean over 20000 draws of the first", second.mean(0), 0.05)
 
 
 def grade_sdtt_loss(rng, noise):
@@ -285,8 +288,8 @@ def grade_sdtt_loss(rng, noise):
             loss = distill.sdtt_loss(student, x0, noise, teacher, dt, 2, divergence, sampler)
             yield Probe(f"{divergence}, {sampler}, networks that see one token", loss)
     student, teacher, x0 = Network(4, rng), Network(4, rng), x0.repeat(500, 1)
-    loss = distill.sdtt_loss(student, x0, noise, teacher.requires_grad_(False), 0.25, 2, sampler="spread")
-    yield Probe("a mean over 8000 texts", loss, 0.1)
+    loss = distill.sdtt_loss(student, x0, noise, teacher.requires_grad_(False), 0.125, 4, sampler="spread")
+    yield Probe("four steps of the teacher in one: a mean over 8000 texts", loss, 0.1)
     loss.backward()
     yield Probe("its gradient by the student's table", student.table.grad, 0.05)
 
