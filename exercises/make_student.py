@@ -1,6 +1,7 @@
 """
 Writes a student's folder: the project without the bodies of the functions that exercises.json names.
-$ python exercises/make_student.py ../ada --name=ada                            (2 seconds)
+$ python exercises/make_student.py ../ada --name=ada                            (4 seconds)
+$ python exercises/make_student.py ../ada --name=ada --lesson=4                 nothing but chapter 4's are missing
 $ python exercises/make_student.py ../regraded --name=x7 --handed_in=../ada     with the bodies that Ada wrote
 """
 
@@ -151,7 +152,9 @@ def student_files(exercises):
     for f in texts:
         if f.endswith(".md"):
             texts[f] = without_secrets(texts[f], secret)
-    texts["exercises/README.md"] = texts["exercises/README.md"].split("## For the teacher")[0]
+    page, numbers = texts["exercises/README.md"].split("## For the teacher")[0], {str(e["number"]) for e in exercises}
+    page = re.sub(r"^\| (\d+) \|.*\n", lambda row: row[0] if row[1] in numbers else "", page, flags=re.M)
+    texts["exercises/README.md"], texts["exercises/exercises.json"] = page, json.dumps(exercises, indent=1)
     for f in files:
         if f.endswith(".png"):
             with open(os.path.join(ROOT, f), "rb") as image:
@@ -174,6 +177,15 @@ def with_handed_in(texts, folder, exercises):
     return texts
 
 
+def of_lesson(exercises, lesson):
+    """-> the exercises of one chapter, which need no others: those are solved in the folder. 0: all."""
+    chosen = [e for e in exercises if lesson in (0, e["lesson"])]
+    numbers = [e["number"] for e in chosen]
+    if not chosen:
+        raise UserError(f"Chapter {lesson} has no exercises; {sorted({e['lesson'] for e in exercises})} have.")
+    return [{**e, "needs": [n for n in e["needs"] if n in numbers]} for e in chosen]
+
+
 def expected(exercises, name):
     """-> the dict of expected.json: every number that a student with this name has to find."""
     numbers = {}
@@ -185,11 +197,11 @@ def expected(exercises, name):
     return {"name": name, "numbers": numbers}
 
 
-def make_student(folder, name, handed_in=None):
+def make_student(folder, name, handed_in=None, lesson=0):
     """Writes the folder, which must not be there yet, outside of the project. Raises UserError."""
     if os.path.exists(folder) or os.path.realpath(folder).startswith(os.path.realpath(ROOT) + os.sep):
         raise UserError(f"{folder} is there already, or lies inside the project. Take a new folder beside it.")
-    exercises = grade.load_exercises()
+    exercises = of_lesson(grade.load_exercises(), lesson)
     texts = student_files(exercises)
     if handed_in:
         texts = with_handed_in(texts, handed_in, exercises)
@@ -208,6 +220,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", help="to be made, beside the project")
     parser.add_argument("--name", default="student", help="another name, other numbers")
     parser.add_argument("--handed_in", help="a student's folder: its functions are put in, and nothing else of it")
+    parser.add_argument("--lesson", type=int, default=0, help="the exercises of this chapter only; 0: all")
     args = parser.parse_args()
-    make_student(args.folder, args.name, args.handed_in)
+    make_student(args.folder, args.name, args.handed_in, args.lesson)
     print(f"{args.folder} is ready: cd {args.folder}; make grade")

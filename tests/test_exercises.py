@@ -9,6 +9,7 @@ import inspect
 import json
 import operator
 import os
+import re
 
 import grade
 import graders
@@ -159,6 +160,21 @@ def test_what_is_handed_in_is_its_functions_and_nothing_else(tmp_path, refused):
     assert "metrics.py" in refused(M.with_handed_in, files, tmp_path, EXERCISES)
     assert "is there already" in refused(M.make_student, str(tmp_path), "ada")
     assert "inside the project" in refused(M.make_student, os.path.join(ROOT, "ada"), "ada")
+
+
+def test_a_folder_for_one_chapter_lacks_its_functions_only_and_needs_one_file_back(tmp_path, refused):
+    chosen = M.of_lesson(EXERCISES, 4)
+    assert [(e["number"], e["needs"]) for e in chosen] == [(10, []), (11, []), (12, [10, 11])]
+    folder = str(tmp_path / "ada")
+    M.make_student(folder, "ada", lesson=4)
+    assert M.read(folder, "model.py") == M.read(ROOT, "model.py")
+    assert re.findall(r"^\| (\d+) ", M.read(folder, "exercises", "README.md"), re.M) == ["10", "11", "12"]
+    out, _ = run("exercises/grade.py", cwd=folder)
+    assert out.count("not done") == 3 and "0 of 3 passed (ada)" in out
+    (tmp_path / "distill.py").write_text(M.read(ROOT, "distill.py"))
+    M.make_student(str(tmp_path / "regraded"), "x7", tmp_path, lesson=4)
+    assert "3 of 3 passed (x7)" in run("exercises/grade.py", cwd=str(tmp_path / "regraded"))[0]
+    assert "Chapter 9 has no exercises" in refused(M.of_lesson, EXERCISES, 9)
 
 
 def test_the_teacher_s_page_has_every_exercise():
