@@ -1,6 +1,6 @@
 """
 One sentence through every intermediate of the loss, of a reverse step and of a speculative round, to talk over.
-$ python lessons/show_work.py 'The "for" statement is used to iterate.'                                    (a second)
+$ python lessons/show_work.py 'The "for" statement is used to iterate.'                                   (3 seconds)
 $ python lessons/show_work.py TEXT DIFFUSION GPT SEED           (other checkpoints than the demo's, of one vocabulary)
 
 Nothing is computed a second time here: the project's own functions run, and what they held when they returned is
