@@ -38,6 +38,9 @@ class Perfect:
     def head(self, h):
         return h
 
+    def __call__(self, xt):  # a student's sampler may ask so
+        return self.head(self.hidden(xt))
+
 
 @pytest.mark.parametrize("sampler", ["ancestral", "spread"])
 @pytest.mark.parametrize("language", [CONSTANT, COINS, VERBS, CHAIN])
