@@ -339,6 +339,28 @@ def test_pairs_in_a_tokenizer_of_transformers_keep_their_borders(models, tmp_pat
     assert {tuple(row) for row in rows} <= {tuple(corpus.train[i : i + 5]) for i in corpus.train.starts}
 
 
+def test_a_small_t5_its_pairs_and_its_training_need_no_download(tmp_path):
+    """The first commands of lesson 6's table: every pair's summary begins its article, and the target learns."""
+    shape = ["--small=1,2,16", "--tiny=1,2,8", "--vocab_size=400", "--sentences=2", "--longest=70"]
+    run("lessons/small_t5.py", f"--out_dir={tmp_path}", *shape)
+    pairs = data.read_jsonl(tmp_path / "pairs.jsonl")
+    assert all(pair["article"].startswith(pair["highlights"]) for pair in pairs)
+    assert len({pair["highlights"] for pair in pairs}) == len(pairs) > 1000
+    small, tiny, dataset = f"hf:{tmp_path / 'small'}", f"hf:{tmp_path / 'tiny'}", str(tmp_path / "data")
+    how = [f"--tokenizer={small}", f"--input={tmp_path / 'pairs.jsonl'}", f"--out_dir={dataset}", "--num_proc=1"]
+    run("data/cnn_dailymail/prepare.py", *how, "--prompt_tokens=24", "--summary_tokens=20")
+    corpus = data.load(dataset)
+    row, decode = corpus.train[:44].tolist(), data.encoder(corpus.meta)[1]
+    assert row[23:25] == [1, 0] and decode(row[:24]).removeprefix("summarize: ")[:20] == decode(row[24:])[:20]
+    how = dict(method="kd", teacher=tiny, dataset=dataset, drafter=small, kd_weight=0.0, ce_weight=1.0)
+    first, last = distill(tmp_path, "run", iters_per_round=20, export=str(tmp_path / "target"), **how)
+    assert 1 < last < first < 7  # from log(400) = 6.0 on
+    target, meta = loaded(f"hf:{tmp_path / 'target'}", 24)
+    assert data.same_vocabulary(meta, corpus.meta) and meta["eot"] == 1
+    x = data.load_prompts(tmp_path / "data" / "prompts.jsonl", meta, 8)[0]
+    assert alpha(target, loaded(tiny, 24)[0], x, 25) > 0
+
+
 def test_vocabularies_are_compared_by_what_ids_mean(models, tmp_path, refused):
     other = make(
         "llama", tmp_path / "other", 2, words=[*WORDS[:7], "f", "e", WORDS[9]]

@@ -1,0 +1,110 @@
+"""
+A small T5, a tiny one, their tokenizer, and pairs to train them on: all from the text inside Python, no download.
+$ python lessons/small_t5.py                        (10 seconds; the commands that go on with it are in chapter 6)
+
+A pair: sentences that follow each other in the language reference or a docstring, and the first of them as their
+summary: it has to be copied, as summaries repeat their articles. The models are untrained; distill.py trains them.
+"""
+
+import ast
+import glob
+import os
+import re
+import sys
+import sysconfig
+
+import torch
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))  # so that it runs from anywhere
+import data
+from configurator import UserError, check, configure
+from data.texts import python_reference
+
+# ----------------------------------------------------------------------------------------------------------------------
+out_dir = "out/t5"  # gets pairs.jsonl, and the folders small and tiny for hf:
+vocab_size = 1000  # pieces of the tokenizer, at least 300
+sentences = 12  # of an article, at least 2
+shortest = 50  # characters of a summary, at least 1
+longest = 120  # characters of a summary, at least 1
+small = [4, 4, 256]  # layers of encoder and decoder each, heads, width: the target
+tiny = [2, 2, 64]  # the same of a drafter that reads the article as well
+seed = 1337
+cfg = configure(globals())
+# ----------------------------------------------------------------------------------------------------------------------
+
+PIECES = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # ids 0, 1 and 2, as T5 has them
+DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef
+NO_PROSE = re.compile(r">>>|::=|[=*~-]{4}|\(Pdb\)")  # examples, grammar, headings, tables
+
+
+def docstrings():
+    """-> the docstrings of Python's standard library, each once."""
+    root, found = sysconfig.get_path("stdlib"), {}
+    for name in sorted(glob.glob("**/*.py", root_dir=root, recursive=True)):
+        if not re.search("test|(site|dist)-packages", name):
+            with open(os.path.join(root, name), encoding="utf-8", errors="replace") as f:
+                nodes = ast.walk(ast.parse(f.read()))
+            found |= dict.fromkeys(ast.get_docstring(n) or "" for n in nodes if isinstance(n, DOCUMENTED))
+    return list(found)
+
+
+def prose():
+    """-> [sentence, ...] of the language reference and of the standard library, in their order."""
+    (reference,), _ = python_reference()
+    paragraphs = "\n\n".join([*reference(), *docstrings()]).split("\n\n")
+    paragraphs = [" ".join(p.split()) for p in paragraphs if not NO_PROSE.search(p)]
+    return [s for p in paragraphs for s in re.split(r'(?<=[.!?]) (?=[A-Z"])', p)]
+
+
+def pairs(said, cfg):
+    """[sentence, ...] -> [{"article", "highlights"}, ...]: no summary twice, so none is both trained on and tested."""
+    found = {}
+    for i, s in enumerate(said):
+        if cfg.shortest <= len(s) <= cfg.longest:
+            found.setdefault(s, " ".join(said[i : i + cfg.sentences]))
+    return [{"article": article, "highlights": s} for s, article in found.items()]
+
+
+def tokenizer_of(said, vocab_size):
+    """[sentence, ...] -> a tokenizer of byte-pair merges that ends a source with </s>, as T5's does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    how = {"vocab_size": vocab_size, "special_tokens": list(PIECES.values()), "show_progress": False}
+    made.train_from_iterator(said, trainers.BpeTrainer(**how))
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **PIECES)
+
+
+def t5(vocab_size, shape, seed):
+    """-> an untrained T5 in the shape of FLAN-T5: gated GELU, a head of its own."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(seed)
+    layers, heads, width = shape
+    how = {"d_model": width, "d_kv": width // heads, "d_ff": 2 * width, "num_layers": layers, "num_heads": heads}
+    how |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=vocab_size, **how))
+    # begins as the embedding, so that what is read can soon be written; a parameter, or transformers goes on tying it
+    model.lm_head.weight = torch.nn.Parameter(model.shared.weight.detach() * width**-0.5)
+    return model
+
+
+if __name__ == "__main__":
+    check(cfg, __file__)
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("A T5 needs a package that is missing: pip install 'transformers>=5.24,<6'") from None
+    transformers.logging.disable_progress_bar()
+    said = prose()
+    tokenizer, found = tokenizer_of(said, vocab_size), pairs(said, cfg)
+    for name, shape in (("small", small), ("tiny", tiny)):
+        model, folder = t5(len(tokenizer), shape, seed), os.path.join(out_dir, name)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        print(f"{folder}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+    data.write_jsonl(os.path.join(out_dir, "pairs.jsonl"), found)
+    print(f"{out_dir}/pairs.jsonl: {len(found)} pairs")
