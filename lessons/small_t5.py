@@ -6,7 +6,6 @@ A pair: sentences that follow each other in the language reference or a docstrin
 summary: it has to be copied, as summaries repeat their articles. The models are untrained; distill.py trains them.
 """
 
-import ast
 import glob
 import os
 import re
@@ -33,7 +32,7 @@ cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
 PIECES = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # ids 0, 1 and 2, as T5 has them
-DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef
+DOCSTRING = re.compile(r':\n +r?"""(.+?)"""', re.S)  # what follows a line such as "def f():"
 NO_PROSE = re.compile(r">>>|::=|[=*~-]{4}|\(Pdb\)")  # examples, grammar, headings, tables
 
 
@@ -43,8 +42,7 @@ def docstrings():
     for name in sorted(glob.glob("**/*.py", root_dir=root, recursive=True)):
         if not re.search("test|(site|dist)-packages", name):
             with open(os.path.join(root, name), encoding="utf-8", errors="replace") as f:
-                nodes = ast.walk(ast.parse(f.read()))
-            found |= dict.fromkeys(ast.get_docstring(n) or "" for n in nodes if isinstance(n, DOCUMENTED))
+                found |= dict.fromkeys(DOCSTRING.findall(f.read()))
     return list(found)
 
 

@@ -341,7 +341,7 @@ def test_pairs_in_a_tokenizer_of_transformers_keep_their_borders(models, tmp_pat
 
 def test_a_small_t5_its_pairs_and_its_training_need_no_download(tmp_path):
     """The first commands of lesson 6's table: every pair's summary begins its article, and the target learns."""
-    shape = ["--small=1,2,16", "--tiny=1,2,8", "--vocab_size=400", "--sentences=2", "--longest=70"]
+    shape = ["--small=1,2,16", "--tiny=1,2,8", "--vocab_size=400", "--sentences=2", "--shortest=60", "--longest=70"]
     run("lessons/small_t5.py", f"--out_dir={tmp_path}", *shape)
     pairs = data.read_jsonl(tmp_path / "pairs.jsonl")
     assert all(pair["article"].startswith(pair["highlights"]) for pair in pairs)
