@@ -1,6 +1,6 @@
 """
 Tiny Shakespeare in GPT-2 byte pairs: the GPT of train_shakespeare_ar.py becomes a diffusion model.
-On 2 cores 12 minutes with AVX2 (float32).
+On 2 cores 15 minutes with AVX2 (float32).
 
 $ python train.py config/train_shakespeare.py
 """
@@ -15,4 +15,4 @@ t_weight = 0.5
 max_iters = 600
 ema = 0.995
 eval_interval = 200
-laptop_minutes = 12.0
+laptop_minutes = 15.0
