@@ -17,7 +17,8 @@ import torch
 from configurator import UserError
 from data.tokenizers import GPT2_META, from_hub, gpt2, hf_config, hf_meta, hf_tokenizer, ids_encoder, json_encoder  # noqa: F401, for those who import data
 
-VOCABULARY = ("tokenizer", "vocab_size", "itos", "json", "transition")  # what of a meta tells what its token ids mean
+# what of a meta tells what its token ids mean
+VOCABULARY = ("tokenizer", "vocab_size", "itos", "json", "pieces", "transition")
 
 # ----------------------------------------------------------------------------------------------------------------------
 # reading
@@ -169,7 +170,9 @@ def encode_prompt(meta, text):
     if "pieces" not in meta or not text:
         return encoder(meta)[0](text) if text else start
     ids = hf_tokenizer(meta["tokenizer"][3:]).encode(text)  # with what the tokenizer puts around a text
-    return ids + start if "pad" in meta else ids
+    if "pad" in meta:
+        return ids + start
+    return ids[:-1] if len(ids) > 1 and ids[-1] == meta.get("eot") else ids  # T5's closes a text, which is to go on
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def write_texts(folder, texts, source, tokenizer, n_words=0, val_fraction=0.1, m
     to_train, total = training_characters(found.lengths, val_fraction), sum(found.lengths)
     if not 0 < sum(to_train) < total:
         raise UserError(f"{source} has {total} characters, too few to train on some and validate on others.")
-    taken = {k: meta[k] for k in (*data.VOCABULARY, "eot") if k in meta} if meta else None
+    taken = {k: meta[k] for k in (*data.VOCABULARY, "eot", "start") if k in meta} if meta else None
     meta = {**(taken or vocabulary(tokenizer, found, n_words)), "source": source, "sha256": found.sha256}
     encode, dtype = data.encoder(meta)[0], data.token_dtype(meta["vocab_size"])
     between = [meta["eot"]] if "eot" in meta else encode("\n\n") if len(texts) > 1 else []

@@ -339,6 +339,19 @@ def test_pairs_in_a_tokenizer_of_transformers_keep_their_borders(models, tmp_pat
     assert {tuple(row) for row in rows} <= {tuple(corpus.train[i : i + 5]) for i in corpus.train.starts}
 
 
+@pytest.mark.parametrize("name", ["llama 1", "t5 1"])
+def test_a_text_of_your_own_in_the_tokens_of_any_model(name, models, tmp_path):
+    """What learns from it drafts for that model: the vocabularies are the same, by another name of the folder, too."""
+    (tmp_path / "my.txt").write_text("a b c d e f " * 400)
+    how = [f"--tokenizer={models[name]}", f"--out_dir={tmp_path}"]
+    run("data/text/prepare.py", f"--input={tmp_path / 'my.txt'}", *how)
+    corpus, meta = data.load(str(tmp_path)), load_model(models[name])[1]["meta"]
+    assert data.same_vocabulary(corpus.meta, meta) and len(corpus.train) == 6 * 360
+    assert data.same_vocabulary(corpus.meta, meta | {"tokenizer": "hf:elsewhere"})
+    assert data.encoder(corpus.meta)[1](corpus.train[:6].tolist()) == "a b c d e f"
+    assert data.encode_prompt(corpus.meta, "a b") == [WORDS.index("a"), WORDS.index("b")]
+
+
 def test_a_small_t5_its_pairs_and_its_training_need_no_download(tmp_path):
     """The first commands of lesson 6's table: every pair's summary begins its article, and the target learns."""
     shape = ["--small=1,2,16", "--tiny=1,2,8", "--vocab_size=400", "--sentences=2", "--shortest=60", "--longest=70"]
