@@ -33,7 +33,7 @@ from configurator import UserError, check, configure, print_once, save_config
 from drafters import fit_ngram, load_model, new_model
 from loop import check_loop, fit, validator
 from model import GPT, GPTConfig, add_noise, ar_loss, draw, half_random, in_chunks, ranks, reveal_order, stratified
-from plumbing.checkpoints import load_checkpoint, load_weights
+from plumbing.checkpoints import load_checkpoint, load_weights, weights_of
 from plumbing.head import SameOnRanks, slice_of_vocab, vocab_parallel_soft_cross_entropy
 from plumbing.huggingface import context_of, written
 from plumbing.parallel import join_processes, leave_processes, on_first_process, rank_and_world, wait_for_all
@@ -359,7 +359,7 @@ def sdtt(cfg):
             fit(student, loss, get_batch, validate, cfg, saved or carried, corpus.meta, made_for, name, first)
             wait_for_all()  # until the first one has written the round
             saved = load_checkpoint(path)
-        weights = saved["model"] | (saved["ema"] if cfg.ema_teacher and saved["ema"] else {})
+        weights = weights_of(saved) if cfg.ema_teacher else saved["model"]
         teacher.load_state_dict(weights)  # the student becomes the teacher
         if not cfg.reset_optimizer:
             carried = {**saved, "step": 0, "ema": weights if cfg.ema else None}

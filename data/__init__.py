@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from configurator import UserError
-from data.tokenizers import GPT2_META, from_hub, gpt2, hf_config, hf_meta, hf_tokenizer, ids_encoder, json_encoder  # noqa: F401, for those who import data
+from data.tokenizers import GPT2_META, from_hub, gpt2, hf_config, hf_meta, hf_tokenizer, ids_encoder, json_encoder  # noqa: F401, others take them from here
 
 # what of a meta tells what its token ids mean
 VOCABULARY = ("tokenizer", "vocab_size", "itos", "json", "pieces", "transition")

@@ -25,11 +25,8 @@ def gpt2():
         ) from None
 
 
-def from_hub(kind, name, **how):
-    """What transformers.KIND finds of a model NAME or folder: configuration, tokenizer or weights; safetensors only.
-
-    Raises UserError if the package or the model is missing. No code of a model is ever executed.
-    """
+def the_package():
+    """-> transformers, told to be quiet. Raises UserError if it is missing."""
     try:
         import transformers
     except ImportError:
@@ -38,8 +35,17 @@ def from_hub(kind, name, **how):
         ) from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def from_hub(kind, name, **how):
+    """What transformers.KIND finds of a model NAME or folder: configuration, tokenizer or weights; safetensors only.
+
+    Raises UserError if the package or the model is missing. No code of a model is ever executed.
+    """
+    finder = getattr(the_package(), kind)
     try:
-        return getattr(transformers, kind).from_pretrained(name, trust_remote_code=False, **how)
+        return finder.from_pretrained(name, trust_remote_code=False, **how)
     except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
         hint = "A checkpoint or an exported folder of this project is read without hf:, one on a hub as hub:OWNER/NAME."
         raise UserError(f"hf:{name} cannot be loaded ({first_line(error)}). {hint}") from None

@@ -16,8 +16,9 @@ import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))  # so that it runs from anywhere
 import data
-from configurator import UserError, check, configure
+from configurator import check, configure
 from data.texts import python_reference
+from data.tokenizers import the_package
 
 # ----------------------------------------------------------------------------------------------------------------------
 out_dir = "out/t5"  # gets pairs.jsonl, and the folders small and tiny for hf:
@@ -92,11 +93,7 @@ def t5(vocab_size, shape, seed):
 
 if __name__ == "__main__":
     check(cfg, __file__)
-    try:
-        import transformers
-    except ImportError:
-        raise UserError("A T5 needs a package that is missing: pip install 'transformers>=5.24,<6'") from None
-    transformers.logging.disable_progress_bar()
+    the_package()  # it is missing? Say so now
     said = prose()
     tokenizer, found = tokenizer_of(said, vocab_size), pairs(said, cfg)
     for name, shape in (("small", small), ("tiny", tiny)):

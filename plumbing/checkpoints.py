@@ -23,6 +23,11 @@ def save_checkpoint(path, checkpoint):
         raise UserError(f"Could not write {path} ({first_line(error)}). {kept}. Make room.") from None
 
 
+def names_a_model(path):
+    """Whether load_checkpoint knows where to look: a file or folder that is there, a published name, hf:NAME."""
+    return os.path.exists(path) or bool(hub_address(path)) or path.startswith("hf:")
+
+
 def load_checkpoint(path):
     """-> the dict that loop.fit saved, on the CPU; path may be a published name or folder too.
 

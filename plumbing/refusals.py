@@ -6,13 +6,14 @@ import os
 
 import data
 from configurator import UserError
+from plumbing.checkpoints import names_a_model
 from plumbing.hardware import pick_device
-from plumbing.published import hub_address, refuse_used_export
+from plumbing.published import refuse_used_export
 
 
 def refuse_odd_distillation(cfg):
     kinds = ("lstm", "cnn", "gpt", "ngram")
-    known = cfg.drafter in kinds or os.path.exists(cfg.drafter) or hub_address(cfg.drafter) or "hf:" in cfg.drafter
+    known = cfg.drafter in kinds or names_a_model(cfg.drafter)
     if cfg.method in ("kd", "soft") and not known and "/" not in cfg.drafter and not cfg.drafter.endswith(".pt"):
         raise UserError(f"drafter is {cfg.drafter!r}; choose one of {', '.join(kinds)}, or a checkpoint.")
     if cfg.method == "soft" and cfg.drafter == "ngram":

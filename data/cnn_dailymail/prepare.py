@@ -17,7 +17,6 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so th
 import data
 from configurator import UserError, check, configure
 from data.documents import documents, hold_out, write_documents
-from data.tokenizers import hf_meta
 
 # ----------------------------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin, prompts.jsonl and meta.json go
@@ -39,7 +38,7 @@ TLDR = "\nTL;DR:"
 
 def meta_of(tokenizer):
     """-> the meta of its vocabulary; of an encoder-decoder's also what a row is."""
-    meta = hf_meta(tokenizer[3:]) if tokenizer.startswith("hf:") else data.GPT2_META
+    meta = data.hf_meta(tokenizer[3:]) if tokenizer.startswith("hf:") else data.GPT2_META
     if "eot" not in meta:
         raise UserError(f"{tokenizer} has no token for the end of a text: pairs need one.")
     rows = {"row": prompt_tokens + summary_tokens, "source_tokens": prompt_tokens, "prefix": prefix}

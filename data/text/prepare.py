@@ -13,8 +13,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so that it runs from anywhere
 from configurator import UserError, check, choose, configure
 from data.texts import TOKENIZERS, files_of, write_texts
-from plumbing.checkpoints import load_checkpoint
-from plumbing.published import hub_address
+from plumbing.checkpoints import load_checkpoint, names_a_model
 
 # ----------------------------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin and meta.json go
@@ -30,8 +29,7 @@ if __name__ == "__main__":
     check(cfg, __file__)
     if not input:
         raise UserError("Which text? Give a file, a folder or a glob: python data/text/prepare.py --input=FILE")
-    is_model = os.path.exists(tokenizer) or hub_address(tokenizer) or tokenizer.startswith("hf:")
-    if not is_model:
+    if not names_a_model(tokenizer):
         choose("tokenizer", tokenizer, TOKENIZERS)
-    meta = load_checkpoint(tokenizer)["meta"] if is_model else None
+    meta = load_checkpoint(tokenizer)["meta"] if names_a_model(tokenizer) else None
     write_texts(out_dir, files_of(input), input, tokenizer, n_words, val_fraction, meta)
