@@ -95,6 +95,7 @@ def seconds(f, n, warm=2):
     return sorted(times[warm:])[n // 2]
 
 
+@functools.cache
 def matmul_rate():
     """-> operations per second of a product of the size that training makes, in the number format that it uses."""
     device, _, note = pick_device(cfg.device, cfg.dtype)
@@ -103,6 +104,7 @@ def matmul_rate():
     return 2 * n * 1024 * 4096 / seconds(lambda: a @ b, 3 if cfg.toy else 9)
 
 
+@functools.cache
 def vector_rate():
     """-> bytes per second of a float32 matrix-vector product."""
     w, x = torch.randn(4096, 4096), torch.randn(1, 4096)

@@ -259,18 +259,42 @@ sys.argv = sys.argv[2:]
 runpy.run_path(script, run_name="__main__")
 """
 
+# runs a script with one list of arguments after the other, and prints why it refuses each
+REFUSED = """
+import json, runpy, sys
+from configurator import UserError
+script, lists = sys.argv[1], json.loads(sys.argv[2])
+for args in lists:
+    sys.argv = [script, *args]
+    try:
+        runpy.run_path(script, run_name="__main__")
+        print('"accepted"')
+    except UserError as error:
+        print(json.dumps(str(error)))
+"""
+
 
 @pytest.fixture
 def prepare(tmp_path):
     """prepare(name, **knobs): runs data/<name>/prepare.py offline, its cache in tmp_path; may kill it at a file."""
 
-    def call(name, ok=True, killed_at="", **kw):
+    def call(name, killed_at="", **kw):
         before = ["-c", KILLED_AT, killed_at] if killed_at else []
         args = [f"--{key}={value}" for key, value in kw.items()]
         env = {"HF_HOME": f"{tmp_path}/cache", "HF_HUB_OFFLINE": "1"}
-        return run(*before, f"data/{name}/prepare.py", *args, ok=ok and not killed_at, env=env)
+        return run(*before, f"data/{name}/prepare.py", *args, ok=not killed_at, env=env)
 
     return call
+
+
+def refusals(tmp_path, name, asked):
+    """[knobs, ...] -> the lines with which data/<name>/prepare.py refuses each, offline."""
+    lists = [[f"--{key}={value}" for key, value in knobs.items()] for knobs in asked]
+    env = {"HF_HOME": f"{tmp_path}/cache", "HF_HUB_OFFLINE": "1"}
+    said, _ = run("-c", REFUSED, f"data/{name}/prepare.py", json.dumps(lists), env=env)
+    said = [json.loads(line) for line in said.splitlines() if line.startswith('"')]  # `datasets` prints, too
+    assert len(said) == len(asked) and all("\n" not in line for line in said)
+    return said
 
 
 def store(path, rows):
@@ -480,13 +504,13 @@ def test_lambada_is_a_context_and_a_word_whose_tokens_make_the_passage(tmp_path,
     assert data.same_vocabulary(meta, data.GPT2_META) and sizes[0] == 1 < sizes[1]
 
 
-def test_documents_that_cannot_be_had_are_refused_in_one_line(tmp_path, pydoc, prepare):
+def test_documents_that_cannot_be_had_are_refused_in_one_line(tmp_path, pydoc):
     store(tmp_path / "a.jsonl", [{"title": "x", "body": "y"}])
     store(tmp_path / "a.parquet", [{"text": "x y"}])
     (tmp_path / "broken.jsonl").write_text('{"text": "a b"}\n{"text": \n')
     (tmp_path / "latin.txt").write_bytes(b"a caf\xe9")
     (tmp_path / "a.csv").write_text("text\na b\n")
-    for file, words in {
+    wanted = {
         "a.jsonl": ["title, body", "no column text"],
         "a.*": ["one kind"],
         "a.csv": ["one kind", ".parquet", ".txt"],
@@ -494,29 +518,29 @@ def test_documents_that_cannot_be_had_are_refused_in_one_line(tmp_path, pydoc, p
         "broken.jsonl": ["broken.jsonl", "JSON parse error"],
         "latin.txt": ["latin.txt", "utf-8"],
         "": ["Could not download EleutherAI/lambada_openai", "--input="],
-    }.items():
-        path = file and tmp_path / file
-        _, said = prepare("lambada", ok=False, input=path, vocabulary=pydoc, out_dir=tmp_path / "out")
-        said = said.strip().split("\n")[-1]  # above it, the progress of `datasets`
-        assert all(word in said for word in words), said
-    assert not os.path.exists(tmp_path / "out")
-    _, said = prepare("lambada", ok=False, vocabulary="pydok")
-    assert "pydoc" in said
+    }
+    out = {"vocabulary": pydoc, "out_dir": tmp_path / "out"}
+    asked = [{"input": file and tmp_path / file, **out} for file in wanted]
+    *said, last = refusals(tmp_path, "lambada", [*asked, {"vocabulary": "pydok"}])
+    for line, words in zip(said, wanted.values(), strict=True):
+        assert all(word in line for word in words), line
+    assert not os.path.exists(tmp_path / "out") and "pydoc" in last
 
 
 @needs_gpt2
-def test_pairs_that_cannot_be_made_are_refused_in_one_line(tmp_path, prepare):
+def test_pairs_that_cannot_be_made_are_refused_in_one_line(tmp_path):
     store(tmp_path / "news.jsonl", pairs(3))
     store(tmp_path / "one.jsonl", pairs(1))
     store(tmp_path / "web.jsonl", [{"text": "x"}])
-    for file, kw, words in (
+    wanted = (
         ("web.jsonl", {}, ["columns text", "no column article"]),
         ("one.jsonl", {}, ["hold out", "1 rows"]),
         ("news.jsonl", {}, ["--prompt_tokens=512", "Lower"]),
         ("news.jsonl", {"prompt_tokens": 3}, ["prompt_tokens is 3", "at least"]),
         ("", {}, ["Could not download abisee/cnn_dailymail", "--input="]),
-    ):
-        path = file and tmp_path / file
-        _, said = prepare("cnn_dailymail", ok=False, input=path, out_dir=tmp_path / "out", num_proc=1, **kw)
-        assert all(word in said.strip().split("\n")[-1] for word in words), said
+    )
+    out = {"out_dir": tmp_path / "out", "num_proc": 1}
+    asked = [{"input": file and tmp_path / file, **out, **kw} for file, kw, _ in wanted]
+    for line, (_, _, words) in zip(refusals(tmp_path, "cnn_dailymail", asked), wanted, strict=True):
+        assert all(word in line for word in words), line
     assert not os.path.exists(tmp_path / "out")
