@@ -158,9 +158,6 @@ def one_line_for_user_errors(kind, error, traceback):
     if issubclass(kind, UserError):
         print(error, file=sys.stderr)
     elif issubclass(kind, NotImplementedError) and "MPS" in str(error):
-        words = (
-            "An Apple GPU does not know one of these operations. Set PYTORCH_ENABLE_MPS_FALLBACK=1, or --device=cpu."
-        )
-        print(words, file=sys.stderr)
+        print("An Apple GPU lacks an operation: set PYTORCH_ENABLE_MPS_FALLBACK=1, or --device=cpu.", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)

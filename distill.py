@@ -142,7 +142,9 @@ def spread_states(x0, dt, k, mask_id, generator):
     be asked there: the next class, which the teacher reveals in k parts. K = 8, k = 2: class 4 is the places 4, 12, 20,
     28, ..., its parts are 4, 20, ... and 12, 28, ...
     """
-    B, place, K = x0.size(0), torch.arange(x0.size(1), device=x0.device), round(1 / (k * dt))
+    B, T = x0.shape
+    place = torch.arange(T, device=x0.device)
+    K = round(1 / (k * dt))  # the student's steps
     when = ranks(uniform((B, K), generator, x0.device))[:, place % K]  # (B, T) in 0 ... K - 1: the student's step
     j = (stratified(B, generator, x0.device) * K).long()  # (B, 1) in 0 ... K - 1
     part = ranks(uniform((B, k), generator, x0.device))[:, place // K % k]  # (B, T) in 0 ... k - 1
@@ -227,11 +229,13 @@ def dimo_loss(student, x0, generator, teacher, fake_first=60, fake_turns=2):
 
 def kd_loss(drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd_weight=1.0, ce_weight=0.0):
     """(B, T + 1) int64 -> a mean over tokens: divergence of drafter from target, and cross-entropy beside it."""
-    # learnt (B, T), N of them: all tokens, but those that an encoder reads; the drafter skips so many, 0 of a GPT
-    x, y, skip, learnt = batch[:, :-1], batch[:, 1:], unseen(target, drafter), written(target, batch[:, 1:])
+    x, y = batch[:, :-1], batch[:, 1:]  # (B, T) both
+    learnt = written(target, y)  # (B, T), N of them: all tokens but those that an encoder reads
+    skip = unseen(target, drafter)  # so many tokens of a row the drafter does not read: 0 of a GPT
     with torch.no_grad():
         h_target = target.hidden(x)[learnt]  # (N, C of the target)
-    h, y, head = drafter.hidden(x[:, skip:])[learnt[:, skip:]], y[learnt], target.frozen_head()
+    h = drafter.hidden(x[:, skip:])[learnt[:, skip:]]  # (N, C)
+    y, head = y[learnt], target.frozen_head()
 
     def loss_of(logits, h_target, y):
         """(n, V), (n, C), (n) -> (n)."""
@@ -345,8 +349,8 @@ def sdtt(cfg):
     teacher, corpus, device, note = set_up(cfg, causal=False, writes="round_*.pt")
     T, carried = teacher.config.block_size, None  # carried: the optimizer of the last round, if it lives on
     get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
-    same = {"teacher": teacher, "k": cfg.teacher_steps, "divergence": cfg.divergence, "sampler": cfg.sampler}
-    same["dtype"] = getattr(torch, cfg.loss_dtype)  # same: in every round
+    how = {"teacher": teacher, "k": cfg.teacher_steps, "divergence": cfg.divergence, "sampler": cfg.sampler}
+    how["dtype"] = getattr(torch, cfg.loss_dtype)
     for r, (dt, steps) in enumerate(plan, 1):
         name, first = f"round_{r}.pt", (r - 1) * cfg.iters_per_round
         path = os.path.join(cfg.out_dir, name)
@@ -354,7 +358,7 @@ def sdtt(cfg):
         if not saved or saved["step"] < cfg.iters_per_round:
             way = f"{cfg.teacher_steps} teacher steps of 1/{round(1 / dt)} become one"
             print_once(f"round {r} of {len(plan)}, on {note}: {way}; the student aims at {steps} steps")
-            student, loss = student_of(teacher, saved, cfg), functools.partial(sdtt_loss, dt=dt, **same)
+            student, loss = student_of(teacher, saved, cfg), functools.partial(sdtt_loss, dt=dt, **how)
             validate, made_for = validator(loss, corpus, T, cfg, device), {"steps": steps, "sampler": cfg.sampler}
             fit(student, loss, get_batch, validate, cfg, saved or carried, corpus.meta, made_for, name, first)
             wait_for_all()  # until the first one has written the round
@@ -434,7 +438,7 @@ def kd(cfg):
     if cfg.kd_data == "teacher" or cfg.drafter == "ngram":
         on_first_process(lambda: refuse_other_origin(os.path.join(cfg.out_dir, "pseudo.json"), cfg, T))
         on_first_process(lambda: pseudo_data(target, corpus, cfg, device))
-        pseudo = pseudo_data(target, corpus, cfg, device)
+        pseudo = pseudo_data(target, corpus, cfg, device)  # all is written: this only opens it
     if cfg.drafter == "ngram":
         return on_first_process(lambda: fit_ngram(cfg, pseudo[:, unseen(target) :], data.without_sources(corpus)))
 

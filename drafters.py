@@ -33,15 +33,15 @@ class LSTMBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, rope, cache=None):
-        y = self.ln(x)  # (B, T, C)
-        if cache is None:
-            with torch.autocast(x.device.type, enabled=False):  # on CUDA it would choose float16
-                return x + self.dropout(self.lstm(y.float())[0])
-        h, c = cache.before(1).transpose(1, 2).contiguous()  # of (2, 1, B, C): the states after the last token
-        states = []
-        for y_i in y.split(1, 1):
-            _, (h, c) = self.lstm(y_i, (h, c))
-            states.append(torch.cat([h, c]))  # (2, B, C)
+        y = self.ln(x).float()  # (B, T, C)
+        with torch.autocast(x.device.type, enabled=False):  # on CUDA it would choose float16
+            if cache is None:
+                return x + self.dropout(self.lstm(y)[0])
+            h, c = cache.before(1).transpose(1, 2).contiguous()  # of (2, 1, B, C): the states after the last token
+            states = []
+            for y_i in y.split(1, 1):
+                _, (h, c) = self.lstm(y_i, (h, c))
+                states.append(torch.cat([h, c]))  # (2, B, C)
         states = torch.stack(states, 2)  # (2, B, T, C)
         cache(*states[:, :, None])  # h and c, (B, 1, T, C) each, in the places of keys and values
         return x + states[0].to(x.dtype)

@@ -189,10 +189,10 @@ def acceptance_of_all(its, device, cfg):
     else:
         x = data.blocks(its.corpus.val, max(1, length // 8), cfg.num_samples)
     with next(iter(its.models.values()))[2]:
-        found = {"drafters": metrics.drafters_table(its.target, its.drafters, x.to(device), length, cfg)}
-        if references:
-            rouge = metrics.rouge_2(its.target, its.drafters, x.to(device), length, references, its.meta, cfg)
-            found["rouge2"] = rouge
+        rows, texts = metrics.drafters_table(its.target, its.drafters, x.to(device), length, cfg)
+    found = {"drafters": rows}
+    if references:
+        found["rouge2"] = metrics.rouge_2(texts, x.size(1), references, its.meta)
     return found
 
 
@@ -235,7 +235,8 @@ def quality_of_all(its, wanted, autocast, cfg):
             rows[-1] |= quality(x, prefix=prefix, continuations=about["continuations"], **same)
     for path, (model, checkpoint, context, _) in its.models.items():
         causal, templates = model.config.causal, empty_pages(model, its.meta, cfg.num_samples, its.size)
-        for n_steps, top_p in [(its.size, p) for p in cfg.ar_top_p] if causal else [(k, cfg.top_p) for k in cfg.steps]:
+        ways = [(its.size, p) for p in cfg.ar_top_p] if causal else [(k, cfg.top_p) for k in cfg.steps]
+        for n_steps, top_p in ways:
             began = time.perf_counter()
             with context:
                 own = settled(cfg, checkpoint, top_p=top_p)

@@ -76,7 +76,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=
             if model.config.dropout:
                 torch.manual_seed(noise.initial_seed())  # nn.Dropout knows only the global generator
             # DDP averages over the processes with the last backward; times world / n_forwards: over all forwards
-            with gradients_stay_here(batch_loss, cfg, world) if i + world < n_forwards else contextlib.nullcontext():
+            with gradients_stay_here(batch_loss, cfg, world, more=i + world < n_forwards):
                 with autocast:
                     value = batch_loss(batch, noise) * (world / n_forwards)
                 value.backward()
@@ -95,8 +95,8 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=
             saved = checkpoint(model, optimizer, averaged, step + 1, val_loss, cfg, meta, made_for)
             progress.save(saved)
     progress.bar.close()
-    for n, p in model.named_parameters() if averaged else ():
-        p.data.copy_(averaged[n])
+    for n, average in averaged.items():
+        model.get_parameter(n).data.copy_(average)
     return model.eval()
 
 
@@ -110,8 +110,8 @@ def restore(resume, optimizer, averaged, model, cfg, path):
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
     state = {i: {k: shard_like(ordered[i], x) for k, x in state.items()} for i, state in saved["state"].items()}
     optimizer.load_state_dict({**saved, "state": state})
-    for n, p in model.named_parameters() if averaged else ():
-        averaged[n] = shard_like(p, resume["ema"][n])
+    for n, average in averaged.items():
+        averaged[n] = shard_like(average, resume["ema"][n])
     if resume["step"] >= cfg.max_iters:
         print_once(f"{path} is already trained for {resume['step']} steps.")
     return resume["step"]
@@ -147,10 +147,11 @@ def averaged_weights(model, averaged):
     """Inside, the weights are their averages (if there are any); outside, what they were."""
 
     def swap():  # the numbers, not the tensors: FSDP gathers from the memory that it knows
-        for n, p in model.named_parameters() if averaged else ():
+        for n, average in averaged.items():
+            p = model.get_parameter(n)
             kept = p.detach().clone()
-            p.data.copy_(averaged[n])
-            averaged[n].copy_(kept)
+            p.data.copy_(average)
+            average.copy_(kept)
 
     swap()
     try:
@@ -181,6 +182,7 @@ class Progress:
         self.rank, self.world = rank_and_world()
         self.log = open_log(cfg, first + start) if self.rank == 0 else lambda record: None
         self.bar = tqdm(total=cfg.max_iters, initial=start, unit="step", disable=self.rank != 0, dynamic_ncols=True)
+        self.forecast = False  # whether it was said, after the first steps of a run, which are slow
         self.begin()
 
     def begin(self):
@@ -203,8 +205,9 @@ class Progress:
         self.bar.set_postfix_str(f"loss {mean:.3f}, {speed:,.0f} tokens/s")
         self.log({"step": self.first + step + 1, "loss": round(mean, 4), "lr": lr, "tokens_per_s": round(speed)})
         n = self.cfg.max_iters
-        if step + 1 == self.start + 2 * self.cfg.log_interval and self.rank == 0:  # the first steps of a run are slow
+        if step + 1 >= self.start + 2 * self.cfg.log_interval and self.rank == 0 and not self.forecast:
             say_forecast(n - step - 1, n, seconds / len(losses), self.cfg.laptop_minutes, self.device)
+            self.forecast = True
         self.begin()
 
     def save(self, saved):

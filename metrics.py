@@ -10,24 +10,13 @@ import torch
 from tqdm import tqdm
 
 import data
+import speculative
 from configurator import UserError
 from drafters import Diffusion, Lookup
 from model import ar_loss, nelbo, probabilities, ranks
 from plumbing.parallel import share_out
 from plumbing.randomness import seeded
 from plumbing.scores import but_repeated_ends, retokenized, rouge_2_f1
-from speculative import (
-    acceptance,
-    best_gamma,
-    draw_samples,
-    empty_pages,
-    generate,
-    propose,
-    speculate,
-    time_gammas,
-    tokens_per_call,
-    unseen,
-)
 
 
 @torch.no_grad()
@@ -213,10 +202,10 @@ def markov_nats(x, meta):
 
 def seconds_per_sample(model, meta, cfg, n_steps, size, batch, repeats=3):
     """-> the median over repeats of the seconds that `batch` samples of `size` tokens take at once, over batch."""
-    template, times = empty_pages(model, meta, batch, size).to(model.wte.weight.device), []
+    template, times = speculative.empty_pages(model, meta, batch, size).to(model.wte.weight.device), []
     for i in range(repeats + 1):  # the first one warms up
         began = time.perf_counter()
-        draw_samples(model, template, cfg, n_steps, seeded(cfg.seed, i, device=template.device)).cpu()
+        speculative.draw_samples(model, template, cfg, n_steps, seeded(cfg.seed, i, device=template.device)).cpu()
         times.append((time.perf_counter() - began) / batch)
     return sorted(times[1:])[repeats // 2]
 
@@ -230,14 +219,14 @@ def overlap(target, drafter, text, prompt, cfg):
     if len(text) > cfg.batch_size:
         return torch.cat([overlap(target, drafter, part, prompt, cfg) for part in text.split(cfg.batch_size)])
     settings, size = (cfg.temperature, cfg.top_k, cfg.top_p), text.size(1)
-    h, skip = target.hidden(text[:, :-1]), unseen(target, drafter)
+    h, skip = target.hidden(text[:, :-1]), speculative.unseen(target, drafter)
     p = probabilities(target.head(h[:, prompt - 1 :]), *settings)  # (n, L - prompt, V), of the target's own tokens
     if isinstance(drafter, (Diffusion, Lookup)):
         noise, q = seeded(cfg.seed, "overlap", device=text.device), []
         places = torch.linspace(prompt, size - cfg.gamma, 16).long().unique()
         for n in places.to(text.device)[:, None].expand(-1, len(text)):
             seen = text[:, skip:].clone()
-            q.append(propose(drafter, None, seen, n - skip, cfg.gamma, settings, noise)[1][:, 0])
+            q.append(speculative.propose(drafter, None, seen, n - skip, cfg.gamma, settings, noise)[1][:, 0])
         p, q = p[:, places - prompt], torch.stack(q, 1)
     else:
         q = probabilities(drafter(text[:, skip:-1])[:, prompt - skip - 1 :], *settings)
@@ -250,47 +239,44 @@ def mean_and_error(values):
     return values.mean().item(), t * (values.std() / len(values) ** 0.5).item()
 
 
-def rouge_2(target, drafters, prompts, size, references, meta, cfg):
-    """-> {who: (mean ROUGE-2 F1 against the references, its standard error)} of the target and of each speculation."""
-    decode, P, settings, scores = data.encoder(meta)[1], prompts.size(1), (cfg.temperature, cfg.top_k, cfg.top_p), {}
-
-    def score(x):
+def rouge_2(texts, P, references, meta):
+    """{who: (n, L) int64, the first P a prompt} -> {who: (mean ROUGE-2 F1 against references, its standard error)}."""
+    decode, scores = data.encoder(meta)[1], {}
+    for who, x in texts.items():
         ended = (x[:, P:] == meta.get("eot", -1)).cumsum(1) > 0
-        return rouge_2_f1(references, [decode(row[~end].tolist()) for row, end in zip(x[:, P:], ended, strict=True)])
-
-    noise = seeded(cfg.seed, "target", device=prompts.device)
-    scores["the target alone"] = score(generate(target, prompts, size - P, *settings, noise))
-    for path, drafter in drafters.items():
-        noise = seeded(cfg.seed, "speculate", device=prompts.device)
-        scores[path] = score(speculate(target, drafter, prompts, size - P, cfg.gamma, *settings, noise)[0])
+        written = [decode(row[~end].tolist()) for row, end in zip(x[:, P:], ended, strict=True)]
+        scores[who] = rouge_2_f1(references, written)
     return scores
 
 
 def drafters_table(target, drafters, prompts, size, cfg):
-    """(n, P) int64 prompts -> a dict a drafter: acceptance on n texts of `size` tokens, speed one text at a time."""
+    """(n, P) int64 prompts -> a dict a drafter: acceptance on n texts of `size` tokens, speed one text at a time; and
+    {who: (n, size) int64}, the texts that the target wrote, alone and with each of them.
+    """
     settings, n_new = (cfg.temperature, cfg.top_k, cfg.top_p), size - prompts.size(1)
     device, rows = prompts.device, []
-    text = generate(target, prompts, n_new, *settings, seeded(cfg.seed, "target", device=device))
+    text = speculative.generate(target, prompts, n_new, *settings, seeded(cfg.seed, "target", device=device))
+    texts = {"the target alone": text}
     for path, drafter in tqdm(drafters.items(), desc="drafters", leave=False):
         row = {"drafter": path}
         row["alpha"], row["alpha_error"] = mean_and_error(overlap(target, drafter, text, prompts.size(1), cfg))
         noise = seeded(cfg.seed, "speculate", device=device)
-        _, counts = speculate(target, drafter, prompts, n_new, cfg.gamma, *settings, noise)
-        row["counted"] = acceptance(counts)
-        row["counted_at"] = [
-            a / t if t else None for a, t in zip(counts.accepted.tolist(), counts.tested.tolist(), strict=True)
-        ]
-        row["tokens_per_call"] = tokens_per_call(counts)
-        measured = time_gammas(target, drafter, prompts[:1], n_new, settings, noise)
-        row["gamma"], row["predicted"] = best_gamma(drafter, counts, row["alpha"], measured)
-        row["c"], row["call"] = measured[row["gamma"]]
+        texts[path], counts = speculative.speculate(target, drafter, prompts, n_new, cfg.gamma, *settings, noise)
+        row["counted"] = speculative.acceptance(counts)
+        places = zip(counts.accepted.tolist(), counts.tested.tolist(), strict=True)
+        row["counted_at"] = [a / t if t else None for a, t in places]
+        row["tokens_per_call"] = speculative.tokens_per_call(counts)
+        measured = speculative.time_gammas(target, drafter, prompts[:1], n_new, settings, noise)
+        gamma, predicted = speculative.best_gamma(drafter, counts, row["alpha"], measured)
+        c, call = measured[gamma]
+        row |= {"gamma": gamma, "predicted": predicted, "c": c, "call": call}
         ratios = []
         for i, one in enumerate(prompts[:24].split(1)):  # the same prompt with and without, one after the other
             began = time.perf_counter()
-            generate(target, one, n_new, *settings, seeded(cfg.seed, i, device=device)).cpu()
+            speculative.generate(target, one, n_new, *settings, seeded(cfg.seed, i, device=device)).cpu()
             plain = time.perf_counter()
-            speculate(target, drafter, one, n_new, row["gamma"], *settings, seeded(cfg.seed, i, device=device))
+            speculative.speculate(target, drafter, one, n_new, gamma, *settings, seeded(cfg.seed, i, device=device))
             ratios.append((plain - began) / (time.perf_counter() - plain))
         row["speedup"], row["speedup_error"] = mean_and_error(torch.tensor(ratios))
         rows.append(row)
-    return rows
+    return rows, texts

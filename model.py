@@ -135,7 +135,8 @@ class Attention(nn.Module):
         qk, v = qkv.split([2, 1], 2)
         if rope is not None:
             qk = rotate(qk, *rope)
-        q, k, v = (x.transpose(1, 2) for x in (*qk.unbind(2), v.squeeze(2)))  # (B, H, T, D)
+        q, k = (part.transpose(1, 2) for part in qk.unbind(2))  # (B, H, T, D)
+        v = v.squeeze(2).transpose(1, 2)
         mask = None
         if cache is not None:
             k, v, mask = cache(k, v)  # (B, H, past + T, D)
@@ -172,12 +173,12 @@ class GPT(nn.Module):
     """config.causal: a GPT. Not causal: a masked diffusion language model, with one more embedding row for [MASK].
 
     The head has V rows, so [MASK] can never be predicted: MDLM's "zero masking probability", by construction.
-    block: the class of its blocks; drafters.py has others.
+    block_class: of its blocks; drafters.py has others.
     """
 
-    def __init__(self, config, block=None):
+    def __init__(self, config, block_class=None):
         super().__init__()
-        if config.arch != "gpt" and block is None:
+        if config.arch != "gpt" and block_class is None:
             raise UserError(f"arch is {config.arch!r}: drafters.new_model builds it.")
         self.config = config
         # The one difference: without `causal` every position sees every other, and there is a [MASK] to look at.
@@ -185,7 +186,7 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size + (not config.causal), config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.pos == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList((block or Block)(config) for _ in range(config.n_layer))
+        self.blocks = nn.ModuleList((block_class or Block)(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.ln_bias)
         self.lm_head = None if config.tie_weights else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
@@ -195,9 +196,10 @@ class GPT(nn.Module):
             self.register_buffer("sin", sin, persistent=False)
         self.register_buffer("frequency", None)  # (V) of the corpus's tokens: what a Di[M]O student starts from
         self.apply(self._init)
-        for block in self.blocks if config.arch == "gpt" else ():
-            for last in (block.attn.proj, block.mlp.down):  # GPT-2: 2 n_layer branches add up, so each starts smaller
-                nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * config.n_layer))
+        if config.arch == "gpt":
+            for block in self.blocks:  # GPT-2: 2 n_layer branches add up, so each starts smaller
+                for last in (block.attn.proj, block.mlp.down):
+                    nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * config.n_layer))
 
     @staticmethod
     def _init(module):
@@ -260,10 +262,10 @@ class GPT(nn.Module):
         n = max(at_least, logits_at_once // -(-V // parts))  # V / parts rounded up: one n for all, though sizes differ
         if parts > 1:
             first, end = slice_of_vocab(V, part, parts)
-            weight, bias = (p if p is None else p[first:end] for p in (weight, bias))
-            # Each process has the gradient of its own slice, and zero elsewhere; their mean would be 1/parts of it.
-            weight, bias = (p if p is None else with_gradient_times(p, parts) for p in (weight, bias))
             V = end - first
+            # Each process has the gradient of its own slice, and zero elsewhere; their mean would be 1/parts of it.
+            weight = with_gradient_times(weight[first:end], parts)
+            bias = None if bias is None else with_gradient_times(bias[first:end], parts)
         args = loss_of, n, h, weight, bias, V
         return HeadLoss.apply(*args, torch.is_grad_enabled(), *rows)  # inside apply, grad mode is always off
 
@@ -509,26 +511,23 @@ def fill_at_random(model, xt, steps, sampler, temperature, top_p, generator, wat
 
 def fill_by_confidence(model, xt, steps, sampler, temperature, top_p, generator, watch):
     """(B, T), in place: draw all blanks, keep the most probable draws (MaskGIT, LLaDA). Fast, but it repeats itself."""
+
+    def candidates_of(h):
+        """(n, C) -> (n, 2): tokens drawn, and the untempered probability that the model gives them."""
+        logits = model.head(h).float()
+        tokens = draw(logits, generator, temperature, top_p=top_p)[:, None]
+        return torch.cat([tokens.float(), logits.softmax(-1).gather(1, tokens)], 1)  # ids are exact below 2^24
+
     n_blank = (xt == model.mask_id).sum(1)  # (B)
     for k in range(1, steps + 1):
-        masked = xt == model.mask_id
+        masked = xt == model.mask_id  # (B, T), N of them
         n_reveal = masked.sum(1) - n_blank * (steps - k) // steps  # (B): an even share of the blanks
-        rows = n_reveal > 0
-        if not rows.any():
+        if not n_reveal.any():
             continue
-
-        def candidates_of(h):
-            """(n, C) -> (n, 2): tokens drawn, and the untempered probability that the model gives them."""
-            logits = model.head(h).float()
-            tokens = draw(logits, generator, temperature, top_p=top_p)[:, None]
-            return torch.cat([tokens.float(), logits.softmax(-1).gather(1, tokens)], 1)  # ids are exact below 2^24
-
-        h = model.hidden(xt[rows])[masked[rows]]  # (N, C)
+        h = model.hidden(xt)[masked]  # (N, C)
         tokens, p = in_chunks(candidates_of, h, model.config.vocab_size).unbind(1)
-        candidates = xt[rows].masked_scatter(masked[rows], tokens.long())
-        confidence = torch.full(candidates.shape, -1.0, dtype=p.dtype, device=xt.device)
-        confidence[masked[rows]] = p
-        surest = ranks(-confidence) < n_reveal[rows, None]  # (b, T)
-        xt[rows] = torch.where(surest, candidates, xt[rows])
+        confidence = torch.full(xt.shape, -1.0, device=xt.device).masked_scatter(masked, p)
+        surest = ranks(-confidence) < n_reveal[:, None]  # (B, T)
+        xt.copy_(torch.where(surest, xt.masked_scatter(masked, tokens.long()), xt))
         if watch:
             watch()

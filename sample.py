@@ -17,6 +17,7 @@ import time
 import torch
 
 import data
+import speculative
 from config.common import *
 from config.sampling import *
 from configurator import UserError, check, configure, print_once
@@ -28,18 +29,6 @@ from plumbing.published import save_published
 from plumbing.randomness import seeded
 from plumbing.refusals import refuse_odd_sampling
 from plumbing.terminal import coloured, print_samples, tracer
-from speculative import (
-    acceptance,
-    choose_gamma,
-    draw_many,
-    draw_samples,
-    empty_pages,
-    known_text,
-    settled,
-    speculate,
-    tokens_per_call,
-    unseen,
-)
 
 # ----------------------------------------------------------------------------------------------------------------------
 export = ""  # a folder: also save the model there as model.safetensors and config.json, to publish it
@@ -62,13 +51,13 @@ cfg = configure(globals())
 def save_samples(cfg, model, checkpoint, autocast, note):
     """Writes one JSON object a line: first what the samples are, then {"tokens", "text"} of each."""
     meta, decode = checkpoint["meta"], data.encoder(checkpoint["meta"])[1]
-    cfg, size = settled(cfg, checkpoint), cfg.length or model.config.block_size
+    cfg, size = speculative.settled(cfg, checkpoint), cfg.length or model.config.block_size
     if cfg.prefix >= size:
         raise UserError(f"prefix is {cfg.prefix}; it must be from 0 to {size - 1}.")
     if cfg.num_samples % cfg.continuations:
         raise UserError(f"num_samples {cfg.num_samples} does not divide into {cfg.continuations} continuations.")
     dataset = cfg.dataset or checkpoint["config"]["dataset"]
-    templates = empty_pages(model, meta, cfg.num_samples, size)
+    templates = speculative.empty_pages(model, meta, cfg.num_samples, size)
     if cfg.prefix:
         corpus = data.load(dataset)
         if not data.same_vocabulary(meta, corpus.meta):
@@ -84,7 +73,7 @@ def save_samples(cfg, model, checkpoint, autocast, note):
     writes = rank_and_world()[0] == 0
     # the file is opened now, not after hours
     with autocast, data.replacing(cfg.save, "w") if writes else contextlib.nullcontext() as f:
-        x = draw_many(model, templates, cfg, cfg.steps)
+        x = speculative.draw_many(model, templates, cfg, cfg.steps)
         lines = [about, *({"tokens": row, "text": decode(row)} for row in x.tolist())]
         if writes:
             f.writelines(json.dumps(line) + "\n" for line in lines)
@@ -122,43 +111,50 @@ def end_of(row, start, eos):
 
 def texts_of(model, meta, template, autocast, note, cfg):
     """(1, L) int64, -1 at the blanks -> texts, a line on how long they took, and for the page what came when."""
-    device, decode, n = model.wte.weight.device, data.encoder(meta)[1], 1 if cfg.trace or cfg.html else cfg.num_samples
-    noise, n_known, events = seeded(cfg.seed, device=device), int((template[0] >= 0).sum()), []
+    device, decode = model.wte.weight.device, data.encoder(meta)[1]
+    n = 1 if cfg.trace or cfg.html else cfg.num_samples
+    n_known = int((template[0] >= 0).sum())
     eos = meta.get("eot") if model.config.causal else None  # an autoregressive text ends there
+    events = []
     watch = recorder(events) if cfg.html else tracer(decode, model.mask_id) if cfg.trace else None
     template = template.to(device).expand(n, -1)
     with torch.no_grad(), autocast:
         if cfg.draft:
-            drafter, known = load_drafter(cfg.draft, model, meta, cfg), known_text(template)
+            drafter, known = load_drafter(cfg.draft, model, meta, cfg), speculative.known_text(template)
             n_new, trial = template.size(1) - n_known, seeded(cfg.seed, "trial", device=device)
-            gamma = choose_gamma(model, drafter, known, n_new, cfg, trial)
+            gamma = speculative.choose_gamma(model, drafter, known, n_new, cfg, trial)
 
-        def draw(noise, watch=None):
-            if cfg.draft:
-                settings = cfg.temperature, cfg.top_k, cfg.top_p
-                return speculate(model, drafter, known, n_new, gamma, *settings, noise, eos, watch)
-            return draw_samples(model, template, cfg, cfg.steps, noise, watch, eos), None
+        def draw(watch=None):
+            """-> samples, and Counts where there are drafts. Every call draws the same."""
+            noise = seeded(cfg.seed, device=device)
+            if not cfg.draft:
+                return speculative.draw_samples(model, template, cfg, cfg.steps, noise, watch, eos), None
+            settings = cfg.temperature, cfg.top_k, cfg.top_p
+            return speculative.speculate(model, drafter, known, n_new, gamma, *settings, noise, eos, watch)
 
         if cfg.html or cfg.compile == "on":  # a first draw warms up: not part of the time
-            draw(seeded(cfg.seed, device=device))[0].cpu()
+            draw()[0].cpu()
         if cfg.html:
             watch(template)
         began = time.perf_counter()  # the trial does not count
-        x, counts = draw(noise, watch)
-        x, source = x.cpu(), unseen(model)
+        x, counts = draw(watch)
+        x = x.cpu()  # waits for the device
         seconds = time.perf_counter() - began
+    source = speculative.unseen(model)  # what an encoder has read is not shown
     rows = [row[source : end_of(row, n_known, eos)] for row in x]
     texts, total = [decode(row.tolist()) for row in rows], sum(map(len, rows))
     took = f"{total} tokens in {seconds:.2f} s on {note}, seed {cfg.seed}"
     if counts:
         drafted = [places[source:][: len(row)] for row, places in zip(rows, counts.drafted.cpu(), strict=True)]
         share = torch.cat(drafted).sum() / max(total - n * (n_known - source), 1)
-        took += f"\n{share:.0%} of the tokens were drafted; gamma {gamma}, alpha {acceptance(counts):.2f}, "
-        took += f"{tokens_per_call(counts):.2f} tokens per target call"
+        alpha, per_call = speculative.acceptance(counts), speculative.tokens_per_call(counts)
+        took += f"\n{share:.0%} of the tokens were drafted; gamma {gamma}, alpha {alpha:.2f}, "
+        took += f"{per_call:.2f} tokens per target call"
         if sys.stdout.isatty():
             texts = [coloured(row, places, decode) for row, places in zip(rows, drafted, strict=True)]
     events = [(at, seen[source:], drafts) for at, seen, drafts in events]
-    return texts, took, run_of(rows[0].tolist(), events, decode, model.mask_id) if cfg.html else None
+    run = run_of(rows[0].tolist(), events, decode, model.mask_id) if cfg.html else None
+    return texts, took, run
 
 
 def main(cfg):
@@ -180,10 +176,13 @@ def main(cfg):
     points, names, drawn = frontier_of(cfg.frontier), [], []
     some_causal = any(model.config.causal for model, *_ in models)  # if none is, load_drafter says so
     for path, (model, checkpoint, autocast, note), template in zip(paths, models, templates, strict=True):
-        own = cfg.draft if model.config.causal or not some_causal else ""
-        for draft in sorted({"", own}) if cfg.html else [cfg.draft]:
+        drafts = [cfg.draft]
+        if cfg.html:  # a GPT is shown plain and, where there are drafts, with them
+            with_drafts = cfg.draft and (model.config.causal or not some_causal)
+            drafts = ["", cfg.draft] if with_drafts else [""]
+        for draft in drafts:
             names.append(f"{path} --draft={draft}" if draft and cfg.html else path)
-            own_cfg = settled(cfg, checkpoint, draft=draft)
+            own_cfg = speculative.settled(cfg, checkpoint, draft=draft)
             drawn.append(texts_of(model, checkpoint["meta"], template, autocast, note, own_cfg))
     print_samples(names, drawn)
     if cfg.html:

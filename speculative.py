@@ -73,14 +73,14 @@ class LayerCache:
         end = max(self.cache.lengths) + T
         if self.cache.even:
             self.kv[0, :, :, end - T : end], self.kv[1, :, :, end - T : end] = k, v
-            return *self.kv[:, :, :, :end], None
+            return *self.kv[:, :, :, :end].to(k.dtype), None
         where = self.cache.positions(T)  # (B, T)
         rows = torch.arange(len(where), device=where.device)[:, None]
         # two index tensors with a slice between them: (B, T, H, D)
         self.kv[0, rows, :, where] = k.transpose(1, 2).to(self.kv.dtype)
         self.kv[1, rows, :, where] = v.transpose(1, 2).to(self.kv.dtype)
         mask = torch.arange(end, device=where.device) <= where[:, None, :, None]
-        return *self.kv[:, :, :, :end], mask
+        return *self.kv[:, :, :, :end].to(k.dtype), mask
 
     def before(self, n):
         """-> (2, B, n, C): what a cache of one head remembers of the last n tokens, zeros where there are none."""
@@ -93,36 +93,31 @@ class LayerCache:
 
 def new_cache(model, batch_size, length=0):
     """-> an empty KVCache, or the model's own kind of it. Raises UserError if a text of that length will not fit."""
-    if length > model.config.block_size:
-        raise UserError(
-            f"{length} tokens are more than the context of {model.config.block_size}, past which nothing is drafted. "
-            "Use a smaller --length."
-        )
+    size = model.config.block_size
+    if length > size:
+        raise UserError(f"{length} tokens are more than the context of {size}. Use a smaller --length.")
     if hasattr(model, "new_cache"):
         return model.new_cache(batch_size)
     return KVCache(model.config, batch_size, model.wte.weight.device, model.wte.weight.dtype)
 
 
 @torch.no_grad()
-def generate(
-    model, idx, n_new, temperature=1.0, top_k=0, top_p=1.0, generator=None, eos=None, watch=None, use_cache=True
-):
+def generate(model, idx, n_new, temperature=1.0, top_k=0, top_p=1.0, generator=None, eos=None, watch=None):
     """(B, T) int64 -> (B, T + n_new): autoregressive sampling, T >= 1. After an eos a row is filled with eos.
 
-    Past block_size the window drops its older half at once, so the cache is refilled once in block_size / 2 tokens;
-    use_cache=False computes the same windows without one (DIFFERS from nanoGPT, which slides by one token).
+    Past block_size the window drops its older half at once, so the cache is refilled once in block_size / 2 tokens
+    (DIFFERS from nanoGPT, which slides by one token).
     watch(x) is called with the tokens so far, after every token.
     """
     size, (B, T) = model.config.block_size, idx.shape
     out = torch.cat([idx, idx.new_zeros(B, n_new)], 1)
-    cache = new_cache(model, B) if use_cache else None
+    cache = new_cache(model, B)
     ended, start = torch.zeros(B, dtype=torch.bool, device=idx.device), 0
     for end in range(T, T + n_new):
         if end - start > size:  # the window is full
             start = end - max(size // 2, 1)
-            if cache:
-                cache.lengths = [0] * B
-        new = out[:, start + cache.lengths[0] : end] if cache else out[:, start:end]
+            cache.lengths = [0] * B
+        new = out[:, start + cache.lengths[0] : end]
         h = model.hidden(new, cache)[:, -1]  # (B, C)
         out[:, end] = draw(model.head(h), generator, temperature, top_k, top_p)
         if watch:
@@ -210,14 +205,15 @@ def speculate(
     temperature, top_k and top_p. After an eos a row is filled with eos. Raises UserError past a model's context.
     watch(x, drafts) is called after every round, with the first row's tokens so far and the drafts that it judged.
     """
-    (B, T), end, settings = idx.shape, idx.size(1) + n_new, (temperature, top_k, top_p)
-    x = torch.cat([idx, idx.new_zeros(B, n_new)], 1)
+    B, T = idx.shape
+    end, settings = T + n_new, (temperature, top_k, top_p)
+    x = torch.cat([idx, idx.new_zeros(B, n_new)], 1)  # (B, end)
     skip = unseen(target, drafter)  # the drafter's text and n begin so many tokens later
     target_cache = new_cache(target, B, end)
     draft_cache = new_cache(drafter, B, end - skip) if isinstance(drafter, GPT) else None  # the others have no layers
-    caches = [(cache, first) for cache, first in ((target_cache, 0), (draft_cache, skip)) if cache]
-    # x, n (how many tokens each has) and the caches are of the rows that are not done; `rows` says which these are
-    out, n, rows = x.clone(), torch.full((B,), T, device=idx.device), torch.arange(B, device=idx.device)
+    # x, n and the caches are of the rows that are not done; `rows` says which of `out` these are
+    n = torch.full((B,), T, device=idx.device)  # how many tokens each row has
+    rows, out = torch.arange(B, device=idx.device), x.clone()
     counts = Counts(gamma, out)
     while len(rows) and n_new:
         began = time.perf_counter()
@@ -234,8 +230,9 @@ def speculate(
         n = n + n_accepted + 1
         if watch:
             watch(x[:1, : n[0]], drafts)
-        for cache, first in caches:  # the last token is new, and what was refused before it is gone
-            cache.forget_after(n - 1 - first)
+        target_cache.forget_after(n - 1)  # the last token is new, and what was refused before it is gone
+        if draft_cache:
+            draft_cache.forget_after(n - 1 - skip)
         done = n >= end
         if eos is not None:
             x, ended = fill_after_eos(x, T, n, eos)
@@ -243,8 +240,9 @@ def speculate(
         if done.any():
             out[rows[done]] = x[done]
             rows, x, n = rows[~done], x[~done], n[~done]
-            for cache, _ in caches:
-                cache.keep(~done)
+            target_cache.keep(~done)
+            if draft_cache:
+                draft_cache.keep(~done)
     return out, counts
 
 
@@ -273,16 +271,19 @@ class Counts:
     """
 
     def __init__(self, gamma, out):
-        self.row_calls, self.tested, self.accepted = 0, *torch.zeros(2, gamma, dtype=torch.int64)
+        self.row_calls = 0
+        self.tested, self.accepted = torch.zeros(2, gamma, dtype=torch.int64)
         self.drafted = torch.zeros_like(out, dtype=torch.bool)  # tokens that the drafter wrote
         # of all rounds but the first, which reads the prompt as well
         self.rounds, self.drafts, self.draft_s, self.target_s = 0, 0, 0.0, 0.0
 
     def add(self, rows, n, n_accepted, g, draft_s, target_s):
         """A round: rows (b) that stood at n (b) accepted so many (b) of g drafts, in so many seconds."""
-        if self.row_calls:
-            self.rounds, self.drafts = self.rounds + 1, self.drafts + g
-            self.draft_s, self.target_s = self.draft_s + draft_s, self.target_s + target_s
+        if self.row_calls:  # not the first round
+            self.rounds += 1
+            self.drafts += g
+            self.draft_s += draft_s
+            self.target_s += target_s
         self.row_calls += len(rows)
         place = torch.arange(self.drafted.size(1), device=n.device)
         self.drafted[rows] |= (place >= n[:, None]) & (place < (n + n_accepted)[:, None])
@@ -350,18 +351,21 @@ def choose_gamma(target, drafter, known, n_new, cfg, noise):
 
 def time_gammas(target, drafter, known, n_new, settings, noise):
     """-> {gamma: its costs}, from n_new tokens each, the faster of two trials; the first one warms up."""
-    trials = []
+
+    def seconds(n):
+        began = time.perf_counter()
+        generate(target, known, n, *settings, noise).cpu()
+        return time.perf_counter() - began
+
+    steps, trials, found = [], [], {}
     for _ in range(2):
-        times = [time.perf_counter()]
-        for n in (1, n_new):  # the first token reads `known` as well
-            generate(target, known, n, *settings, noise).cpu()
-            times.append(time.perf_counter())
-        step_s = max(times[2] - 2 * times[1] + times[0], 1e-9) / max(n_new - 1, 1)
-        counts = {g: speculate(target, drafter, known, n_new, g, *settings, noise)[1] for g in GAMMAS}
-        trials.append((step_s, counts))
-    step_s = min(step_s for step_s, _ in trials)
-    both = {g: [costs(counts[g], step_s) for _, counts in trials] for g in GAMMAS}
-    return {g: tuple(map(min, zip(*pair, strict=True))) for g, pair in both.items()}
+        first, all_of_them = seconds(1), seconds(n_new)  # the first token reads `known` as well
+        steps.append(max(all_of_them - first, 1e-9) / max(n_new - 1, 1))  # seconds of a plain step
+        trials.append({g: speculate(target, drafter, known, n_new, g, *settings, noise)[1] for g in GAMMAS})
+    for g in GAMMAS:
+        (c, call), (c_again, call_again) = (costs(counts[g], min(steps)) for counts in trials)
+        found[g] = min(c, c_again), min(call, call_again)
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -393,7 +397,8 @@ def settled(cfg, checkpoint, **changes):
     """-> cfg with the changes, and where sampler and steps are open ('', 0) those that a student was made for."""
     own = DEFAULTS | {"sampler": checkpoint["config"].get("sampler") or DEFAULTS["sampler"]}  # of an older student
     own |= checkpoint.get("made_for") or {}
-    return types.SimpleNamespace(**{**vars(cfg), **{k: v for k, v in own.items() if not getattr(cfg, k)}, **changes})
+    left_open = {key: value for key, value in own.items() if not getattr(cfg, key)}
+    return types.SimpleNamespace(**(vars(cfg) | left_open | changes))
 
 
 def draw_many(model, templates, cfg, steps):

@@ -62,20 +62,14 @@ def make_model(cfg, meta, device):
     saved = load_checkpoint(path)  # on the CPU: beside the weights, averages and optimizer it may not fit the GPU
     was = config_of(saved, path, attention=cfg.attention)
     if not data.same_vocabulary(saved["meta"], meta):
-        sizes = f"of {was.vocab_size} tokens and {cfg.dataset} one of {meta['vocab_size']}"
-        raise UserError(
-            f"{path} has another vocabulary, {sizes}: data/text/prepare.py --tokenizer={path} takes it over."
-        )
+        sizes = f"{was.vocab_size} tokens, not {meta['vocab_size']}"
+        raise UserError(f"{path} has another vocabulary ({sizes}): data/text/prepare.py --tokenizer={path} takes it.")
     if cfg.init_from == "resume" and saved["meta"].get("sha256") != meta.get("sha256"):
-        raise UserError(
-            f"{cfg.dataset} is another text than {path} was trained on. Delete it, or take another --out_dir."
-        )
+        raise UserError(f"{cfg.dataset} is another text than {path} was trained on. Take another --out_dir.")
+    if cfg.init_from == "resume" and was.causal != causal:
+        raise UserError(f"{path} was trained with another objective than {cfg.objective!r}; use --init_from={path}.")
     config = dataclasses.replace(was, dropout=cfg.dropout)  # the shape is the checkpoint's
     if cfg.init_from == "resume":
-        if was.causal != causal:
-            raise UserError(
-                f"{path} was trained with another objective than {cfg.objective!r}; use --init_from={path}."
-            )
         weights, resume = saved["model"], saved
     else:  # conversion: this run's context and direction
         config = dataclasses.replace(config, causal=causal, block_size=cfg.block_size)
@@ -92,7 +86,7 @@ def make_model(cfg, meta, device):
 def main(cfg):
     check(cfg, __file__)
     check_loop(cfg)
-    refuse_used_export(cfg.export)
+    refuse_used_export(cfg.export, cfg.arch)
     device, note = join_processes(cfg)
     corpus = data.load(cfg.dataset)
     if cfg.arch == "ngram":
@@ -100,8 +94,6 @@ def main(cfg):
     model, resume = make_model(cfg, corpus.meta, device)
     n_params = sum(p.numel() for p in model.parameters())
     print_once(f"{n_params / 1e6:.2f} M parameters on {note}")
-    if resume and resume["step"] >= cfg.max_iters:
-        return print_once(f"{cfg.out_dir} is already trained for {resume['step']} steps.")
     if rank_and_world()[0] == 0:
         claim(cfg.out_dir)
         save_config(cfg, cfg.out_dir, n_params=n_params, device_used=note)

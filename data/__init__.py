@@ -6,6 +6,7 @@ import collections
 import contextlib
 import difflib
 import functools
+import glob
 import json
 import os
 import re
@@ -36,9 +37,10 @@ def load(dataset):
         bins = {s: np.memmap(os.path.join(folder, f"{s}.bin"), dtype=dtype, mode="r") for s in ("train", "val")}
     except ValueError as error:  # an empty file, or half a token
         raise UserError(f"A .bin file of {folder} is damaged ({error}). {how_to_make(folder)}") from None
-    for tokens in bins.values() if "train_pairs" in meta else ():
-        ends = np.flatnonzero(tokens == meta["eot"])[:-1] + 1
-        tokens.starts = np.arange(0, len(tokens), meta["row"]) if "row" in meta else np.append(0, ends)
+    if "train_pairs" in meta:
+        for tokens in bins.values():
+            ends = np.flatnonzero(tokens == meta["eot"])[:-1] + 1
+            tokens.starts = np.arange(0, len(tokens), meta["row"]) if "row" in meta else np.append(0, ends)
     return types.SimpleNamespace(meta=meta, **bins)
 
 
@@ -50,8 +52,7 @@ def load_meta(dataset, *others):
     for name in ("meta.json", *others):
         if not os.path.exists(os.path.join(folder, name)):
             raise UserError(f"{os.path.join(folder, name)} is missing. {how_to_make(folder)}")
-    with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
-        return folder, json.load(f)
+    return folder, read_json(os.path.join(folder, "meta.json"))
 
 
 def how_to_make(folder):
@@ -111,10 +112,9 @@ def encoder(meta):
         return (lambda text: bpe.encode(text, allowed_special={"<|endoftext|>"})), bpe.decode
     if meta["tokenizer"].startswith("hf:"):
         tokenizer = hf_tokenizer(meta["tokenizer"][3:])
+        encode, n = functools.partial(tokenizer.encode, add_special_tokens=False), len(tokenizer)
         # an id past the last token is a row of the head that only pads it
-        return functools.partial(tokenizer.encode, add_special_tokens=False), lambda ids: tokenizer.decode(
-            [i for i in ids if i < len(tokenizer)], skip_special_tokens=True
-        )
+        return encode, lambda ids: tokenizer.decode([i for i in ids if i < n], skip_special_tokens=True)
     if meta["tokenizer"] in ("json", "ids"):  # of a published model
         return {"json": json_encoder, "ids": ids_encoder}[meta["tokenizer"]](meta)
     itos = meta["itos"]  # characters, and perhaps longer pieces
@@ -143,9 +143,8 @@ def piece_encoder(itos):
     def encode(text):
         unknown = sorted(set(text) - stoi.keys())
         if unknown:
-            raise UserError(
-                f"The vocabulary has no {unknown[0]!r}. It has: {''.join(c for c in itos if len(c) == 1)!r}"
-            )
+            known = "".join(c for c in itos if len(c) == 1)
+            raise UserError(f"The vocabulary has no {unknown[0]!r}. It has: {known!r}")
         segments = SEGMENT.findall(text) if apart else [text]
         return [i for part in segments for i in (remembered(part) if len(part) < 32 else spelled(part))]
 
@@ -176,7 +175,12 @@ def encode_prompt(meta, text):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# lines of JSON: what eval.py takes beside a dataset
+# JSON: what eval.py takes beside a dataset
+
+
+def read_json(path):
+    with open(path, encoding="utf-8") as f:
+        return json.load(f)
 
 
 def read_jsonl(path):
@@ -193,9 +197,8 @@ def load_passages(folder):
         lines = read_jsonl(os.path.join(folder, "passages.jsonl"))
         return [(encode(line["context"]), encode(line["word"])) for line in lines], meta
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder}/passages.jsonl is damaged ({str(error)[:80]}). Run data/lambada/prepare.py."
-        ) from None
+        why = str(error)[:80]
+        raise UserError(f"{folder}/passages.jsonl is damaged ({why}). Run data/lambada/prepare.py.") from None
 
 
 def load_prompts(path, meta, limit):
@@ -207,9 +210,8 @@ def load_prompts(path, meta, limit):
         if len(rows) < 7:
             raise ValueError(f"only {len(rows)} of one length, {P} tokens; the intervals need 7")
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{path} holds no prompts ({str(error)[:80]}). Make them with: python data/cnn_dailymail/prepare.py"
-        ) from None
+        why = str(error)[:80]
+        raise UserError(f"{path} holds no prompts ({why}). data/cnn_dailymail/prepare.py makes them.") from None
     return torch.tensor([ids for ids, _ in rows]), [reference for _, reference in rows]
 
 
@@ -222,7 +224,7 @@ def load_samples(path):
             raise ValueError(f"no {min(missing)}")
         if x.dim() != 2 or not 0 <= x.min() <= x.max() < about["meta"]["vocab_size"]:
             raise ValueError("tokens that are no samples of one length and vocabulary")
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"{path} holds no samples ({str(error)[:80]}). Write them with sample.py --save.") from None
     return x, about
 
@@ -255,6 +257,11 @@ def replacing(path, mode="wb"):
         raise
 
 
+def matching(pattern, folder=""):
+    """-> the paths in a folder that match, round_10 after round_9."""
+    return sorted(glob.glob(pattern, root_dir=folder or None), key=lambda path: (len(path), path))
+
+
 def atomic_write(path, content):
     """bytes or array -> path, whole or not at all."""
     with replacing(path) as f:
@@ -272,6 +279,10 @@ def write(folder, train, val, meta):
     write_meta(folder, {**meta, "train_tokens": len(train), "val_tokens": len(val)})
 
 
+def write_json(path, what):
+    atomic_write(path, json.dumps(what, indent=1).encode())
+
+
 def write_jsonl(path, rows):
     """Objects -> path, one a line."""
     atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -285,11 +296,9 @@ def remove_meta(folder):
 
 def write_meta(folder, meta):
     """meta.json comes last: it vouches for the two .bin files."""
-    atomic_write(os.path.join(folder, "meta.json"), json.dumps(meta, indent=1).encode())
-    print(
-        f"{folder}: {meta['train_tokens']:,} training and {meta['val_tokens']:,} validation tokens, "
-        f"vocabulary of {meta['vocab_size']}"
-    )
+    write_json(os.path.join(folder, "meta.json"), meta)
+    sizes = f"{meta['train_tokens']:,} training and {meta['val_tokens']:,} validation tokens"
+    print(f"{folder}: {sizes}, vocabulary of {meta['vocab_size']}")
 
 
 def read_text(text):
@@ -307,6 +316,4 @@ def as_text(content, where):
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where} is not UTF-8 text ({error.reason} at byte {error.start}). Convert it first."
-        ) from None
+        raise UserError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}). Convert it first.") from None

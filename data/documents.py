@@ -40,14 +40,11 @@ def documents(hub, input, columns, sample_by="line"):
         why = " ".join(str(error.__cause__ or error).split())[:120] or type(error).__name__
         if input:
             raise UserError(f"Could not read {files[0]} ({why}).") from None
-        raise UserError(
-            f"Could not download {hub['path']} ({why}). Try again, it continues; or pass --input='folder/*.parquet'."
-        ) from None
+        raise UserError(f"Could not download {hub['path']} ({why}). Try again, or pass --input=FILES.") from None
     missing = [c for c in columns if c not in found.column_names]
     if missing:
-        raise UserError(
-            f"{input or hub['path']} has the columns {', '.join(found.column_names)}, but no column {missing[0]}."
-        )
+        has = ", ".join(found.column_names)
+        raise UserError(f"{input or hub['path']} has the columns {has}, but no column {missing[0]}.")
     return found
 
 

@@ -19,10 +19,8 @@ def gpt2():
     try:
         return tiktoken.get_encoding("gpt2")
     except OSError as error:
-        raise UserError(
-            f"Could not download the GPT-2 vocabulary ({str(error)[:80]}...). Run once with a network, or set "
-            "TIKTOKEN_CACHE_DIR to a folder that holds it."
-        ) from None
+        mend = "Run once with a network, or set TIKTOKEN_CACHE_DIR to a folder that holds it"
+        raise UserError(f"Could not download the GPT-2 vocabulary ({str(error)[:80]}...). {mend}.") from None
 
 
 def the_package():
@@ -30,9 +28,7 @@ def the_package():
     try:
         import transformers
     except ImportError:
-        raise UserError(
-            "hf: needs a package that is missing. Install it with: pip install 'transformers>=5.24,<6'"
-        ) from None
+        raise UserError("hf: needs a package that is missing: pip install 'transformers>=5.24,<6'") from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers
@@ -103,9 +99,7 @@ def json_tokenizer(text):
 
         return tokenizers.Tokenizer.from_str(text)
     except ImportError:
-        raise UserError(
-            "Its vocabulary is a tokenizer.json, for which a package is missing: pip install tokenizers"
-        ) from None
+        raise UserError("A tokenizer.json needs a package that is missing: pip install tokenizers") from None
     except Exception as error:  # the package raises this very class
         raise UserError(f"Its tokenizer.json cannot be read ({first_line(error)}).") from None
 
@@ -116,9 +110,7 @@ def ids_encoder(meta):
     def encode(text):
         odd = [word for word in text.split() if not (word.isdecimal() and int(word) < meta["vocab_size"])]
         if odd:
-            raise UserError(
-                f"{odd[0]!r} is no token id from 0 to {meta['vocab_size'] - 1}: this vocabulary has only these."
-            )
+            raise UserError(f"{odd[0]!r} is no token id from 0 to {meta['vocab_size'] - 1}, all that there are here.")
         return [int(word) for word in text.split()]
 
     return encode, lambda ids: "".join(f"{i} " for i in ids)

@@ -8,7 +8,7 @@ import os
 import torch
 
 from configurator import UserError, first_line
-from data import replacing
+from data import matching, replacing
 from plumbing import huggingface
 from plumbing.published import hub_address, load_published
 
@@ -45,9 +45,8 @@ def load_checkpoint(path):
     except (PermissionError, MemoryError) as error:
         raise UserError(f"Cannot read {path} ({error}).") from None
     except Exception as error:  # torch raises five different kinds for a damaged file
-        raise UserError(
-            f"{path} is damaged or not a checkpoint ({type(error).__name__}). Copy it again, or train it again."
-        ) from None
+        why = type(error).__name__
+        raise UserError(f"{path} is damaged or not a checkpoint ({why}). Copy or train it again.") from None
     if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
         raise UserError(f"{path} is not a nanoSDTT checkpoint: it holds no model_config.")
     return checkpoint
@@ -79,11 +78,8 @@ def load_weights(model, weights):
     own = model.state_dict()
     odd = sorted(own.keys() ^ weights.keys()) or [k for k in own if own[k].shape != weights[k].shape]
     if odd:
-        shapes = [tuple(d[odd[0]].shape) if odd[0] in d else "nothing" for d in (weights, own)]
-        raise UserError(
-            f"The weights do not fit this model: {odd[0]} is {shapes[0]} there, {shapes[1]} here "
-            f"({len(odd)} differences). They belong to another model."
-        )
+        there, here = (tuple(d[odd[0]].shape) if odd[0] in d else "nothing" for d in (weights, own))
+        raise UserError(f"The weights are another model's: {odd[0]} is {there} there, {here} here ({len(odd)} differ).")
     model.load_state_dict(weights)
 
 
@@ -91,29 +87,22 @@ def how_to_train(folder):
     """What a folder without the checkpoint asked for has, the command that makes it, or what else there is."""
     if os.path.normpath(folder).startswith(os.path.join("out", "debug")):
         return "Make it with: python train.py config/debug.py, or distill.py, as that file says."
-    if inside := checkpoints_in(folder):
+    if inside := matching("*.pt", folder):
         return f"{folder or '.'} holds {', '.join(inside)}."
     for config in sorted(glob.glob(os.path.join(os.path.dirname(__file__), "..", "config", "*.py"))):
         with open(config, encoding="utf-8") as f:
             if folder and f'out_dir = "{folder}"\n' in f.read():
                 script = "train.py" if os.path.basename(config).startswith("train") else "distill.py"
                 return f"Make it with: python {script} config/{os.path.basename(config)}"
-    return (
-        "Train one, for example with: make demo; or give a published name, such as gpt2, gpt2-xl, mdlm-owt, "
-        "sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:large, hub:OWNER/NAME, or any other model as hf:OWNER/NAME."
-    )
-
-
-def checkpoints_in(folder):
-    """-> the names of its .pt files, round_10 after round_9."""
-    return sorted(glob.glob("*.pt", root_dir=folder or "."), key=lambda f: (len(f), f))
+    names = "gpt2, gpt2-xl, mdlm-owt, sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:large, hub:OWNER/NAME, hf:OWNER/NAME"
+    return f"Train one, for example with: make demo; or give a published name, such as {names}."
 
 
 def paths_of(ckpt):
     """'a.pt,out/round_*.pt' -> the paths in that order, round_10 after round_9."""
     paths = []
     for pattern in map(str.strip, ckpt.split(",")):
-        found = sorted(glob.glob(pattern), key=lambda p: (len(p), p)) if "*" in pattern else [pattern]
+        found = matching(pattern) if "*" in pattern else [pattern]
         if not found:
             raise UserError(f"No file matches {pattern}. {how_to_train(os.path.dirname(pattern))}")
         paths += found

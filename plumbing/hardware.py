@@ -19,11 +19,10 @@ LAPTOP = "2 cores, AVX2, 0.11 TFLOP/s"  # what the README's times for laptops we
 
 def pick_device(device="", dtype=""):
     """'' or a torch device, '' or 'float32' | 'bfloat16' -> device, autocast context, what was chosen and why (str)."""
+    why = "as asked"
     if not device:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         why = {"cuda": "a GPU is here", "mps": "an Apple GPU is here", "cpu": "no GPU is here"}[device]
-    else:
-        why = "as asked"
     kind = device.split(":")[0]
     choose("device", kind, ("cuda", "mps", "cpu"))
     n_devices = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}[kind]
@@ -75,10 +74,8 @@ def compile_trunk(model, device):
 @functools.lru_cache  # once in a run
 def say_how_slow(device):
     factor = product_rate(device, torch.float32) / product_rate(device, torch.bfloat16)
-    print_once(
-        f"{device} does not multiply bfloat16 fast: a product takes {factor:.1f} times as long as in float32 here. "
-        "Leave --dtype out."
-    )
+    slow = f"a product takes {factor:.1f} times as long as in float32 here"
+    print_once(f"{device} does not multiply bfloat16 fast: {slow}. Leave --dtype out.")
 
 
 def say_forecast(n, total, seconds, laptop_minutes, device):
@@ -90,10 +87,8 @@ def say_forecast(n, total, seconds, laptop_minutes, device):
     if times > 3:
         what = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
         rate = product_rate(device, torch.float32, 1024)
-        tqdm.write(
-            f"That is {times:.0f} times the README's time for a laptop ({LAPTOP}). This machine: "
-            f"{torch.get_num_threads()} cores, {what}, now {rate:.2g} TFLOP/s in float32."
-        )
+        here = f"{torch.get_num_threads()} cores, {what}, now {rate:.2g} TFLOP/s in float32"
+        tqdm.write(f"That is {times:.0f} times the README's time for a laptop ({LAPTOP}). This machine: {here}.")
 
 
 def keep_freed_memory():

@@ -102,8 +102,8 @@ class HuggingFaceModel(nn.Module):
         name, _ = name_and_context(self.config.arch)
         self.seq2seq = hf_config(name).is_encoder_decoder
         kind = "AutoModelForSeq2SeqLM" if self.seq2seq else "AutoModelForCausalLM"
-        written = {"manual": "eager", "flash_attn": "flash_attention_2"}.get(attention)  # else as transformers chooses
-        how = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": written}
+        kernel = {"manual": "eager", "flash_attn": "flash_attention_2"}.get(attention)  # else as transformers chooses
+        how = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": kernel}
         self.inner = from_hub(kind, name, **how).eval()
         self.lm_head = self.inner.get_output_embeddings()
         self.refuse_unless_it_is_what_it_seems()
@@ -175,9 +175,7 @@ class HuggingFaceModel(nn.Module):
         if kinds != {"DynamicLayer"}:
             raise UserError(f"{name} remembers by {', '.join(sorted(kinds))}, which cannot take drafts back.")
         if hasattr(self.inner, "final_logits_bias"):
-            raise UserError(
-                f"{name} adds a bias to its logits outside the head, as BART and its kin do: not known here."
-            )
+            raise UserError(f"{name} adds a bias to its logits outside the head, as BART does: not known here.")
         logits = self.states(x)[:, self.source :]
         self.take_head_out()
         h, cache = self.hidden(x), self.new_cache(1)

@@ -7,7 +7,7 @@ import os
 import time
 
 from configurator import UserError
-from data import replacing
+from data import read_json, replacing
 
 
 def recorder(events):
@@ -61,8 +61,7 @@ def frontier_of(path):
     if not path:
         return []
     try:
-        with open(path, encoding="utf-8") as f:
-            points = json.load(f)["frontier"]
+        points = read_json(path)["frontier"]
         return [{k: p.get(k) for k in ("model", "steps", "temperature", "genppl", "entropy")} for p in points]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} holds no frontier ({error}). Make it with: eval.py --what=frontier") from None

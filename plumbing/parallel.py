@@ -96,9 +96,9 @@ def parallel(model, loss, device, world, fsdp):
     return functools.partial(loss, model)
 
 
-def gradients_stay_here(loss_of, cfg, world):
-    """-> a context: the gradients of this backward are not yet averaged over the processes; a later one's are."""
-    return loss_of.no_sync() if world > 1 and not cfg.fsdp else contextlib.nullcontext()
+def gradients_stay_here(loss_of, cfg, world, more):
+    """-> a context: if more follow, the gradients of a backward are not yet averaged over the processes."""
+    return loss_of.no_sync() if more and world > 1 and not cfg.fsdp else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ Published models: GPT-2, MDLM, SDTT, and folders of our own. Data only: nothing 
 
 import dataclasses
 import functools
-import glob
 import json
 import os
 import re
@@ -45,24 +44,19 @@ def folder_of(name):
     try:
         return huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=files)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise UserError(
-            f"Could not download {repository}, revision {revision} ({first_line(error)}). Put its "
-            "model.safetensors and config.json into a folder and give that instead."
-        ) from None
+        mend = "Put its model.safetensors and config.json into a folder and give that instead."
+        raise UserError(f"Could not download {repository}, revision {revision} ({first_line(error)}). {mend}") from None
 
 
 def read_folder(folder):
     """-> the dict of its config.json, {key: tensor} of its model.safetensors. Raises UserError if one is damaged."""
     try:
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
-            config = json.load(f)
+        config = data.read_json(os.path.join(folder, "config.json"))
         return config, safetensors.torch.load_file(os.path.join(folder, "model.safetensors"))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        inside = sorted(glob.glob("*.pt", root_dir=folder), key=lambda f: (len(f), f))
+        inside, why = data.matching("*.pt", folder), str(error)[:100]
         hint = f" Did you mean its {inside[-1]}?" if inside else ""
-        raise UserError(
-            f"{folder} holds no model.safetensors and config.json that can be read ({str(error)[:100]}).{hint}"
-        ) from None
+        raise UserError(f"{folder} holds no model.safetensors and config.json to be read ({why}).{hint}") from None
 
 
 def load_published(name):
@@ -128,8 +122,10 @@ def vocabulary_of(folder, V, config, causal):
     return {"tokenizer": "json", "vocab_size": V, "json": text, **eot}
 
 
-def refuse_used_export(folder):
-    """'' is no folder. Raises UserError if it has a model."""
+def refuse_used_export(folder, arch="gpt"):
+    """'' is no folder. Raises UserError if it has a model, or if the model to be trained is no network."""
+    if folder and arch == "ngram":
+        raise UserError("An ngram is a readable file already, out_dir/ngram.txt: --export is for networks.")
     if folder and any(os.path.exists(os.path.join(folder, name)) for name in ("model.safetensors", "config.json")):
         raise UserError(f"{folder} holds a model or a config.json already. Export to another folder.")
 
@@ -149,7 +145,7 @@ def save_published(folder, model, checkpoint):
         data.atomic_write(os.path.join(folder, "tokenizer.json"), meta.pop("json").encode())
     config = {"model_type": "nanosdtt", "model_config": dataclasses.asdict(model.config)}
     config |= {"meta": meta, "dataset": checkpoint["config"]["dataset"], "made_for": checkpoint.get("made_for")}
-    data.atomic_write(about, json.dumps(config, indent=1).encode())
+    data.write_json(about, config)
     if not os.path.exists(os.path.join(folder, "README.md")):
         data.atomic_write(os.path.join(folder, "README.md"), card(folder, model, checkpoint).encode())
     data.atomic_write(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}))

@@ -18,9 +18,7 @@ def refuse_odd_distillation(cfg):
         raise UserError(f"drafter is {cfg.drafter!r}; choose one of {', '.join(kinds)}, or a checkpoint.")
     if cfg.method == "soft" and cfg.drafter == "ngram":
         raise UserError("An ngram counts texts: it learns with --method=kd, not from soft labels.")
-    if cfg.export and cfg.drafter == "ngram":
-        raise UserError("An ngram is a readable file already, out_dir/ngram.txt: --export is for networks.")
-    refuse_used_export(cfg.export)
+    refuse_used_export(cfg.export, cfg.drafter)
     if cfg.vocab_parallel and ("WORLD_SIZE" not in os.environ or cfg.dropout):
         raise UserError("vocab_parallel needs processes, torchrun --nproc_per_node=2 ..., and --dropout=0.")
     if cfg.fsdp and (cfg.vocab_parallel or cfg.kd_data == "student"):
@@ -31,15 +29,16 @@ def refuse_odd_distillation(cfg):
         raise UserError(f"soft_data is {cfg.soft_data!r}, but there is no such file or folder.")
     if cfg.method == "soft" and cfg.soft_data and not cfg.dataset:
         raise UserError("--soft_data needs --dataset: its vocabulary, and its text to validate on.")
-    if cfg.method == "dimo" and (cfg.gradient_accumulation_steps > 1 or cfg.dropout):
-        raise UserError("dimo's networks take turns, a step each: --gradient_accumulation_steps=1 --dropout=0.")
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 or cfg.gradient_accumulation_steps > 1
+    if cfg.method == "dimo" and (several or cfg.dropout):
+        raise UserError("dimo's networks take turns: one process, --gradient_accumulation_steps=1 --dropout=0.")
     if not cfg.kd_weight and not cfg.ce_weight:
         raise UserError("kd_weight and ce_weight are both 0: there is nothing to learn.")
 
 
 def refuse_other_kind(cfg, teacher, causal):
     if teacher.config.causal != causal:
-        kind = ("a masked diffusion model", "autoregressive")[not causal]
+        kind = "autoregressive" if teacher.config.causal else "a masked diffusion model"
         raise UserError(f"The teacher {cfg.teacher} is {kind}; method {cfg.method!r} needs the other kind.")
 
 

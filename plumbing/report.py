@@ -3,10 +3,9 @@ Tables and plots of what eval.py measured.
 """
 
 import itertools
-import json
 import os
 
-from data import atomic_write
+from data import atomic_write, write_json
 
 
 def short(drafter):
@@ -16,9 +15,11 @@ def short(drafter):
 
 def table(names, rows):
     """Column names, rows of values -> lines: the first column to the left, numbers to the right, None as nothing."""
-    rows = [
-        ["" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in [names, *rows]
-    ]
+
+    def cell(v):
+        return "" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v)
+
+    rows = [[cell(v) for v in row] for row in [names, *rows]]
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join([f"{r[0]:{wide[0]}}", *map(str.rjust, r[1:], wide[1:])]).rstrip() for r in rows]
 
@@ -46,18 +47,14 @@ def tables(report):
     lines = []
     for path, r in report["likelihood"].items():
         bound = "<=" if r["kind"] == "upper bound" else " ="
-        lines.append(
-            f"{path}: validation {bound} {r['nats']:.4f}"
-            + (" nats per token, " if r["error"] is None else f" +- {r['error']:.4f} nats per token, ")
-            + f"perplexity {r['ppl']:.2f}, {r['bits_per_char']:.3f} bits per character"
-            + (f"; the true entropy is {r['truth']:.4f}" if "truth" in r else "")
-        )
+        error = "" if r["error"] is None else f" +- {r['error']:.4f}"
+        truth = f"; the true entropy is {r['truth']:.4f}" if "truth" in r else ""
+        lines.append(f"{path}: validation {bound} {r['nats']:.4f}{error} nats per token, perplexity {r['ppl']:.2f}")
+        lines[-1] += f", {r['bits_per_char']:.3f} bits per character{truth}"
     for path, r in report["lambada"].items():
         mc = f" (Monte Carlo {r['ppl_monte_carlo']:.2f})" if "ppl_monte_carlo" in r else ""
-        lines.append(
-            f"{path}: LAMBADA accuracy {r['accuracy']:.1%} of {r['passages']} words, perplexity {r['ppl']:.2f}{mc} per "
-            f"word, of {r['words_in_ppl']} words"
-        )
+        found = f"accuracy {r['accuracy']:.1%} of {r['passages']} words"
+        lines.append(f"{path}: LAMBADA {found}, perplexity {r['ppl']:.2f}{mc} per word, of {r['words_in_ppl']} words")
     if rows := report["rows"]:
         columns = ("genppl", "bits_per_char", "true_ppl", "entropy", "self_bleu", "mauve", "s_per_sample")
         keys = ["model", "steps", "texts", *(k for k in columns if any(k in r for r in rows))]
@@ -87,16 +84,14 @@ def pyplot():
     import matplotlib
 
     matplotlib.use("Agg")
-    import matplotlib.pyplot
+    import matplotlib.pyplot as plt
 
-    plt = matplotlib.pyplot
     plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 8})
     return plt
 
 
-def plot(report):
+def plot(report, plt):
     """Quality and entropy against sampling steps, a line a model, with real text as the line to reach."""
-    plt = pyplot()
     quality = "genppl" if "genppl" in report["rows"][0] else "true_ppl"
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     for ax, key in zip(axes, (quality, "entropy"), strict=True):
@@ -108,20 +103,18 @@ def plot(report):
         for r, style in zip(flat, itertools.cycle(("--", ":", "-.")), strict=False):
             ax.axhline(r[key], linestyle=style, color="gray" if r["steps"] else "black", label=r["model"])
         ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}")
         ax.set_xlabel("sampling steps")
     axes[0].set_yscale("log")
     axes[0].yaxis.set_minor_formatter("{x:g}")
-    for ax in axes:
-        ax.xaxis.set_major_formatter("{x:g}")
     axes[0].set_ylabel(QUALITY[quality])
     axes[1].set_ylabel("entropy of a sample (nats)")
     axes[0].legend()
     return fig
 
 
-def plot_latency(report):
+def plot_latency(report, plt):
     """Quality against seconds per sample, a panel a batch size: a line a diffusion model, a star a GPT."""
-    plt = pyplot()
     quality = "genppl" if "genppl" in report["rows"][0] else "true_ppl"
     batches = list(dict.fromkeys(r["batch"] for r in report["latency"]))
     fig, axes = plt.subplots(1, len(batches), figsize=(5.5 * len(batches), 4.2), squeeze=False, sharey=True)
@@ -141,9 +134,8 @@ def plot_latency(report):
     return fig
 
 
-def plot_drafters(report):
+def plot_drafters(report, plt):
     """A bar a drafter: its acceptance rate, and the measured speed."""
-    plt = pyplot()
     rows = report["drafters"]
     names = [short(r["drafter"]) for r in rows]
     fig, axes = plt.subplots(1, 2, figsize=(11, 0.5 * len(rows) + 1.4), sharey=True)
@@ -157,9 +149,8 @@ def plot_drafters(report):
     return fig
 
 
-def plot_frontier(report):
+def plot_frontier(report, plt):
     """Generative perplexity against entropy, a line over temperatures: a colour a number of steps, a marker a model."""
-    plt = pyplot()
     fig, ax = plt.subplots(figsize=(10, 5))
     *rows, real = report["frontier"]
     markers = dict(zip(dict.fromkeys(r["model"] for r in rows), itertools.cycle("os^Dv"), strict=False))
@@ -178,9 +169,8 @@ def plot_frontier(report):
     return fig
 
 
-def plot_losses(report):
+def plot_losses(report, plt):
     """Loss in training and in validation against steps, a pair of lines a run."""
-    plt = pyplot()
     fig, ax = plt.subplots(figsize=(7, 4.2))
     for i, (run, records) in enumerate(report["losses"].items()):
         for key, style in (("loss", "-"), ("val_loss", "o--")):
@@ -193,14 +183,15 @@ def plot_losses(report):
 
 def write_report(report, folder):
     """-> the names of what it wrote: eval.json, the plots, and at last (make demo looks for it) eval.txt."""
-    atomic_write(os.path.join(folder, "eval.json"), json.dumps(report, indent=1).encode())
+    write_json(os.path.join(folder, "eval.json"), report)
     judged = bool(report["rows"]) and any(key in report["rows"][0] for key in QUALITY)
     plots = {"eval.png": (plot, judged), "latency.png": (plot_latency, judged and report["latency"])}
     plots |= {"frontier.png": (plot_frontier, report["frontier"]), "loss.png": (plot_losses, report["losses"])}
     plots |= {"drafters.png": (plot_drafters, report["drafters"])}
+    plt = pyplot() if any(wanted for _, wanted in plots.values()) else None
     for name, (draw, wanted) in plots.items():
         if wanted:
-            fig = draw(report)
+            fig = draw(report, plt)
             fig.tight_layout()
             fig.savefig(os.path.join(folder, name), dpi=130)
         elif os.path.exists(os.path.join(folder, name)):  # of an earlier run

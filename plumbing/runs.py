@@ -2,7 +2,6 @@
 The folder of a run: who may write there, what it holds, its log.
 """
 
-import glob
 import hashlib
 import json
 import os
@@ -10,7 +9,7 @@ import os
 import filelock
 
 from configurator import UserError
-from data import atomic_write, write_jsonl
+from data import matching, read_json, write_json, write_jsonl
 from plumbing.checkpoints import load_checkpoint
 
 
@@ -46,8 +45,7 @@ def read_log(folder):
 
 def files_of_run(out_dir, names=("ckpt.pt", "round_*.pt", "ngram.txt")):
     """-> the paths of what a run of any kind, or of the one that writes such names, has left in out_dir, in order."""
-    found = [path for name in names for path in glob.glob(os.path.join(glob.escape(out_dir), name))]
-    return sorted(found, key=lambda path: (len(path), path))
+    return [os.path.join(out_dir, path) for name in names for path in matching(name, out_dir)]
 
 
 def to_resume(out_dir, name):
@@ -66,10 +64,8 @@ def saved_of(cfg):
 def refuse_used(out_dir):
     """A new run never writes into the folder of another."""
     if files_of_run(out_dir):
-        raise UserError(
-            f"{out_dir} already holds a run. Take another --out_dir, delete it, or (unless it is an n-gram, which is "
-            "counted at once) continue it with --init_from=resume."
-        )
+        mend = "Take another --out_dir, delete it, or (but for an n-gram) continue it with --init_from=resume"
+        raise UserError(f"{out_dir} already holds a run. {mend}.")
 
 
 LOCKS = {}  # folder -> its lock, which dies with its process
@@ -110,10 +106,8 @@ def refuse_other_knobs(cfg, path):
     was = load_checkpoint(path)["config"]
     for key in sorted((vars(cfg).keys() & was.keys()) - free):
         if getattr(cfg, key) != was[key]:
-            raise UserError(
-                f"{path} was distilled with {key} {was[key]}, not {getattr(cfg, key)!r}. "
-                "Resume it with the same, or choose another --out_dir."
-            )
+            mend = "Resume it with the same, or choose another --out_dir."
+            raise UserError(f"{path} was distilled with {key} {was[key]}, not {getattr(cfg, key)!r}. {mend}")
 
 
 def refuse_other_origin(path, cfg, T):
@@ -128,12 +122,9 @@ def refuse_other_origin(path, cfg, T):
                 digest.update(part)
         made["soft_data holds"] = digest.hexdigest()[:16]
     if not os.path.exists(path):
-        return atomic_write(path, json.dumps(made, indent=1).encode())
-    with open(path, encoding="utf-8") as f:
-        was = json.load(f)
+        return write_json(path, made)
+    was, folder = read_json(path), os.path.dirname(path)
     for name, value in made.items():
         if was.get(name, value) != value:
-            raise UserError(
-                f"{os.path.dirname(path)} was begun with {name} {was.get(name)!r}, not {value!r}. Delete it, or take "
-                "another --out_dir."
-            )
+            mend = "Delete it, or take another --out_dir."
+            raise UserError(f"{folder} was begun with {name} {was.get(name)!r}, not {value!r}. {mend}")

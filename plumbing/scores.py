@@ -18,6 +18,7 @@ def self_bleu(rows, longest=4):
     """
     log_precision = [0.0] * len(rows)
     for n in range(1, longest + 1):
+        # the n-grams of a row: n copies of it side by side, each begun one token later
         counts = [collections.Counter(zip(*(row[i:] for i in range(n)), strict=False)) for row in rows]
         best = {}  # n-gram -> its highest count in a row, how many rows have that, the next count
         for c in counts:
@@ -42,10 +43,11 @@ def self_bleu(rows, longest=4):
 def judge_features(judge, x, batch_size):
     """(n, L) int64 -> (n, C) on the CPU: the judge's last hidden state, as MAUVE takes it from GPT-2."""
     x = x[:, -judge.config.block_size :]
-    rows = range(0, len(x), batch_size)
-    parts = share_out(
-        lambda i: judge.hidden(x[i : i + batch_size].to(judge.wte.weight.device))[:, -1].cpu(), rows, "mauve"
-    )
+
+    def states_of(i):
+        return judge.hidden(x[i : i + batch_size].to(judge.wte.weight.device))[:, -1].cpu()
+
+    parts = share_out(states_of, range(0, len(x), batch_size), "mauve")
     return torch.cat(parts).float().numpy()
 
 

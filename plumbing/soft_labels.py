@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from configurator import UserError
-from data import atomic_write, blocks, encoder
+from data import blocks, encoder, read_json, write_json
 from plumbing.huggingface import source_of, written
 from plumbing.runs import refuse_other_origin
 
@@ -53,7 +53,7 @@ class SoftWriter:
             file.close()
             os.replace(file.name, os.path.join(self.folder, f"{name}.bin"))
         meta = {**self.meta, "rows": self.n, "length": self.L, "topk": self.K, **more}
-        atomic_write(os.path.join(self.folder, "meta.json"), json.dumps(meta, indent=1).encode())
+        write_json(os.path.join(self.folder, "meta.json"), meta)
 
 
 @torch.no_grad()
@@ -94,15 +94,13 @@ def label(teacher, corpus, folder, T, cfg):
 def load_soft(folder):
     """-> .tokens (n, L), .ids (n, L, K), .logp (n, L, K), memory-mapped, and .meta. Raises UserError if incomplete."""
     try:
-        with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
-            meta = json.load(f)
+        meta = read_json(os.path.join(folder, "meta.json"))
         n, L, K = meta["rows"], meta["length"], meta["topk"]
         parts = [np.memmap(os.path.join(folder, f"{name}.bin"), dtype=kind, mode="r") for name, kind in SOFT.items()]
         tokens, ids, logp = (a.reshape(n, L, *more) for a, more in zip(parts, ((), (K,), (K,)), strict=True))
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{folder} holds no soft labels ({str(error)[:80]}). Let distill.py --method=soft write them."
-        ) from None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        why = str(error)[:80]
+        raise UserError(f"{folder} holds no soft labels ({why}). distill.py --method=soft writes them.") from None
     return types.SimpleNamespace(tokens=tokens, ids=ids, logp=logp, meta=meta)
 
 

@@ -231,7 +231,7 @@ def decoding(name, who, compiled=False):
     start, n_new = torch.zeros(1, 1, dtype=torch.long), x0.size(1) - 2
 
     def write():
-        generate(model.eval(), start, n_new, generator=seeded(0), use_cache=who == "ours")
+        (generate if who == "ours" else reference.generate)(model.eval(), start, n_new, generator=seeded(0))
 
     ms = 1e3 * seconds(write, 3 if who == "ours" else 1, warm=who == "ours") / n_new
     bytes_read = sum(4 * p.numel() for p in model.parameters())
@@ -369,10 +369,8 @@ def agree(device):
     for a, b in zip(*(torch.autograd.grad(v, [*diffusion.parameters()]) for v in (ours, theirs)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
     texts = []
-    for cached in (True, False):
-        noise = seeded(3, device=device)
-        with torch.no_grad():
-            texts.append(generate(gpt.eval(), x0[:, :1], 31, temperature=0, generator=noise, use_cache=cached))
+    for write in (generate, reference.generate):
+        texts.append(write(gpt.eval(), x0[:, :1], 31, temperature=0, generator=seeded(3, device=device)))
     assert (texts[0] == texts[1]).float().mean() > 0.9, "the cache changes what is written"  # ties may fall otherwise
     calls = {"steps": 4, "sampler": "spread", "generator": seeded(4, device=device)}
     filled = unmask(diffusion, torch.full((4, 32), diffusion.mask_id, device=device), **calls)

@@ -9,6 +9,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from model import draw
+
 # ----------------------------------------------------------------------------------------------------------------------
 # the transformer
 
@@ -38,6 +40,18 @@ def generate_greedy(model, idx, n_new):
     """(1, T) -> (1, T + n_new): recomputes the whole text for every token. Within the context only."""
     for _ in range(n_new):
         idx = torch.cat([idx, model(idx)[:, -1:].argmax(-1)], 1)
+    return idx
+
+
+@torch.no_grad()
+def generate(model, idx, n_new, generator, **how):
+    """(B, T) -> (B, T + n_new) without a cache, in windows that drop their older half when they are full."""
+    start = 0
+    for end in range(idx.size(1), idx.size(1) + n_new):
+        if end - start > model.config.block_size:
+            start = end - model.config.block_size // 2
+        token = draw(model(idx[:, start:])[:, -1], generator, **how)
+        idx = torch.cat([idx, token[:, None]], 1)
     return idx
 
 

@@ -262,7 +262,7 @@ def test_mistakes_with_samples(trained, tmp_path, refused, monkeypatch):
         assert words in refused(save, tmp_path / "x.jsonl", trained["ar"], **kw)
     assert not (tmp_path / "x.jsonl").exists()
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(S, "draw_many", None)  # refused before any work
+    monkeypatch.setattr(S.speculative, "draw_many", None)  # refused before any work
     assert "Cannot write" in refused(save, tmp_path / "file" / "x.jsonl", trained["ar"])
     assert "that --save writes" in refused(save, "", trained["ar"], prefix=2)
     assert "saves one model" in refused(save, "", ",".join(trained.values()), export="x")
@@ -404,7 +404,9 @@ def test_the_loss_of_a_run_is_plotted_from_its_log(trained, tmp_path, refused):
 def test_latency_is_the_median_per_sample(monkeypatch):
     clock, calls = iter([0, 99, 100, 106, 200, 203, 300, 309]), []  # the first lap warms up
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(metrics, "draw_samples", lambda model, template, *_: calls.append(template.shape) or template)
+    monkeypatch.setattr(
+        metrics.speculative, "draw_samples", lambda model, template, *_: calls.append(template.shape) or template
+    )
     assert metrics.seconds_per_sample(tiny_model(), {}, settings(), 4, 16, batch=3) == 2.0
     assert calls == [(3, 16)] * 4
 

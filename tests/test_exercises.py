@@ -6,7 +6,7 @@ import ast
 import glob
 import importlib
 import inspect
-import json
+import math
 import operator
 import os
 import re
@@ -178,6 +178,10 @@ def test_a_folder_for_one_chapter_lacks_its_functions_only_and_needs_one_file_ba
     assert "Chapter 9 has no exercises" in refused(M.of_lesson, EXERCISES, 9)
 
 
+def flat(x):
+    return [value for part in x for value in flat(part)] if isinstance(x, list) else [math.nan if x is None else x]
+
+
 def test_the_teacher_s_page_has_every_exercise():
     page = M.read(ROOT, "exercises", "README.md")
     rows = [f"| {e['number']} | {e['title']} | `" for e in EXERCISES]
@@ -188,4 +192,7 @@ def test_the_teacher_s_page_has_every_exercise():
     assert [e["number"] for e in EXERCISES] == list(range(1, len(EXERCISES) + 1))
     assert [e["lesson"] for e in EXERCISES] == sorted(e["lesson"] for e in EXERCISES)
     assert str(sum(e["minutes"] for e in EXERCISES)) in page
-    assert json.dumps(M.expected(EXERCISES, "ada")["numbers"]) == json.dumps(NUMBERS)  # the same name, the same numbers
+    again = M.expected(EXERCISES, "ada")["numbers"]  # the same name, the same numbers
+    assert again.keys() == NUMBERS.keys()
+    for name in NUMBERS:
+        assert flat(again[name]) == pytest.approx(flat(NUMBERS[name]), rel=1e-4, abs=1e-6, nan_ok=True)

@@ -118,22 +118,14 @@ if __name__ == "__main__":
     kept, left_out = prompts(test.shuffle(seed=2357), prompt_tokens, meta)  # the download is in order of newspaper
     if not kept:
         raise UserError(f"No article of {len(test)} fills --prompt_tokens={prompt_tokens} exactly. Lower it.")
-    parts = [
-        part.map(
-            tokenize,
-            fn_kwargs={"prompt_tokens": prompt_tokens, "meta": meta},
-            remove_columns=part.column_names,
-            desc="tokenizing",
-            num_proc=num_proc,
-        )
-        for part in parts
-    ]
+    given = {"prompt_tokens": prompt_tokens, "meta": meta}
+    how = {"fn_kwargs": given, "remove_columns": test.column_names, "desc": "tokenizing", "num_proc": num_proc}
+    parts = [part.map(tokenize, **how) for part in parts]
     counts = write_documents(out_dir, *parts, meta["vocab_size"])
     data.write_jsonl(os.path.join(out_dir, "prompts.jsonl"), kept[:n_prompts])
     meta |= {"source": input or HUB["path"], "train_pairs": len(parts[0]), "val_pairs": len(parts[1])}
     meta |= {**counts, "prompt_tokens": prompt_tokens, "prompts": len(kept[:n_prompts]), **left_out}
     data.write_meta(out_dir, meta)
-    print(
-        f"{meta['prompts']} prompts of {prompt_tokens} tokens, of {len(test)} articles: {left_out['too_short']} too "
-        f"short, {left_out['not_exact']} not the same when encoded again, {len(kept) - meta['prompts']} not needed"
-    )
+    unused = f"{left_out['too_short']} too short, {left_out['not_exact']} not the same when encoded again"
+    unused += f", {len(kept) - meta['prompts']} not needed"
+    print(f"{meta['prompts']} prompts of {prompt_tokens} tokens, of {len(test)} articles: {unused}")

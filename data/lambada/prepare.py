@@ -7,7 +7,6 @@ Writes passages.jsonl, {"context", "word"} a line; the white space before the la
 """
 
 import collections
-import json
 import os
 import re
 import sys
@@ -71,8 +70,6 @@ if __name__ == "__main__":
     meta = {k: meta[k] for k in (*data.VOCABULARY, "eot") if k in meta}
     meta |= {"source": input or HUB["path"], "passages": len(kept), "left_out": left_out}
     meta["words_of_tokens"] = {"1": lengths[1], "2": lengths[2], "3+": lengths[3]}
-    data.atomic_write(os.path.join(out_dir, "meta.json"), json.dumps(meta, indent=1).encode())
-    print(
-        f"{out_dir}: {len(kept)} passages; the word is of 1 token in {lengths[1]}, 2 in {lengths[2]}, 3 or more in "
-        f"{lengths[3]}; left out: {said}"
-    )
+    data.write_json(os.path.join(out_dir, "meta.json"), meta)
+    of_tokens = f"1 token in {lengths[1]}, 2 in {lengths[2]}, 3 or more in {lengths[3]}"
+    print(f"{out_dir}: {len(kept)} passages; the word is of {of_tokens}; left out: {said}")

@@ -60,9 +60,7 @@ def walk(P, pi, n, rng):
 
 if __name__ == "__main__":
     if not (1 <= successors <= vocab_size and 2 <= vocab_size <= 52):
-        raise UserError(
-            f"Need 2 <= vocab_size <= 52 and 1 <= successors <= vocab_size, got {vocab_size}, {successors}."
-        )
+        raise UserError(f"vocab_size {vocab_size} must be from 2 to 52, successors {successors} from 1 to vocab_size.")
     rng = np.random.default_rng(seed)
     P = transition_matrix(vocab_size, successors, rng)
     pi = stationary(P)

@@ -35,9 +35,7 @@ if __name__ == "__main__":
     data.gpt2()  # a missing vocabulary shows here, in one line, not in every process
     hub = {**HUB, "split": "train", "num_proc": num_proc}
     found = documents(hub, input, ["text"], sample_by="document")
-    parts = [
-        part.map(tokenize, remove_columns=found.column_names, desc="tokenizing", num_proc=num_proc)
-        for part in hold_out(found, val_fraction)
-    ]
+    how = {"remove_columns": found.column_names, "desc": "tokenizing", "num_proc": num_proc}
+    parts = [part.map(tokenize, **how) for part in hold_out(found, val_fraction)]
     counts = write_documents(out_dir, *parts)
     data.write_meta(out_dir, {**data.GPT2_META, "source": input or HUB["path"], **counts})
