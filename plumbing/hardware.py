@@ -26,7 +26,8 @@ def pick_device(device="", dtype=""):
     kind = device.split(":")[0]
     choose("device", kind, ("cuda", "mps", "cpu"))
     n_devices = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}[kind]
-    if int(device.partition(":")[2] or 0) >= n_devices:
+    number = device.partition(":")[2] or "0"
+    if not number.isdigit() or int(number) >= n_devices:
         raise UserError(f"device is {device!r}, but this torch sees {n_devices} of that kind. Use --device=cpu.")
     if dtype:
         choose("dtype", dtype, ("float32", "bfloat16"))

@@ -380,6 +380,9 @@ def test_a_dimo_run_resumes_to_the_same_bits_and_its_student_stands_alone(teache
     D.main(settings(tmp_path / "whole" / "ckpt.pt", tmp_path / "further", rounds=1))  # a student of it, too
     many = settings(teacher, tmp_path / "many", **{**kw, "gradient_accumulation_steps": 2})
     assert "--gradient_accumulation_steps=1" in refused(D.main, many)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    one = types.SimpleNamespace(**{**vars(many), "gradient_accumulation_steps": 1})
+    assert "one process" in refused(D.main, one)
 
 
 def stop_after(n, f):

@@ -242,6 +242,7 @@ def test_mistakes_with_samples(trained, tmp_path, refused, monkeypatch):
         "odd": "\n".join([lines[0], '{"tokens": [1, 2]}', '{"tokens": [1]}']),
         "big": "\n".join([lines[0], '{"tokens": [1, 99]}']),
         "empty": "",
+        "list": "[]",
     }.items():
         (tmp_path / name).write_text(text)
         assert "holds no samples" in refused(data.load_samples, str(tmp_path / name))

@@ -214,8 +214,9 @@ def test_the_shape_of_a_resumed_run_is_its_own_and_that_is_said(pydoc, tmp_path,
 def test_a_finished_run_resumes_to_nothing(pydoc, tmp_path, capsys):
     train.main(knobs(tmp_path, dataset=pydoc))
     before = (tmp_path / "ckpt.pt").read_bytes()
-    train.main(knobs(tmp_path, dataset=pydoc, init_from="resume"))
+    train.main(knobs(tmp_path, dataset=pydoc, init_from="resume", export=str(tmp_path / "mine")))
     assert "already trained for 6 steps" in capsys.readouterr().out and (tmp_path / "ckpt.pt").read_bytes() == before
+    assert load_checkpoint(tmp_path / "mine")["model"].keys() == load_checkpoint(tmp_path / "ckpt.pt")["model"].keys()
 
 
 def test_other_mistakes_are_refused_before_any_work(pydoc, tmp_path, refused):
@@ -230,6 +231,8 @@ def test_other_mistakes_are_refused_before_any_work(pydoc, tmp_path, refused):
     assert "multiple" in refused(train.main, knobs(tmp_path, dataset=pydoc, sample_interval=4))
     assert "pip install wandb" in refused(train.main, knobs(tmp_path, dataset=pydoc, wandb="x"))
     assert "sees 0" in refused(train.main, knobs(tmp_path, dataset=pydoc, device="cuda:7"))
+    assert "'cpu:x'" in refused(train.main, knobs(tmp_path, dataset=pydoc, device="cpu:x"))
+    assert "ngram.txt: --export" in refused(train.main, knobs(tmp_path, dataset=pydoc, arch="ngram", export="mine"))
     assert not os.path.exists(tmp_path / "ckpt.pt")
 
 
