@@ -142,9 +142,8 @@ def spread_states(x0, dt, k, mask_id, generator):
     be asked there: the next class, which the teacher reveals in k parts. K = 8, k = 2: class 4 is the places 4, 12, 20,
     28, ..., its parts are 4, 20, ... and 12, 28, ...
     """
-    B, T = x0.shape
-    place = torch.arange(T, device=x0.device)
-    K = round(1 / (k * dt))  # the student's steps
+    B, K = x0.size(0), round(1 / (k * dt))  # K: the student's steps
+    place = torch.arange(x0.size(1), device=x0.device)
     when = ranks(uniform((B, K), generator, x0.device))[:, place % K]  # (B, T) in 0 ... K - 1: the student's step
     j = (stratified(B, generator, x0.device) * K).long()  # (B, 1) in 0 ... K - 1
     part = ranks(uniform((B, k), generator, x0.device))[:, place // K % k]  # (B, T) in 0 ... k - 1

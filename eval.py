@@ -190,10 +190,8 @@ def acceptance_of_all(its, device, cfg):
         x = data.blocks(its.corpus.val, max(1, length // 8), cfg.num_samples)
     with next(iter(its.models.values()))[2]:
         rows, texts = metrics.drafters_table(its.target, its.drafters, x.to(device), length, cfg)
-    found = {"drafters": rows}
-    if references:
-        found["rouge2"] = metrics.rouge_2(texts, x.size(1), references, its.meta)
-    return found
+    rouge2 = metrics.rouge_2(texts, x.size(1), references, its.meta) if references else {}
+    return {"drafters": rows, "rouge2": rouge2}
 
 
 def likelihood_of_all(its, autocast, cfg):

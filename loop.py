@@ -92,8 +92,7 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=
             with averaged_weights(model, averaged), whole_weights(batch_loss, cfg.fsdp):
                 val_loss = evaluate(model, validate, step + 1, first, autocast, cfg, meta, made_for)
             progress.refuse_nan([val_loss], step, lr)
-            saved = checkpoint(model, optimizer, averaged, step + 1, val_loss, cfg, meta, made_for)
-            progress.save(saved)
+            progress.save(checkpoint(model, optimizer, averaged, step + 1, val_loss, cfg, meta, made_for))
     progress.bar.close()
     for n, average in averaged.items():
         model.get_parameter(n).data.copy_(average)
@@ -147,8 +146,7 @@ def averaged_weights(model, averaged):
     """Inside, the weights are their averages (if there are any); outside, what they were."""
 
     def swap():  # the numbers, not the tensors: FSDP gathers from the memory that it knows
-        for n, average in averaged.items():
-            p = model.get_parameter(n)
+        for p, average in zip(model.parameters(), averaged.values(), strict=bool(averaged)):
             kept = p.detach().clone()
             p.data.copy_(average)
             average.copy_(kept)
@@ -182,7 +180,6 @@ class Progress:
         self.rank, self.world = rank_and_world()
         self.log = open_log(cfg, first + start) if self.rank == 0 else lambda record: None
         self.bar = tqdm(total=cfg.max_iters, initial=start, unit="step", disable=self.rank != 0, dynamic_ncols=True)
-        self.forecast = False  # whether it was said, after the first steps of a run, which are slow
         self.begin()
 
     def begin(self):
@@ -204,10 +201,9 @@ class Progress:
         speed = self.tokens / seconds
         self.bar.set_postfix_str(f"loss {mean:.3f}, {speed:,.0f} tokens/s")
         self.log({"step": self.first + step + 1, "loss": round(mean, 4), "lr": lr, "tokens_per_s": round(speed)})
-        n = self.cfg.max_iters
-        if step + 1 >= self.start + 2 * self.cfg.log_interval and self.rank == 0 and not self.forecast:
+        n, done = self.cfg.max_iters, step + 1 - self.start
+        if done - len(losses) < 2 * self.cfg.log_interval <= done and self.rank == 0:  # the first steps are slow
             say_forecast(n - step - 1, n, seconds / len(losses), self.cfg.laptop_minutes, self.device)
-            self.forecast = True
         self.begin()
 
     def save(self, saved):

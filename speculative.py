@@ -93,8 +93,8 @@ class LayerCache:
 
 def new_cache(model, batch_size, length=0):
     """-> an empty KVCache, or the model's own kind of it. Raises UserError if a text of that length will not fit."""
-    size = model.config.block_size
-    if length > size:
+    if length > model.config.block_size:
+        size = model.config.block_size
         raise UserError(f"{length} tokens are more than the context of {size}. Use a smaller --length.")
     if hasattr(model, "new_cache"):
         return model.new_cache(batch_size)
