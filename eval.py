@@ -179,7 +179,7 @@ def evaluate(cfg):
 
 
 def acceptance_of_all(its, device, cfg):
-    """-> {"drafters": the rows of their table} and, where prompts have references, "rouge2"."""
+    """-> {"drafters": the rows of their table, "rouge2": scores, none where prompts have no references}."""
     length, references = cfg.length or its.target.config.block_size, None
     if cfg.prompts:
         x, references = its.prompts

@@ -202,7 +202,8 @@ class Progress:
         self.bar.set_postfix_str(f"loss {mean:.3f}, {speed:,.0f} tokens/s")
         self.log({"step": self.first + step + 1, "loss": round(mean, 4), "lr": lr, "tokens_per_s": round(speed)})
         n, done = self.cfg.max_iters, step + 1 - self.start
-        if done - len(losses) < 2 * self.cfg.log_interval <= done and self.rank == 0:  # the first steps are slow
+        second = done - len(losses) < 2 * self.cfg.log_interval <= done  # the first steps are slow
+        if second and step + 1 < n and self.rank == 0:
             say_forecast(n - step - 1, n, seconds / len(losses), self.cfg.laptop_minutes, self.device)
         self.begin()
 

@@ -62,7 +62,7 @@ def make_model(cfg, meta, device):
     saved = load_checkpoint(path)  # on the CPU: beside the weights, averages and optimizer it may not fit the GPU
     was = config_of(saved, path, attention=cfg.attention)
     if not data.same_vocabulary(saved["meta"], meta):
-        sizes = f"{was.vocab_size} tokens, not {meta['vocab_size']}"
+        sizes = f"{was.vocab_size} tokens, {cfg.dataset} has {meta['vocab_size']}"
         raise UserError(f"{path} has another vocabulary ({sizes}): data/text/prepare.py --tokenizer={path} takes it.")
     if cfg.init_from == "resume" and saved["meta"].get("sha256") != meta.get("sha256"):
         raise UserError(f"{cfg.dataset} is another text than {path} was trained on. Take another --out_dir.")

@@ -258,7 +258,7 @@ def replacing(path, mode="wb"):
 
 
 def matching(pattern, folder=""):
-    """-> the paths in a folder that match, round_10 after round_9."""
+    """-> what matches, relative to the folder, round_10 after round_9."""
     return sorted(glob.glob(pattern, root_dir=folder or None), key=lambda path: (len(path), path))
 
 

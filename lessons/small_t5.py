@@ -28,6 +28,7 @@ shortest = 50  # characters of a summary, at least 1
 longest = 120  # characters of a summary, at least 1
 small = [4, 8, 256]  # layers of encoder and decoder each, heads, width: the target
 tiny = [2, 4, 64]  # the same of a drafter that reads the article as well
+copies = True  # begin with what copying takes; False: as T5 begins
 seed = 1337
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ def tokenizer_of(said, vocab_size):
     return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **PIECES)
 
 
-def t5(vocab_size, shape, seed):
+def t5(vocab_size, shape, seed, copies=True):
     """-> an untrained T5 in the shape of FLAN-T5: gated GELU, a head of its own."""
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -86,18 +87,22 @@ def t5(vocab_size, shape, seed):
     how = {"d_model": width, "d_kv": width // heads, "d_ff": 2 * width, "num_layers": layers, "num_heads": heads}
     how |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0}
     model = T5ForConditionalGeneration(T5Config(vocab_size=vocab_size, **how))
-    # FLAN-T5 has learned to copy in a million steps. For a thousand, what it takes is there from the start:
-    # 1. The head begins as the embedding: what is read can be written. (A parameter, or transformers goes on tying it.)
+    # begins as the embedding, so that what is read can soon be written; a parameter, or transformers goes on tying it
     model.lm_head.weight = torch.nn.Parameter(model.shared.weight.detach() * width**-0.5)
+    if copies:
+        begin_with_what_copying_takes(model, width // heads)
+    return model
+
+
+def begin_with_what_copying_takes(model, size_of_a_head):
+    """FLAN-T5 has learned to copy in a million steps. A small one does in hundreds, if this is there from the start."""
     for block in model.decoder.block:
         across = block.layer[1].EncDecAttention
-        # 2. Queries begin as keys: a token looks for its like in the source. 3. It writes there what it reads there.
-        across.q.weight.data = across.k.weight.detach() * (width // heads) ** -0.5
-        across.o.weight.data = across.v.weight.detach().T.contiguous()
+        across.q.weight.data = across.k.weight.detach() * size_of_a_head**-0.5  # a token looks for its like
+        across.o.weight.data = across.v.weight.detach().T.contiguous()  # and writes what it reads there
     for stack in (model.encoder, model.decoder):
-        # 4. Heads look at different distances. T5 knows places by these numbers alone, and begins with nearly none.
+        # heads look at different distances: T5 knows places by these numbers alone, and begins with nearly none
         stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.data.normal_(std=3.0)
-    return model
 
 
 if __name__ == "__main__":
@@ -106,7 +111,7 @@ if __name__ == "__main__":
     said = prose()
     tokenizer, found = tokenizer_of(said, vocab_size), pairs(said, cfg)
     for name, shape in (("small", small), ("tiny", tiny)):
-        model, folder = t5(len(tokenizer), shape, seed), os.path.join(out_dir, name)
+        model, folder = t5(len(tokenizer), shape, seed, copies), os.path.join(out_dir, name)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         print(f"{folder}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")

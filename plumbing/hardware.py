@@ -27,7 +27,7 @@ def pick_device(device="", dtype=""):
     choose("device", kind, ("cuda", "mps", "cpu"))
     n_devices = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}[kind]
     number = device.partition(":")[2] or "0"
-    if not number.isdigit() or int(number) >= n_devices:
+    if not number.isdecimal() or int(number) >= n_devices:
         raise UserError(f"device is {device!r}, but this torch sees {n_devices} of that kind. Use --device=cpu.")
     if dtype:
         choose("dtype", dtype, ("float32", "bfloat16"))

@@ -50,7 +50,7 @@ def generate(model, idx, n_new, generator, **how):
     for end in range(idx.size(1), idx.size(1) + n_new):
         if end - start > model.config.block_size:
             start = end - model.config.block_size // 2
-        token = draw(model(idx[:, start:])[:, -1], generator, **how)
+        token = draw(model.head(model.hidden(idx[:, start:])[:, -1]), generator, **how)
         idx = torch.cat([idx, token[:, None]], 1)
     return idx
 
