@@ -175,7 +175,12 @@ def encode_prompt(meta, text):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# JSON: what eval.py takes beside a dataset
+# files: what eval.py takes beside a dataset, and how they are found
+
+
+def matching(pattern, folder=""):
+    """-> what matches, relative to the folder, round_10 after round_9."""
+    return sorted(glob.glob(pattern, root_dir=folder or None), key=lambda path: (len(path), path))
 
 
 def read_json(path):
@@ -255,11 +260,6 @@ def replacing(path, mode="wb"):
         with contextlib.suppress(OSError):
             os.remove(f"{path}.tmp")
         raise
-
-
-def matching(pattern, folder=""):
-    """-> what matches, relative to the folder, round_10 after round_9."""
-    return sorted(glob.glob(pattern, root_dir=folder or None), key=lambda path: (len(path), path))
 
 
 def atomic_write(path, content):

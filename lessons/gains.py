@@ -7,21 +7,21 @@ at equal entropy. A student counts at the number of steps that it was made for.
 """
 
 import collections
-import json
 import os
 import statistics
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))  # so that it runs from anywhere
 from configurator import UserError, one_line_for_user_errors
+from data import read_json
 from plumbing.report import pyplot
 
 
 def gains_of(folder):
     """A folder -> {tokens per step: (ratio, low, high)}, each of the student that was made for it."""
     try:
-        with open(os.path.join(folder, "eval.json"), encoding="utf-8") as f:
-            rows = [row for row in json.load(f)["gains"] if row["ratio"] is not None]
+        report = read_json(os.path.join(folder, "eval.json"))
+        rows = [row for row in report["gains"] if row["ratio"] is not None]
     except (OSError, ValueError, LookupError) as error:
         raise UserError(f"{folder} holds no gains ({error}). Make them with: eval.py --what=frontier") from None
     own = [row for row in rows if row["steps"] == row["made_for"]]

@@ -78,7 +78,7 @@ def tokenizer_of(said, vocab_size):
     return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **PIECES)
 
 
-def t5(vocab_size, shape, seed, copies=True):
+def t5(vocab_size, shape, seed, copies):
     """-> an untrained T5 in the shape of FLAN-T5: gated GELU, a head of its own."""
     from transformers import T5Config, T5ForConditionalGeneration
 

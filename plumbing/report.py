@@ -188,10 +188,9 @@ def write_report(report, folder):
     plots = {"eval.png": (plot, judged), "latency.png": (plot_latency, judged and report["latency"])}
     plots |= {"frontier.png": (plot_frontier, report["frontier"]), "loss.png": (plot_losses, report["losses"])}
     plots |= {"drafters.png": (plot_drafters, report["drafters"])}
-    plt = pyplot() if any(wanted for _, wanted in plots.values()) else None
     for name, (draw, wanted) in plots.items():
         if wanted:
-            fig = draw(report, plt)
+            fig = draw(report, pyplot())
             fig.tight_layout()
             fig.savefig(os.path.join(folder, name), dpi=130)
         elif os.path.exists(os.path.join(folder, name)):  # of an earlier run

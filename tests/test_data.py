@@ -274,24 +274,29 @@ for args in lists:
 """
 
 
+def given(knobs):
+    return [f"--{key}={value}" for key, value in knobs.items()]
+
+
+def offline(tmp_path):
+    return {"HF_HOME": f"{tmp_path}/cache", "HF_HUB_OFFLINE": "1"}
+
+
 @pytest.fixture
 def prepare(tmp_path):
     """prepare(name, **knobs): runs data/<name>/prepare.py offline, its cache in tmp_path; may kill it at a file."""
 
     def call(name, killed_at="", **kw):
         before = ["-c", KILLED_AT, killed_at] if killed_at else []
-        args = [f"--{key}={value}" for key, value in kw.items()]
-        env = {"HF_HOME": f"{tmp_path}/cache", "HF_HUB_OFFLINE": "1"}
-        return run(*before, f"data/{name}/prepare.py", *args, ok=not killed_at, env=env)
+        return run(*before, f"data/{name}/prepare.py", *given(kw), ok=not killed_at, env=offline(tmp_path))
 
     return call
 
 
 def refusals(tmp_path, name, asked):
     """[knobs, ...] -> the lines with which data/<name>/prepare.py refuses each, offline."""
-    lists = [[f"--{key}={value}" for key, value in knobs.items()] for knobs in asked]
-    env = {"HF_HOME": f"{tmp_path}/cache", "HF_HUB_OFFLINE": "1"}
-    said, _ = run("-c", REFUSED, f"data/{name}/prepare.py", json.dumps(lists), env=env)
+    lists = json.dumps([given(knobs) for knobs in asked])
+    said, _ = run("-c", REFUSED, f"data/{name}/prepare.py", lists, env=offline(tmp_path))
     said = [json.loads(line) for line in said.splitlines() if line.startswith('"')]  # `datasets` prints, too
     assert len(said) == len(asked) and all("\n" not in line for line in said)
     return said
@@ -420,7 +425,7 @@ def test_the_download_has_splits_of_its_own_and_prompts_come_from_the_test_split
         store(tmp_path / "hub" / f"{name}.parquet", [*pairs()[i:3], {"article": " ", "highlights": "x"}])
     code = "import sys; from data.cnn_dailymail import prepare as p; p.HUB = {'path': sys.argv[1]}\n"
     code += "for rows in p.splits(): print([row['highlights'] for row in rows])"
-    said, _ = run("-c", code, tmp_path / "hub", env={"HF_HOME": f"{tmp_path}/cache", "HF_HUB_OFFLINE": "1"})
+    said, _ = run("-c", code, tmp_path / "hub", env=offline(tmp_path))
     of = [pair["highlights"] for pair in pairs()]
     assert said.splitlines() == [str(of[0:3]), str(of[1:3]), str(of[2:3])]
 

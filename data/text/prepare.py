@@ -29,7 +29,9 @@ if __name__ == "__main__":
     check(cfg, __file__)
     if not input:
         raise UserError("Which text? Give a file, a folder or a glob: python data/text/prepare.py --input=FILE")
-    if not names_a_model(tokenizer):
+    meta = None
+    if names_a_model(tokenizer):
+        meta = load_checkpoint(tokenizer)["meta"]
+    else:
         choose("tokenizer", tokenizer, TOKENIZERS)
-    meta = load_checkpoint(tokenizer)["meta"] if names_a_model(tokenizer) else None
     write_texts(out_dir, files_of(input), input, tokenizer, n_words, val_fraction, meta)
