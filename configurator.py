@@ -46,8 +46,12 @@ def parse(argv, knobs):
     for arg in argv:
         if not arg.startswith("--"):
             if not (os.path.isfile(arg) and arg.endswith(".py")):
-                raise UserError(f"{arg} is not a config file. Knobs are given as --key=value; config/ holds the files.")
-            given = {k: v for k, v in runpy.run_path(arg).items() if k[0] != "_" and not is_helper(v)}
+                raise UserError(
+                    f"{arg} is not a config file. Knobs are given as --key=value; config/ holds the files."
+                )
+            given = {
+                k: v for k, v in runpy.run_path(arg).items() if k[0] != "_" and not is_helper(v)
+            }
             changed.update({k: checked(k, v, knobs, arg) for k, v in given.items()})
         elif "=" not in arg:
             raise UserError(f"{arg} has no value. Write {arg}=VALUE.")
@@ -62,7 +66,9 @@ def from_text(text, default):
     if isinstance(default, str):
         return text
     try:
-        return ast.literal_eval(f"[{text}]" if isinstance(default, list) and not text.startswith("[") else text)
+        return ast.literal_eval(
+            f"[{text}]" if isinstance(default, list) and not text.startswith("[") else text
+        )
     except (ValueError, SyntaxError):
         return text  # checked() names the type that was wanted
 
@@ -77,8 +83,12 @@ def checked(key, value, knobs, where):
         value = float(value)
     if wanted is list and type(value) is list and type(knobs[key][0]) is float:
         value = [float(v) if type(v) is int else v for v in value]
-    if type(value) is not wanted or (wanted is list and {type(v) for v in value} - {type(knobs[key][0])}):
-        raise UserError(f"{key} (in {where}) takes {wanted.__name__}, such as {knobs[key]!r}, but got {value!r}.")
+    if type(value) is not wanted or (
+        wanted is list and {type(v) for v in value} - {type(knobs[key][0])}
+    ):
+        raise UserError(
+            f"{key} (in {where}) takes {wanted.__name__}, such as {knobs[key]!r}, but got {value!r}."
+        )
     return value
 
 
@@ -109,7 +119,11 @@ def check(cfg, script):
 def alternatives(comment):
     """ "'a' | 'b' (why)" -> ['a', 'b']; of a comment that is no such list, or an open one: []."""
     parts = comment.split(" | ")
-    return [part.split("'")[1] for part in parts] if len(parts) > 1 and all(p[0] == "'" for p in parts) else []
+    return (
+        [part.split("'")[1] for part in parts]
+        if len(parts) > 1 and all(p[0] == "'" for p in parts)
+        else []
+    )
 
 
 def is_knob(name, value):
@@ -131,7 +145,10 @@ def knob_block(path):
         source = f.read()
     blocks = []
     for name in re.findall(r"^from config\.(\w+) import \*", source, re.M):
-        with open(os.path.join(os.path.dirname(os.path.abspath(path)), "config", f"{name}.py"), encoding="utf-8") as f:
+        with open(
+            os.path.join(os.path.dirname(os.path.abspath(path)), "config", f"{name}.py"),
+            encoding="utf-8",
+        ) as f:
             blocks.append(f.read().split('"""', 2)[2].strip())
     own = source[source.index("# ---") : source.index("cfg = configure(")].strip()
     return "\n\n".join([*blocks, own])
@@ -158,6 +175,9 @@ def one_line_for_user_errors(kind, error, traceback):
     if issubclass(kind, UserError):
         print(error, file=sys.stderr)
     elif issubclass(kind, NotImplementedError) and "MPS" in str(error):
-        print("An Apple GPU lacks an operation: set PYTORCH_ENABLE_MPS_FALLBACK=1, or --device=cpu.", file=sys.stderr)
+        print(
+            "An Apple GPU lacks an operation: set PYTORCH_ENABLE_MPS_FALLBACK=1, or --device=cpu.",
+            file=sys.stderr,
+        )
     else:
         sys.__excepthook__(kind, error, traceback)

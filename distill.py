@@ -32,11 +32,28 @@ from config.loop import *
 from configurator import UserError, check, configure, print_once, save_config
 from drafters import fit_ngram, load_model, new_model
 from loop import check_loop, fit, validator
-from model import GPT, GPTConfig, add_noise, ar_loss, draw, half_random, in_chunks, ranks, reveal_order, stratified
+from model import (
+    GPT,
+    GPTConfig,
+    add_noise,
+    ar_loss,
+    draw,
+    half_random,
+    in_chunks,
+    ranks,
+    reveal_order,
+    stratified,
+)
 from plumbing.checkpoints import load_checkpoint, load_weights, weights_of
 from plumbing.head import SameOnRanks, slice_of_vocab, vocab_parallel_soft_cross_entropy
 from plumbing.huggingface import context_of, written
-from plumbing.parallel import join_processes, leave_processes, on_first_process, rank_and_world, wait_for_all
+from plumbing.parallel import (
+    join_processes,
+    leave_processes,
+    on_first_process,
+    rank_and_world,
+    wait_for_all,
+)
 from plumbing.published import save_published
 from plumbing.randomness import seeded, uniform
 from plumbing.refusals import refuse_odd_distillation, refuse_other_kind, refuse_unfit
@@ -49,7 +66,9 @@ method = "sdtt"  # 'sdtt' | 'dimo' (to one step, by two networks) | 'kd' (a draf
 teacher = "out/pydoc/ckpt.pt"  # sdtt, dimo: a masked diffusion checkpoint, also a round or a published model
 # such as mdlm-owt or sdtt:kld:6; kd, soft: a GPT, also gpt2 or hf:NAME, any of Hugging Face (lessons/6_speculation.md)
 out_dir = "out/sdtt"  # gets round_1.pt, round_2.pt, ...; the others ckpt.pt or ngram.txt
-init_from = "teacher"  # 'teacher' | 'resume' (out_dir, also in the middle of a round, also to add rounds)
+init_from = (
+    "teacher"  # 'teacher' | 'resume' (out_dir, also in the middle of a round, also to add rounds)
+)
 divergence = "kl_bwd"  # 'kl_bwd' | 'kl_fwd' | 'tvd' | 'mse' | 'jsd' | 'nla', of student and teacher (dimo has its own)
 # sdtt
 teacher_steps = 2  # k: so many steps of the teacher become one of the student's, at least 2
@@ -67,15 +86,21 @@ n_layer = 1  # shape of a new drafter, at least 1
 n_head = 4  # at least 1
 n_embd = 128  # at least 1
 kd_data = "dataset"  # 'dataset' | 'teacher' (it writes pseudo_tokens) | 'student' (on-policy): the text to learn on
-pseudo_tokens = 1_000_000  # written by the teacher to out_dir/pseudo.bin; for soft: labelled by it, at least 1
+pseudo_tokens = (
+    1_000_000  # written by the teacher to out_dir/pseudo.bin; for soft: labelled by it, at least 1
+)
 kd_temp = 1.0  # softens both distributions; the loss is multiplied by kd_temp^2, at least 1e-3
 kd_weight = 1.0  # of the divergence, at least 0
 ce_weight = 0.0  # of the cross-entropy with the text itself, at least 0
 # soft
-soft_data = ""  # a folder of soft labels, or a .jsonl of an API teacher; '': the teacher's for the dataset
+soft_data = (
+    ""  # a folder of soft labels, or a .jsonl of an API teacher; '': the teacher's for the dataset
+)
 soft_length = 256  # tokens in a row, where a .jsonl is read, at least 2
 topk = 16  # log-probabilities kept for each token, at least 1
-vocab_parallel = False  # under torchrun: split the head's vocabulary over the processes, not the batch
+vocab_parallel = (
+    False  # under torchrun: split the head's vocabulary over the processes, not the batch
+)
 missing = "none"  # 'none' | 'renorm' (scale the rest up) | 'tail' (on all other tokens together): the mass they lack
 # the loop's, as in the paper (config/loop.py says what they are)
 learning_rate = 6e-5
@@ -107,10 +132,14 @@ def sdtt_targets(teacher, xt, call, generator):
         reveal = call == i
         rows = reveal.any(1)
         h = teacher.hidden(z[rows])[reveal[rows]]  # (n, C)
-        targets[reveal[wanted]] = h.float()  # reveal[wanted] (N,): which of the N targets this call fills
+        targets[reveal[wanted]] = (
+            h.float()
+        )  # reveal[wanted] (N,): which of the N targets this call fills
         needed = reveal & (i < last)  # another call will look at them
         h = h[needed[reveal]]  # needed[reveal] (n,): the hidden states of these
-        z[needed] = in_chunks(lambda part: draw(teacher.head(part), generator), h, teacher.config.vocab_size)
+        z[needed] = in_chunks(
+            lambda part: draw(teacher.head(part), generator), h, teacher.config.vocab_size
+        )
     return targets
 
 
@@ -144,7 +173,9 @@ def spread_states(x0, dt, k, mask_id, generator):
     """
     B, K = x0.size(0), round(1 / (k * dt))  # K: the student's steps
     place = torch.arange(x0.size(1), device=x0.device)
-    when = ranks(uniform((B, K), generator, x0.device))[:, place % K]  # (B, T) in 0 ... K - 1: the student's step
+    when = ranks(uniform((B, K), generator, x0.device))[
+        :, place % K
+    ]  # (B, T) in 0 ... K - 1: the student's step
     j = (stratified(B, generator, x0.device) * K).long()  # (B, 1) in 0 ... K - 1
     part = ranks(uniform((B, k), generator, x0.device))[:, place // K % k]  # (B, T) in 0 ... k - 1
     return torch.where(when < j, x0, mask_id), torch.where(when == j, part + 1, 0)
@@ -160,16 +191,30 @@ def divergence_between(divergence, log_p, log_q):
     if divergence == "kl_fwd":
         return (log_q.exp() * (log_q - log_p)).sum(-1)  # KL(q || p)
     if divergence == "tvd":
-        return (log_p.exp() - log_q.exp()).abs().sum(-1) / 2  # DIFFERS: the released code has log_p - log_q here
+        return (log_p.exp() - log_q.exp()).abs().sum(
+            -1
+        ) / 2  # DIFFERS: the released code has log_p - log_q here
     if divergence == "mse":
         return (log_p - log_q).square().sum(-1)
-    if divergence == "nla":  # negative log acceptance: sum min(p, q) = 1 - tvd is the chance that a draft is accepted
+    if (
+        divergence == "nla"
+    ):  # negative log acceptance: sum min(p, q) = 1 - tvd is the chance that a draft is accepted
         return -torch.minimum(log_p, log_q).logsumexp(-1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)  # jsd, against the mixture m
     return (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1) / 2
 
 
-def sdtt_loss(student, x0, generator, teacher, dt, k=2, divergence="kl_bwd", sampler="ancestral", dtype=torch.float32):
+def sdtt_loss(
+    student,
+    x0,
+    generator,
+    teacher,
+    dt,
+    k=2,
+    divergence="kl_bwd",
+    sampler="ancestral",
+    dtype=torch.float32,
+):
     """(B, T) int64 -> divergence of student from targets, the mean over the tokens learnt: no 1/t weight (Algorithm 1).
 
     A step of the student is k steps of the teacher, each of which reveals dt of the tokens.
@@ -203,9 +248,13 @@ def dimo_loss(student, x0, generator, teacher, fake_first=60, fake_turns=2):
     fake.turn += student.training
     fakes_turn = student.training and bool(fake.turn <= fake_first or fake.turn % (1 + fake_turns))
     with torch.set_grad_enabled(torch.is_grad_enabled() and not fakes_turn):
-        h = student.hidden(half_random(torch.full_like(x0, mask_id), student, generator)).flatten(0, 1)  # (B T, C)
+        h = student.hidden(half_random(torch.full_like(x0, mask_id), student, generator)).flatten(
+            0, 1
+        )  # (B T, C)
     with torch.no_grad():
-        y = in_chunks(lambda part: draw(student.head(part), generator), h, student.config.vocab_size).view_as(x0)
+        y = in_chunks(
+            lambda part: draw(student.head(part), generator), h, student.config.vocab_size
+        ).view_as(x0)
         yt = add_noise(y, 1 - stratified(len(y), generator, y.device), mask_id, generator)
     masked = yt == mask_id  # (B, T), N of them
     n = max(int(masked.sum()), 1)
@@ -220,13 +269,17 @@ def dimo_loss(student, x0, generator, teacher, fake_first=60, fake_turns=2):
 
         If its gradient is 0 for all y and masks, the student's texts have the teacher's law.
         """
-        log_fake, log_teacher = (head(h).log_softmax(-1) for head, h in zip(heads, h_of_both, strict=True))
+        log_fake, log_teacher = (
+            head(h).log_softmax(-1) for head, h in zip(heads, h_of_both, strict=True)
+        )
         return (logits.softmax(-1) * (log_fake - log_teacher)).sum(-1)
 
     return student.head_loss(h[masked.flatten()], loss_of, h_fake, h_teacher) / n
 
 
-def kd_loss(drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd_weight=1.0, ce_weight=0.0):
+def kd_loss(
+    drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd_weight=1.0, ce_weight=0.0
+):
     """(B, T + 1) int64 -> a mean over tokens: divergence of drafter from target, and cross-entropy beside it."""
     x, y = batch[:, :-1], batch[:, 1:]  # (B, T) both
     learnt = written(target, y)  # (B, T), N of them: all tokens but those that an encoder reads
@@ -239,12 +292,18 @@ def kd_loss(drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd
     def loss_of(logits, h_target, y):
         """(n, V), (n, C), (n) -> (n)."""
         z_drafter, z_target = logits / temp, head(h_target) / temp
-        if divergence == "mse":  # DIFFERS from sdtt: of logits, and a mean; on log-probabilities it hardly learns here
+        if (
+            divergence == "mse"
+        ):  # DIFFERS from sdtt: of logits, and a mean; on log-probabilities it hardly learns here
             loss = (z_drafter - z_target).square().mean(-1)
         else:
-            loss = divergence_between(divergence, z_drafter.log_softmax(-1), z_target.log_softmax(-1))
+            loss = divergence_between(
+                divergence, z_drafter.log_softmax(-1), z_target.log_softmax(-1)
+            )
         loss = kd_weight * temp**2 * loss
-        return loss + ce_weight * F.cross_entropy(logits, y, reduction="none") if ce_weight else loss
+        return (
+            loss + ce_weight * F.cross_entropy(logits, y, reduction="none") if ce_weight else loss
+        )
 
     return drafter.head_loss(h, loss_of, h_target, y) / max(len(y), 1)
 
@@ -273,7 +332,9 @@ def soft_loss(student, batch, generator, soft, missing="none", ce_weight=0.0, vo
     """
     x, number = batch[:, :-1], batch[:, -1].cpu().numpy()  # (B, L) tokens, (B) their row in `soft`
     # the label of place i is of token i, having read those before it: place 0 has none
-    ids, logp = (torch.from_numpy(a[number, 1:]).to(x.device) for a in (soft.ids, soft.logp))  # (B, L - 1, K)
+    ids, logp = (
+        torch.from_numpy(a[number, 1:]).to(x.device) for a in (soft.ids, soft.logp)
+    )  # (B, L - 1, K)
     labelled = logp.amax(-1) > -math.inf  # (B, L - 1), N of them
     h = student.hidden(x[:, :-1])[labelled]  # (N, C)
     labels = ids[labelled].long(), logp[labelled], x[:, 1:][labelled]  # (N, K), (N, K), (N)
@@ -287,7 +348,9 @@ def soft_loss(student, batch, generator, soft, missing="none", ce_weight=0.0, vo
         """(n, V), (n, K), (n, K), (n) -> (n)."""
         loss = cross_entropy(logits, ids, logp, missing=missing)
         if ce_weight:  # the text itself is one candidate of probability 1
-            loss = loss + ce_weight * cross_entropy(logits, y[:, None], torch.zeros_like(logp[:, :1]))
+            loss = loss + ce_weight * cross_entropy(
+                logits, y[:, None], torch.zeros_like(logp[:, :1])
+            )
         return loss
 
     return student.head_loss(h, loss_of, *labels, part=rank, parts=world) / max(len(h), 1)
@@ -304,10 +367,14 @@ def plan_rounds(cfg):
         steps.append(steps[-1] // k)  # 1024, 512, ...
     way = " -> ".join(map(str, steps))
     if cfg.final_steps and cfg.final_steps not in steps[1:]:
-        raise UserError(f"final_steps {cfg.final_steps} is not on the way {way} (orig_steps over teacher_steps {k}).")
+        raise UserError(
+            f"final_steps {cfg.final_steps} is not on the way {way} (orig_steps over teacher_steps {k})."
+        )
     n = steps.index(cfg.final_steps) if cfg.final_steps else cfg.rounds
     if n >= len(steps):
-        raise UserError(f"{n} rounds: teacher_steps {k} divides orig_steps only {len(steps) - 1} times, {way}.")
+        raise UserError(
+            f"{n} rounds: teacher_steps {k} divides orig_steps only {len(steps) - 1} times, {way}."
+        )
     return [(1 / steps[r], steps[r + 1]) for r in range(n)]
 
 
@@ -337,7 +404,9 @@ def set_up(cfg, causal, writes):
 
 def student_of(teacher, saved, cfg):
     """-> a copy of the teacher to train, or what the round has saved of it."""
-    student = GPT(dataclasses.replace(teacher.config, dropout=cfg.dropout)).to(teacher.wte.weight.device)
+    student = GPT(dataclasses.replace(teacher.config, dropout=cfg.dropout)).to(
+        teacher.wte.weight.device
+    )
     load_weights(student, saved["model"] if saved else teacher.state_dict())
     return student
 
@@ -346,9 +415,17 @@ def sdtt(cfg):
     """Algorithm 2: round after round, the student becomes the teacher."""
     plan = plan_rounds(cfg)
     teacher, corpus, device, note = set_up(cfg, causal=False, writes="round_*.pt")
-    T, carried = teacher.config.block_size, None  # carried: the optimizer of the last round, if it lives on
+    T, carried = (
+        teacher.config.block_size,
+        None,
+    )  # carried: the optimizer of the last round, if it lives on
     get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
-    how = {"teacher": teacher, "k": cfg.teacher_steps, "divergence": cfg.divergence, "sampler": cfg.sampler}
+    how = {
+        "teacher": teacher,
+        "k": cfg.teacher_steps,
+        "divergence": cfg.divergence,
+        "sampler": cfg.sampler,
+    }
     how["dtype"] = getattr(torch, cfg.loss_dtype)
     for r, (dt, steps) in enumerate(plan, 1):
         name, first = f"round_{r}.pt", (r - 1) * cfg.iters_per_round
@@ -356,10 +433,29 @@ def sdtt(cfg):
         saved = load_checkpoint(path) if os.path.exists(path) else None
         if not saved or saved["step"] < cfg.iters_per_round:
             way = f"{cfg.teacher_steps} teacher steps of 1/{round(1 / dt)} become one"
-            print_once(f"round {r} of {len(plan)}, on {note}: {way}; the student aims at {steps} steps")
-            student, loss = student_of(teacher, saved, cfg), functools.partial(sdtt_loss, dt=dt, **how)
-            validate, made_for = validator(loss, corpus, T, cfg, device), {"steps": steps, "sampler": cfg.sampler}
-            fit(student, loss, get_batch, validate, cfg, saved or carried, corpus.meta, made_for, name, first)
+            print_once(
+                f"round {r} of {len(plan)}, on {note}: {way}; the student aims at {steps} steps"
+            )
+            student, loss = (
+                student_of(teacher, saved, cfg),
+                functools.partial(sdtt_loss, dt=dt, **how),
+            )
+            validate, made_for = (
+                validator(loss, corpus, T, cfg, device),
+                {"steps": steps, "sampler": cfg.sampler},
+            )
+            fit(
+                student,
+                loss,
+                get_batch,
+                validate,
+                cfg,
+                saved or carried,
+                corpus.meta,
+                made_for,
+                name,
+                first,
+            )
             wait_for_all()  # until the first one has written the round
             saved = load_checkpoint(path)
         weights = weights_of(saved) if cfg.ema_teacher else saved["model"]
@@ -381,10 +477,21 @@ def dimo(cfg):
     student.frequency = torch.tensor(counts / counts.sum(), dtype=torch.float32, device=device)
     if saved:
         student.load_state_dict(saved["model"])
-    print_once(f"on {note}: a student writes in one step, a fake learns its texts, the teacher compares")
+    print_once(
+        f"on {note}: a student writes in one step, a fake learns its texts, the teacher compares"
+    )
     loss, made_for = functools.partial(dimo_loss, teacher=teacher), {"steps": 1, "sampler": "dimo"}
     get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
-    fit(student, loss, get_batch, validator(loss, corpus, T, cfg, device), cfg, saved, corpus.meta, made_for)
+    fit(
+        student,
+        loss,
+        get_batch,
+        validator(loss, corpus, T, cfg, device),
+        cfg,
+        saved,
+        corpus.meta,
+        made_for,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -394,13 +501,18 @@ def dimo(cfg):
 def pseudo_data(target, corpus, cfg, device, rows_at_once=64):
     """-> (n, T) memory-mapped texts of the target, pseudo_tokens in all, in out_dir/pseudo.bin; goes on if cut off."""
     T, path, meta = target.config.block_size, os.path.join(cfg.out_dir, "pseudo.bin"), corpus.meta
-    kind, eos = np.dtype(data.token_dtype(meta["vocab_size"])), meta["eot"] if "row" in meta else None
+    kind, eos = (
+        np.dtype(data.token_dtype(meta["vocab_size"])),
+        meta["eot"] if "row" in meta else None,
+    )
     chunk = rows_at_once * T * kind.itemsize  # bytes
     n_chunks = math.ceil(cfg.pseudo_tokens / (rows_at_once * T))
     done = os.path.getsize(path) // chunk if os.path.exists(path) else 0
     with open(path, "ab") as f:
         f.truncate(done * chunk)  # a chunk that was cut off is written again
-        for i in tqdm(range(done, n_chunks), initial=done, total=n_chunks, desc="pseudo-data", unit="chunk"):
+        for i in tqdm(
+            range(done, n_chunks), initial=done, total=n_chunks, desc="pseudo-data", unit="chunk"
+        ):
             start = data.beginnings(corpus, rows_at_once, seeded(cfg.seed, "start", i)).to(device)
             noise = seeded(cfg.seed, "pseudo", i, device=device)
             text = generate(target, start, T - start.size(1), generator=noise, eos=eos)
@@ -414,15 +526,21 @@ def make_drafter(cfg, meta, T, device, note):
     saved = saved_of(cfg)
     torch.manual_seed(cfg.seed)
     if cfg.drafter in ("lstm", "cnn", "gpt"):
-        shape = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "dropout", "kernel_size")}
-        config = GPTConfig(arch=cfg.drafter, causal=True, block_size=T, vocab_size=meta["vocab_size"], **shape)
+        shape = {
+            k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "dropout", "kernel_size")
+        }
+        config = GPTConfig(
+            arch=cfg.drafter, causal=True, block_size=T, vocab_size=meta["vocab_size"], **shape
+        )
         drafter = new_model(config).to(device)
     else:
         drafter, baseline = load_model(cfg.drafter, device, cfg.attention)
         if not data.same_vocabulary(meta, baseline["meta"]):
             raise UserError(f"The drafter {cfg.drafter} has another vocabulary than the text.")
         if not drafter.config.causal or drafter.config.block_size < T:
-            raise UserError(f"The drafter {cfg.drafter} is no autoregressive model with a context of at least {T}.")
+            raise UserError(
+                f"The drafter {cfg.drafter} is no autoregressive model with a context of at least {T}."
+            )
     if saved:
         drafter.load_state_dict(saved["model"])
     print_once(f"{sum(p.numel() for p in drafter.parameters()) / 1e6:.2f} M parameters on {note}")
@@ -435,11 +553,15 @@ def kd(cfg):
     if cfg.drafter != "ngram":
         drafter, saved = make_drafter(cfg, corpus.meta, T, device, note)
     if cfg.kd_data == "teacher" or cfg.drafter == "ngram":
-        on_first_process(lambda: refuse_other_origin(os.path.join(cfg.out_dir, "pseudo.json"), cfg, T))
+        on_first_process(
+            lambda: refuse_other_origin(os.path.join(cfg.out_dir, "pseudo.json"), cfg, T)
+        )
         on_first_process(lambda: pseudo_data(target, corpus, cfg, device))
         pseudo = pseudo_data(target, corpus, cfg, device)  # all is written: this only opens it
     if cfg.drafter == "ngram":
-        return on_first_process(lambda: fit_ngram(cfg, pseudo[:, unseen(target) :], data.without_sources(corpus)))
+        return on_first_process(
+            lambda: fit_ngram(cfg, pseudo[:, unseen(target) :], data.without_sources(corpus))
+        )
 
     def get_batch(generator):
         """-> (B, T + 1) of the dataset, (B, T) of what a model wrote."""
@@ -448,7 +570,10 @@ def kd(cfg):
         if cfg.kd_data == "teacher":
             rows = torch.randint(len(pseudo), (cfg.batch_size,), generator=generator)
             return torch.from_numpy(pseudo[rows.numpy()].astype(np.int64))
-        start, skip = data.beginnings(corpus, cfg.batch_size, generator).to(device), unseen(target, drafter)
+        start, skip = (
+            data.beginnings(corpus, cfg.batch_size, generator).to(device),
+            unseen(target, drafter),
+        )
         with torch.compiler.set_stance("force_eager"):  # its shapes vary here
             text = generate(drafter.eval(), start[:, skip:], T - start.size(1), generator=generator)
         drafter.train()
@@ -456,7 +581,15 @@ def kd(cfg):
 
     weights = {"divergence": cfg.divergence, "kd_weight": cfg.kd_weight, "ce_weight": cfg.ce_weight}
     loss = functools.partial(kd_loss, target=target, temp=cfg.kd_temp, **weights)
-    fit(drafter, loss, get_batch, validator(loss, corpus, T + 1, cfg, device), cfg, saved, corpus.meta)
+    fit(
+        drafter,
+        loss,
+        get_batch,
+        validator(loss, corpus, T + 1, cfg, device),
+        cfg,
+        saved,
+        corpus.meta,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -465,7 +598,10 @@ def kd(cfg):
 
 def soft(cfg):
     teacher, corpus, device, note = set_up(cfg, causal=True, writes="ckpt.pt")
-    folder, T = os.path.join(cfg.out_dir, "soft"), teacher.config.block_size if teacher else cfg.soft_length
+    folder, T = (
+        os.path.join(cfg.out_dir, "soft"),
+        teacher.config.block_size if teacher else cfg.soft_length,
+    )
     if cfg.soft_data and not cfg.soft_data.endswith(".jsonl"):
         folder, T = cfg.soft_data, load_soft(cfg.soft_data).meta["length"]
     student, saved = make_drafter(cfg, corpus.meta, T - unseen(teacher), device, note)
@@ -473,18 +609,32 @@ def soft(cfg):
         on_first_process(lambda: label(teacher, corpus, folder, T, cfg))
     labels = load_soft(folder)
     if not data.same_vocabulary(corpus.meta, labels.meta):
-        raise UserError(f"The soft labels in {folder} have another vocabulary than the dataset {cfg.dataset}.")
+        raise UserError(
+            f"The soft labels in {folder} have another vocabulary than the dataset {cfg.dataset}."
+        )
 
     def get_batch(generator):
         rows = torch.randint(len(labels.tokens), (cfg.batch_size,), generator=generator)
-        batch = torch.cat([torch.from_numpy(labels.tokens[rows.numpy()]).long(), rows[:, None]], 1).to(device)
+        batch = torch.cat(
+            [torch.from_numpy(labels.tokens[rows.numpy()]).long(), rows[:, None]], 1
+        ).to(device)
         if cfg.vocab_parallel:
             dist.broadcast(batch, 0)  # all have the first one's
         return batch
 
     how = {"missing": cfg.missing, "ce_weight": cfg.ce_weight, "vocab_parallel": cfg.vocab_parallel}
-    validate = validator(ar_loss, data.without_sources(corpus), T - unseen(teacher) + 1, cfg, device)
-    fit(student, functools.partial(soft_loss, soft=labels, **how), get_batch, validate, cfg, saved, corpus.meta)
+    validate = validator(
+        ar_loss, data.without_sources(corpus), T - unseen(teacher) + 1, cfg, device
+    )
+    fit(
+        student,
+        functools.partial(soft_loss, soft=labels, **how),
+        get_batch,
+        validate,
+        cfg,
+        saved,
+        corpus.meta,
+    )
 
 
 def main(cfg):
@@ -498,7 +648,9 @@ def main(cfg):
         release(cfg.out_dir)
     if cfg.export:
         last = f"round_{len(plan_rounds(cfg))}.pt" if cfg.method == "sdtt" else "ckpt.pt"
-        on_first_process(lambda: save_published(cfg.export, *load_model(os.path.join(cfg.out_dir, last))))
+        on_first_process(
+            lambda: save_published(cfg.export, *load_model(os.path.join(cfg.out_dir, last)))
+        )
     leave_processes()
 
 

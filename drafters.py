@@ -37,7 +37,9 @@ class LSTMBlock(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # on CUDA it would choose float16
             if cache is None:
                 return x + self.dropout(self.lstm(y)[0])
-            h, c = cache.before(1).transpose(1, 2).contiguous()  # of (2, 1, B, C): the states after the last token
+            h, c = (
+                cache.before(1).transpose(1, 2).contiguous()
+            )  # of (2, 1, B, C): the states after the last token
             states = []
             for y_i in y.split(1, 1):
                 _, (h, c) = self.lstm(y_i, (h, c))
@@ -79,14 +81,25 @@ class NGram:
     """
 
     def __init__(self, n, vocab_size, smoothing="kneser_ney", discount=0.75, alpha=0.1):
-        self.n, self.V, self.smoothing, self.discount, self.alpha = n, vocab_size, smoothing, discount, alpha
+        self.n, self.V, self.smoothing, self.discount, self.alpha = (
+            n,
+            vocab_size,
+            smoothing,
+            discount,
+            alpha,
+        )
 
     def fit(self, tokens):
         """(N,) token ids, or (R, N) of R texts -> self."""
         tokens = np.atleast_2d(np.asarray(tokens, dtype=np.int64))  # no m-gram spans two texts
         if tokens.shape[1] < self.n:
-            raise UserError(f"The corpus has {tokens.shape[1]} tokens, fewer than one {self.n}-gram.")
-        self.keys, self.counts = [np.arange(self.V)], [np.bincount(tokens.ravel(), minlength=self.V)]
+            raise UserError(
+                f"The corpus has {tokens.shape[1]} tokens, fewer than one {self.n}-gram."
+            )
+        self.keys, self.counts = (
+            [np.arange(self.V)],
+            [np.bincount(tokens.ravel(), minlength=self.V)],
+        )
         number = tokens  # of the m-gram that ends at each position
         for m in range(2, self.n + 1):
             key = number[:, :-1] * self.V + tokens[:, m - 1 :]
@@ -99,10 +112,17 @@ class NGram:
     def prepare(self):
         """For each m: where a context's m-grams start, the share of each, the weight of what shorter contexts say."""
         used = self.counts
-        if self.smoothing == "kneser_ney":  # below the top, an m-gram counts once for each token that came before it
+        if (
+            self.smoothing == "kneser_ney"
+        ):  # below the top, an m-gram counts once for each token that came before it
             longer = range(2, self.n + 1)
-            suffixes = [self.find(self.grams(m)[:, 1:])[0] for m in longer]  # of each m-gram, without its first token
-            used = [np.bincount(s, minlength=len(keys)) for s, keys in zip(suffixes, self.keys, strict=False)]
+            suffixes = [
+                self.find(self.grams(m)[:, 1:])[0] for m in longer
+            ]  # of each m-gram, without its first token
+            used = [
+                np.bincount(s, minlength=len(keys))
+                for s, keys in zip(suffixes, self.keys, strict=False)
+            ]
             used.append(self.counts[-1])
             free = self.discount * (used[0] > 0).sum() / self.V  # for tokens never seen
             self.unigram = (np.maximum(used[0] - self.discount, 0) + free) / used[0].sum()
@@ -115,11 +135,15 @@ class NGram:
             context, size = keys // self.V, len(shorter)
             total = np.bincount(context, count, size)
             if self.smoothing == "kneser_ney":
-                backoff = self.discount * np.bincount(context, count > 0, size) / np.maximum(total, 1)
+                backoff = (
+                    self.discount * np.bincount(context, count > 0, size) / np.maximum(total, 1)
+                )
                 backoff[total == 0] = 1
                 share = np.maximum(count - self.discount, 0) / np.maximum(total, 1)[context]
             else:
-                backoff = self.alpha / (total + self.alpha * self.V)  # the share of a token that never followed
+                backoff = self.alpha / (
+                    total + self.alpha * self.V
+                )  # the share of a token that never followed
                 share = count / (total + self.alpha * self.V)[context]
             self.start.append(np.concatenate([[0], np.bincount(context, minlength=size).cumsum()]))
             self.share.append(share.astype(np.float32))
@@ -154,7 +178,9 @@ class NGram:
             number, found = self.find(context[:, self.n - m :])  # of the last m - 1 tokens
             start, share, tokens = self.start[m - 1], self.share[m - 1], self.keys[m - 1]
             for row in (found & (start[number] < start[number + 1])).nonzero()[0]:
-                first, end = start[number[row] : number[row] + 2]  # its continuations are neighbours in the table
+                first, end = start[
+                    number[row] : number[row] + 2
+                ]  # its continuations are neighbours in the table
                 backoff = self.backoff[m - 1][number[row]]
                 p[row] = backoff if self.smoothing == "laplace" else backoff * p[row]
                 p[row, tokens[first:end] % self.V] += share[first:end]
@@ -162,7 +188,9 @@ class NGram:
 
     def __call__(self, idx):
         """(B, T) int64 -> (B, T, V): position i has the log-probabilities of token i + 1."""
-        contexts = F.pad(idx.cpu(), (self.n - 1, 0), value=-1).unfold(1, self.n - 1, 1)[:, 1:]  # (B, T, n - 1)
+        contexts = F.pad(idx.cpu(), (self.n - 1, 0), value=-1).unfold(1, self.n - 1, 1)[
+            :, 1:
+        ]  # (B, T, n - 1)
         return self.log_probs(contexts.flatten(0, 1).numpy()).view(*idx.shape, -1).to(idx.device)
 
     def next_logits(self, x, n):
@@ -175,13 +203,17 @@ class NGram:
         """To a readable file: what it is, then each m-gram with its count."""
         how = {"smoothing": self.smoothing, "discount": self.discount, "alpha": self.alpha}
         about = {"n": self.n, "vocab_size": self.V, **how, "meta": meta}
-        write_counts(path, about, [np.column_stack([c, self.grams(m)]) for m, c in enumerate(self.counts, 1)])
+        write_counts(
+            path, about, [np.column_stack([c, self.grams(m)]) for m, c in enumerate(self.counts, 1)]
+        )
 
     @classmethod
     def load(cls, path):
         """-> the model that save wrote, and its meta. Raises UserError if the file is damaged."""
         if not os.path.isfile(path):
-            raise UserError(f"There is no n-gram file {path}. Make one with: python train.py --arch=ngram")
+            raise UserError(
+                f"There is no n-gram file {path}. Make one with: python train.py --arch=ngram"
+            )
         try:
             about, tables = read_counts(path)
             meta = about.pop("meta")
@@ -192,7 +224,9 @@ class NGram:
                 self.keys.append(self.find(table[:, 1:-1])[0] * self.V + table[:, -1])
             return self.prepare(), meta
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged or not an n-gram file ({str(error)[:80]}).") from None
+            raise UserError(
+                f"{path} is damaged or not an n-gram file ({str(error)[:80]})."
+            ) from None
 
 
 class Lookup:
@@ -227,20 +261,26 @@ class Diffusion:
     def __init__(self, model, steps=1, order="left", window=0):
         choose("order", order, ("left", "any"))
         if order == "any" and steps > 1:
-            raise UserError("In any order there is no q(x_j | x before j): not lossless. Use one step or order 'left'.")
+            raise UserError(
+                "In any order there is no q(x_j | x before j): not lossless. Use one step or order 'left'."
+            )
         self.model, self.steps, self.window = model, steps, window
 
     def propose(self, x, n, gamma, settings, generator):
         """(B, L), (B,) -> (B, gamma) tokens, (B, gamma, V) the distributions that they were drawn from."""
         size = self.model.config.block_size
         known = min(int(n.min()), self.window or size, size - gamma)
-        where = n[:, None] - known + torch.arange(known + gamma, device=x.device)  # (B, known + gamma)
+        where = (
+            n[:, None] - known + torch.arange(known + gamma, device=x.device)
+        )  # (B, known + gamma)
         z = x.gather(1, where)
         z[:, known:] = self.model.mask_id
         qs = []
         for group in torch.arange(gamma).tensor_split(min(self.steps, gamma)):
             at = known + group.to(x.device)
-            q = probabilities(self.model.head(self.model.hidden(z)[:, at]), *settings)  # (B, group, V)
+            q = probabilities(
+                self.model.head(self.model.hidden(z)[:, at]), *settings
+            )  # (B, group, V)
             z[:, at] = draw_from(q, generator)
             qs.append(q)
         return z[:, known:], torch.cat(qs, 1)
@@ -265,7 +305,9 @@ def load_model(path, device="cpu", attention="sdpa"):
     if is_foreign(saved["model_config"]):
         model = HuggingFace(saved["model_config"], attention)
     else:
-        model = new_model(config_of(saved, path, attention=attention))  # not the one it was trained with
+        model = new_model(
+            config_of(saved, path, attention=attention)
+        )  # not the one it was trained with
     load_weights(model, weights_of(saved))
     left = ("model", "ema", "optimizer", "optimizers")
     return model.to(device).eval(), {k: v for k, v in saved.items() if k not in left}
@@ -288,7 +330,9 @@ def load_to_sample(path, cfg):
 def load_drafter(path, target, meta, cfg):
     """-> a drafter for the target: 'lookup', an n-gram file (.txt) or a checkpoint, of the same vocabulary."""
     if not target.config.causal:
-        raise UserError("--draft makes an autoregressive model faster; this checkpoint is a diffusion model.")
+        raise UserError(
+            "--draft makes an autoregressive model faster; this checkpoint is a diffusion model."
+        )
     if path == "lookup":
         return Lookup(target.config.vocab_size)
     if path.endswith(".txt"):
@@ -297,7 +341,9 @@ def load_drafter(path, target, meta, cfg):
         drafter, checkpoint = load_model(path, target.wte.weight.device, cfg.attention)
         its_meta = padded_as(drafter, checkpoint["meta"], meta["vocab_size"])
         if drafter.config.block_size < (cfg.length or target.config.block_size):
-            raise UserError(f"The text is longer than {path}'s context: use --length={drafter.config.block_size}.")
+            raise UserError(
+                f"The text is longer than {path}'s context: use --length={drafter.config.block_size}."
+            )
         drafter = drafter if drafter.config.causal else Diffusion(drafter, cfg.draft_steps)
     if not data.same_vocabulary(meta, its_meta):
         raise UserError(f"The drafter {path} has another vocabulary than the target.")
@@ -313,4 +359,6 @@ def fit_ngram(cfg, tokens, corpus):
     nats = -torch.cat([model(b[:, :-1]).gather(2, b[:, 1:, None]) for b in val.split(8)]).mean()
     model.save(path, corpus.meta)
     save_config(cfg, cfg.out_dir)
-    print_once(f"validation {nats:.4f} nats per token, {sum(map(len, model.keys)):,} n-grams saved to {path}")
+    print_once(
+        f"validation {nats:.4f} nats per token, {sum(map(len, model.keys)):,} n-grams saved to {path}"
+    )

@@ -19,7 +19,14 @@ from configurator import UserError, print_once
 from model import DEFAULTS, unmask
 from plumbing.checkpoints import save_checkpoint
 from plumbing.hardware import compile_trunk, pick_device, say_forecast
-from plumbing.parallel import gradients_stay_here, parallel, rank_and_world, shard_like, whole, whole_weights
+from plumbing.parallel import (
+    gradients_stay_here,
+    parallel,
+    rank_and_world,
+    shard_like,
+    whole,
+    whole_weights,
+)
 from plumbing.randomness import seeded
 from plumbing.runs import files_of_run, open_log
 from speculative import generate
@@ -32,18 +39,34 @@ def learning_rate_at(step, cfg):
     if cfg.lr_schedule == "constant":
         return cfg.learning_rate
     progress = (step - cfg.warmup_iters) / max(1, cfg.max_iters - cfg.warmup_iters)
-    return cfg.learning_rate * (cfg.min_lr + (1 - cfg.min_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return cfg.learning_rate * (
+        cfg.min_lr + (1 - cfg.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    )
 
 
 def make_optimizer(model, cfg):
     """-> AdamW with weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": cfg.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, cfg.beta2), fused=True)
 
 
-def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=None, name="ckpt.pt", first=0):
+def fit(
+    model,
+    loss,
+    get_batch,
+    validate,
+    cfg,
+    resume=None,
+    meta=None,
+    made_for=None,
+    name="ckpt.pt",
+    first=0,
+):
     """The training loop: model is trained in place on loss(model, get_batch(generator), generator).
 
     Every random number of a step comes from a generator seeded by (seed, step, forward): a resumed run, or one on
@@ -57,7 +80,9 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=
     rank, world = rank_and_world()
     n_forwards = cfg.gradient_accumulation_steps  # of all processes together, before a step
     path = os.path.join(cfg.out_dir, name)
-    batch_loss = parallel(model, loss, device, world, cfg.fsdp)  # before the optimizer: FSDP cuts weights into shards
+    batch_loss = parallel(
+        model, loss, device, world, cfg.fsdp
+    )  # before the optimizer: FSDP cuts weights into shards
     optimizer = make_optimizer(model, cfg)
     averaged = {n: p.detach().clone() for n, p in model.named_parameters()} if cfg.ema else {}
     start = restore(resume, optimizer, averaged, model, cfg, path) if resume else 0
@@ -70,11 +95,17 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=
         for group in optimizer.param_groups:
             group["lr"] = lr
         step_loss, tokens = 0.0, 0
-        for i in range(rank, n_forwards, world):  # the forwards of this process: their gradients add up
+        for i in range(
+            rank, n_forwards, world
+        ):  # the forwards of this process: their gradients add up
             batch = get_batch(seeded(cfg.seed, first + step, i)).to(device, non_blocking=True)
-            noise = seeded(cfg.seed, first + step, i, "noise", device=device)  # a generator, of the loss's noise
+            noise = seeded(
+                cfg.seed, first + step, i, "noise", device=device
+            )  # a generator, of the loss's noise
             if model.config.dropout:
-                torch.manual_seed(noise.initial_seed())  # nn.Dropout knows only the global generator
+                torch.manual_seed(
+                    noise.initial_seed()
+                )  # nn.Dropout knows only the global generator
             # DDP averages over the processes with the last backward; times world / n_forwards: over all forwards
             with gradients_stay_here(batch_loss, cfg, world, more=i + world < n_forwards):
                 with autocast:
@@ -92,7 +123,9 @@ def fit(model, loss, get_batch, validate, cfg, resume=None, meta=None, made_for=
             with averaged_weights(model, averaged), whole_weights(batch_loss, cfg.fsdp):
                 val_loss = evaluate(model, validate, step + 1, first, autocast, cfg, meta, made_for)
             progress.refuse_nan([val_loss], step, lr)
-            progress.save(checkpoint(model, optimizer, averaged, step + 1, val_loss, cfg, meta, made_for))
+            progress.save(
+                checkpoint(model, optimizer, averaged, step + 1, val_loss, cfg, meta, made_for)
+            )
     progress.bar.close()
     for n, average in averaged.items():
         model.get_parameter(n).data.copy_(average)
@@ -104,10 +137,17 @@ def restore(resume, optimizer, averaged, model, cfg, path):
     if resume["config"].get("optimizer") == "muon":
         raise UserError(f"{path} was trained with Muon, which is gone. Train it anew, with AdamW.")
     if bool(resume["ema"]) != bool(cfg.ema):
-        raise UserError(f"{path} was trained with --ema={resume['config']['ema']}; resume it with the same.")
-    saved = resume["optimizer"] if "optimizer" in resume else resume["optimizers"][0]  # a list, in older runs
+        raise UserError(
+            f"{path} was trained with --ema={resume['config']['ema']}; resume it with the same."
+        )
+    saved = (
+        resume["optimizer"] if "optimizer" in resume else resume["optimizers"][0]
+    )  # a list, in older runs
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
-    state = {i: {k: shard_like(ordered[i], x) for k, x in state.items()} for i, state in saved["state"].items()}
+    state = {
+        i: {k: shard_like(ordered[i], x) for k, x in state.items()}
+        for i, state in saved["state"].items()
+    }
     optimizer.load_state_dict({**saved, "state": state})
     for n, average in averaged.items():
         averaged[n] = shard_like(average, resume["ema"][n])
@@ -138,7 +178,9 @@ def update(averaged, model, step, cfg):
     """
     if averaged:
         weights = [p.data for p in model.parameters()]
-        torch._foreach_lerp_(list(averaged.values()), weights, 1 - min(cfg.ema, (step + 1) / (step + 10)))
+        torch._foreach_lerp_(
+            list(averaged.values()), weights, 1 - min(cfg.ema, (step + 1) / (step + 10))
+        )
 
 
 @contextlib.contextmanager
@@ -179,7 +221,13 @@ class Progress:
         self.cfg, self.start, self.first, self.path, self.device = cfg, start, first, path, device
         self.rank, self.world = rank_and_world()
         self.log = open_log(cfg, first + start) if self.rank == 0 else lambda record: None
-        self.bar = tqdm(total=cfg.max_iters, initial=start, unit="step", disable=self.rank != 0, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=cfg.max_iters,
+            initial=start,
+            unit="step",
+            disable=self.rank != 0,
+            dynamic_ncols=True,
+        )
         self.begin()
 
     def begin(self):
@@ -200,11 +248,20 @@ class Progress:
         seconds, mean = time.perf_counter() - self.began, losses.mean().item()
         speed = self.tokens / seconds
         self.bar.set_postfix_str(f"loss {mean:.3f}, {speed:,.0f} tokens/s")
-        self.log({"step": self.first + step + 1, "loss": round(mean, 4), "lr": lr, "tokens_per_s": round(speed)})
+        self.log(
+            {
+                "step": self.first + step + 1,
+                "loss": round(mean, 4),
+                "lr": lr,
+                "tokens_per_s": round(speed),
+            }
+        )
         n, done = self.cfg.max_iters, step + 1 - self.start
         second = done - len(losses) < 2 * self.cfg.log_interval <= done  # the first steps are slow
         if second and step + 1 < n and self.rank == 0:
-            say_forecast(n - step - 1, n, seconds / len(losses), self.cfg.laptop_minutes, self.device)
+            say_forecast(
+                n - step - 1, n, seconds / len(losses), self.cfg.laptop_minutes, self.device
+            )
         self.begin()
 
     def save(self, saved):
@@ -226,7 +283,9 @@ class Progress:
         mend = "No checkpoint was saved yet: start again with a lower --learning_rate."
         if good:
             mend = f"The last good one is {good[-1]}: continue with --init_from=resume and a lower --learning_rate."
-        raise UserError(f"The loss became {losses[bad[0]]} at step {at} with learning rate {lr:.2e}. {mend}")
+        raise UserError(
+            f"The loss became {losses[bad[0]]} at step {at} with learning rate {lr:.2e}. {mend}"
+        )
 
 
 def check_loop(cfg):
@@ -234,18 +293,30 @@ def check_loop(cfg):
     n, world = cfg.gradient_accumulation_steps, int(os.environ.get("WORLD_SIZE", 1))
     if n % world:
         mend = f"Use --gradient_accumulation_steps={world * max(1, n // world)}."
-        raise UserError(f"gradient_accumulation_steps {n} does not divide into {world} processes. {mend}")
+        raise UserError(
+            f"gradient_accumulation_steps {n} does not divide into {world} processes. {mend}"
+        )
     if cfg.fsdp and "WORLD_SIZE" not in os.environ:
-        raise UserError("fsdp shards over processes: start them with torchrun --standalone --nproc_per_node=2 ...")
+        raise UserError(
+            "fsdp shards over processes: start them with torchrun --standalone --nproc_per_node=2 ..."
+        )
     if cfg.wandb and not importlib.util.find_spec("wandb"):
-        raise UserError(f"wandb is {cfg.wandb!r}, but the package is missing. Install it with: pip install wandb")
+        raise UserError(
+            f"wandb is {cfg.wandb!r}, but the package is missing. Install it with: pip install wandb"
+        )
     if cfg.sample_interval % cfg.eval_interval:
-        raise UserError(f"sample_interval {cfg.sample_interval} is no multiple of eval_interval {cfg.eval_interval}.")
+        raise UserError(
+            f"sample_interval {cfg.sample_interval} is no multiple of eval_interval {cfg.eval_interval}."
+        )
 
 
 def validator(loss, corpus, length, cfg, device):
     """-> f(model): the mean loss over the same blocks of validation text, with the same noise at every call."""
-    batches = data.blocks(corpus.val, length, cfg.eval_iters * cfg.batch_size).to(device).split(cfg.batch_size)
+    batches = (
+        data.blocks(corpus.val, length, cfg.eval_iters * cfg.batch_size)
+        .to(device)
+        .split(cfg.batch_size)
+    )
 
     def validate(model):
         noise = seeded(cfg.seed, "validation", device=device)
@@ -258,7 +329,9 @@ def show_sample(model, noise, meta, made_for=None):
     """-> the text of one sample; a student samples in the way that it was made for."""
     T, device = model.config.block_size, model.wte.weight.device
     if model.config.causal:
-        tokens = generate(model, torch.full((1, 1), data.start_token(meta), device=device), T - 1, generator=noise)
+        tokens = generate(
+            model, torch.full((1, 1), data.start_token(meta), device=device), T - 1, generator=noise
+        )
     else:
         blank = torch.full((1, T), model.mask_id, device=device)
         tokens = unmask(model, blank, **(made_for or DEFAULTS), generator=noise)

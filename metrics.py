@@ -108,15 +108,27 @@ def last_word(model, x, m, draws, noise, largest):
         nats = -log_p.gather(1, word[:, None]).sum().item()
         return (log_p.argmax(1) == word).all().item(), nats if m <= largest else None, None
     if m > largest:
-        return masked_word(model, x, torch.ones(1, m, dtype=torch.bool, device=x.device))[1].all().item(), None, None
-    subsets = torch.tensor(list(itertools.product((False, True), repeat=m))[1:])  # not the empty one; at last all m
+        return (
+            masked_word(model, x, torch.ones(1, m, dtype=torch.bool, device=x.device))[1]
+            .all()
+            .item(),
+            None,
+            None,
+        )
+    subsets = torch.tensor(
+        list(itertools.product((False, True), repeat=m))[1:]
+    )  # not the empty one; at last all m
     nats, hits = masked_word(model, x, subsets.to(x.device))  # (2^m - 1)
     # the bound of model.nelbo on m tokens: a sum over l = 1 ... m of the mean over the comb(m, l) sets of l tokens,
     # which is m times the mean over a random l and a random set
     ways = torch.tensor([math.comb(m, k) for k in subsets.sum(1).tolist()], device=x.device)
     n_masks = torch.randint(1, m + 1, (draws, 1), generator=noise)
     drawn = ranks(torch.rand(draws, m, generator=noise)) < n_masks
-    return hits.all().item(), (nats / ways).sum().item(), m * masked_word(model, x, drawn.to(x.device))[0].mean().item()
+    return (
+        hits.all().item(),
+        (nats / ways).sum().item(),
+        m * masked_word(model, x, drawn.to(x.device))[0].mean().item(),
+    )
 
 
 @torch.no_grad()
@@ -131,7 +143,9 @@ def lambada(model, passages, cfg, largest=8):
     causal, size, device = model.config.causal, model.config.block_size, model.wte.weight.device
     passages = [(context, word) for context, word in passages if len(word) < size]
     if not any(len(word) <= largest for _, word in passages):
-        raise UserError(f"No passage ends with a word of at most {largest} tokens that leaves room for its context.")
+        raise UserError(
+            f"No passage ends with a word of at most {largest} tokens that leaves room for its context."
+        )
 
     def one(i):
         context, word = passages[i]
@@ -140,7 +154,11 @@ def lambada(model, passages, cfg, largest=8):
 
     rows = share_out(one, range(len(passages)), "lambada")
     exact = [r[1] for r in rows if r[1] is not None]
-    row = {"accuracy": sum(r[0] for r in rows) / len(rows), "passages": len(rows), "words_in_ppl": len(exact)}
+    row = {
+        "accuracy": sum(r[0] for r in rows) / len(rows),
+        "passages": len(rows),
+        "words_in_ppl": len(exact),
+    }
     row["ppl"] = math.exp(sum(exact) / len(exact))
     if not causal:
         row["ppl_monte_carlo"] = math.exp(sum(r[2] for r in rows if r[2] is not None) / len(exact))
@@ -191,7 +209,11 @@ def gain(student, teacher, seed, draws=400):
     if ratio is None:
         return {"ratio": None, "low": None, "high": None}
     drawn = torch.tensor([over_frontier(student, teacher, noise) for _ in range(draws)])
-    return {"ratio": ratio, "low": drawn.quantile(0.025).item(), "high": drawn.quantile(0.975).item()}
+    return {
+        "ratio": ratio,
+        "low": drawn.quantile(0.025).item(),
+        "high": drawn.quantile(0.975).item(),
+    }
 
 
 def markov_nats(x, meta):
@@ -202,10 +224,15 @@ def markov_nats(x, meta):
 
 def seconds_per_sample(model, meta, cfg, n_steps, size, batch, repeats=3):
     """-> the median over repeats of the seconds that `batch` samples of `size` tokens take at once, over batch."""
-    template, times = speculative.empty_pages(model, meta, batch, size).to(model.wte.weight.device), []
+    template, times = (
+        speculative.empty_pages(model, meta, batch, size).to(model.wte.weight.device),
+        [],
+    )
     for i in range(repeats + 1):  # the first one warms up
         began = time.perf_counter()
-        speculative.draw_samples(model, template, cfg, n_steps, seeded(cfg.seed, i, device=template.device)).cpu()
+        speculative.draw_samples(
+            model, template, cfg, n_steps, seeded(cfg.seed, i, device=template.device)
+        ).cpu()
         times.append((time.perf_counter() - began) / batch)
     return sorted(times[1:])[repeats // 2]
 
@@ -217,16 +244,24 @@ def overlap(target, drafter, text, prompt, cfg):
     The chance that a draft is accepted, without the noise of drawing it. For diffusion and lookup: at 16 places.
     """
     if len(text) > cfg.batch_size:
-        return torch.cat([overlap(target, drafter, part, prompt, cfg) for part in text.split(cfg.batch_size)])
+        return torch.cat(
+            [overlap(target, drafter, part, prompt, cfg) for part in text.split(cfg.batch_size)]
+        )
     settings, size = (cfg.temperature, cfg.top_k, cfg.top_p), text.size(1)
     h, skip = target.hidden(text[:, :-1]), speculative.unseen(target, drafter)
-    p = probabilities(target.head(h[:, prompt - 1 :]), *settings)  # (n, L - prompt, V), of the target's own tokens
+    p = probabilities(
+        target.head(h[:, prompt - 1 :]), *settings
+    )  # (n, L - prompt, V), of the target's own tokens
     if isinstance(drafter, (Diffusion, Lookup)):
         noise, q = seeded(cfg.seed, "overlap", device=text.device), []
         places = torch.linspace(prompt, size - cfg.gamma, 16).long().unique()
         for n in places.to(text.device)[:, None].expand(-1, len(text)):
             seen = text[:, skip:].clone()
-            q.append(speculative.propose(drafter, None, seen, n - skip, cfg.gamma, settings, noise)[1][:, 0])
+            q.append(
+                speculative.propose(drafter, None, seen, n - skip, cfg.gamma, settings, noise)[1][
+                    :, 0
+                ]
+            )
         p, q = p[:, places - prompt], torch.stack(q, 1)
     else:
         q = probabilities(drafter(text[:, skip:-1])[:, prompt - skip - 1 :], *settings)
@@ -255,13 +290,19 @@ def drafters_table(target, drafters, prompts, size, cfg):
     """
     settings, n_new = (cfg.temperature, cfg.top_k, cfg.top_p), size - prompts.size(1)
     device, rows = prompts.device, []
-    text = speculative.generate(target, prompts, n_new, *settings, seeded(cfg.seed, "target", device=device))
+    text = speculative.generate(
+        target, prompts, n_new, *settings, seeded(cfg.seed, "target", device=device)
+    )
     texts = {"the target alone": text}
     for path, drafter in tqdm(drafters.items(), desc="drafters", leave=False):
         row = {"drafter": path}
-        row["alpha"], row["alpha_error"] = mean_and_error(overlap(target, drafter, text, prompts.size(1), cfg))
+        row["alpha"], row["alpha_error"] = mean_and_error(
+            overlap(target, drafter, text, prompts.size(1), cfg)
+        )
         noise = seeded(cfg.seed, "speculate", device=device)
-        texts[path], counts = speculative.speculate(target, drafter, prompts, n_new, cfg.gamma, *settings, noise)
+        texts[path], counts = speculative.speculate(
+            target, drafter, prompts, n_new, cfg.gamma, *settings, noise
+        )
         row["counted"] = speculative.acceptance(counts)
         places = zip(counts.accepted.tolist(), counts.tested.tolist(), strict=True)
         row["counted_at"] = [a / t if t else None for a, t in places]
@@ -271,11 +312,17 @@ def drafters_table(target, drafters, prompts, size, cfg):
         c, call = measured[gamma]
         row |= {"gamma": gamma, "predicted": predicted, "c": c, "call": call}
         ratios = []
-        for i, one in enumerate(prompts[:24].split(1)):  # the same prompt with and without, one after the other
+        for i, one in enumerate(
+            prompts[:24].split(1)
+        ):  # the same prompt with and without, one after the other
             began = time.perf_counter()
-            speculative.generate(target, one, n_new, *settings, seeded(cfg.seed, i, device=device)).cpu()
+            speculative.generate(
+                target, one, n_new, *settings, seeded(cfg.seed, i, device=device)
+            ).cpu()
             plain = time.perf_counter()
-            speculative.speculate(target, drafter, one, n_new, gamma, *settings, seeded(cfg.seed, i, device=device))
+            speculative.speculate(
+                target, drafter, one, n_new, gamma, *settings, seeded(cfg.seed, i, device=device)
+            )
             ratios.append((plain - began) / (time.perf_counter() - plain))
         row["speedup"], row["speedup_error"] = mean_and_error(torch.tensor(ratios))
         rows.append(row)

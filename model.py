@@ -43,7 +43,9 @@ class GPTConfig:
     ln_bias: bool = False
     head_bias: bool = False
     gelu_tanh: bool = False  # the tanh formula is 3x slower than erf on a CPU in bf16
-    attention: str = "sdpa"  # 'sdpa' | 'manual' | 'flash_attn': the same function, computed three ways
+    attention: str = (
+        "sdpa"  # 'sdpa' | 'manual' | 'flash_attn': the same function, computed three ways
+    )
     arch: str = "gpt"  # 'gpt' | 'lstm' | 'cnn': what its blocks are made of; the small causal two are for drafting
     kernel_size: int = 5  # of the cnn, in tokens
 
@@ -51,17 +53,25 @@ class GPTConfig:
         choose("arch", self.arch, ("gpt", "lstm", "cnn"))
         if self.arch != "gpt":
             if not self.causal:
-                raise UserError(f"arch is {self.arch!r}, which sees the past only: it takes --objective=ar.")
+                raise UserError(
+                    f"arch is {self.arch!r}, which sees the past only: it takes --objective=ar."
+                )
             self.pos = "none"  # they know the order of tokens without positions
             return
         choose("pos", self.pos, ("rope", "learned"))
         choose("attention", self.attention, ("sdpa", "manual", "flash_attn"))
         if self.attention == "flash_attn" and not importlib.util.find_spec("flash_attn"):
-            raise UserError("attention is 'flash_attn', which is missing: pip install flash-attn, or use 'sdpa'.")
+            raise UserError(
+                "attention is 'flash_attn', which is missing: pip install flash-attn, or use 'sdpa'."
+            )
         if self.n_embd % self.n_head:
-            raise UserError(f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads.")
+            raise UserError(
+                f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads."
+            )
         if self.pos == "rope" and self.n_embd // self.n_head % 2:
-            raise UserError(f"rope turns pairs; n_embd / n_head {self.n_embd // self.n_head} is odd: --pos=learned.")
+            raise UserError(
+                f"rope turns pairs; n_embd / n_head {self.n_embd // self.n_head} is odd: --pos=learned."
+            )
 
 
 def config_of(checkpoint, path, **changes):
@@ -105,18 +115,24 @@ def attend(q, k, v, causal, attention, mask=None):
     if attention == "flash_attn" and mask is None:
         from flash_attn import flash_attn_func
 
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T, H, D); its causal mask is aligned to the last key
+        q, k, v = (
+            x.transpose(1, 2) for x in (q, k, v)
+        )  # (B, T, H, D); its causal mask is aligned to the last key
         return flash_attn_func(q, k, v, causal=causal).transpose(1, 2)
     # On a CPU the backward of SDPA is as slow in bfloat16 as in float32: there the three lines below train 1.4x faster.
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and Tk <= 512
     if attention == "manual" or slow:
         scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, Tq, Tk)
         if causal or mask is not None:
-            scores = scores.masked_fill(~(causal_mask(Tq, Tk, q.device) if mask is None else mask), -math.inf)
+            scores = scores.masked_fill(
+                ~(causal_mask(Tq, Tk, q.device) if mask is None else mask), -math.inf
+            )
         return scores.softmax(-1) @ v
     if mask is not None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    if causal and 1 < Tq < Tk:  # new queries after cached keys: SDPA's is_causal would align them to the first key
+    if (
+        causal and 1 < Tq < Tk
+    ):  # new queries after cached keys: SDPA's is_causal would align them to the first key
         return F.scaled_dot_product_attention(q, k, v, attn_mask=causal_mask(Tq, Tk, q.device))
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal and Tq > 1)
 
@@ -184,17 +200,23 @@ class GPT(nn.Module):
         # The one difference: without `causal` every position sees every other, and there is a [MASK] to look at.
         self.mask_id = None if config.causal else config.vocab_size
         self.wte = nn.Embedding(config.vocab_size + (not config.causal), config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.pos == "learned" else None
+        self.wpe = (
+            nn.Embedding(config.block_size, config.n_embd) if config.pos == "learned" else None
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList((block_class or Block)(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.ln_bias)
-        self.lm_head = None if config.tie_weights else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = (
+            None if config.tie_weights else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        )
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
         if config.pos == "rope":
             cos, sin = rope_tables(config.block_size, config.n_embd // config.n_head)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
-        self.register_buffer("frequency", None)  # (V) of the corpus's tokens: what a Di[M]O student starts from
+        self.register_buffer(
+            "frequency", None
+        )  # (V) of the corpus's tokens: what a Di[M]O student starts from
         self.apply(self._init)
         if config.arch == "gpt":
             for block in self.blocks:  # GPT-2: 2 n_layer branches add up, so each starts smaller
@@ -211,10 +233,14 @@ class GPT(nn.Module):
     def hidden(self, idx, cache=None):
         """(B, T) int64 -> (B, T, C), the trunk. With a KVCache, idx are the tokens that follow the cached ones."""
         T, rope = idx.size(1), None
-        where = cache.positions(T) if cache else torch.arange(T, device=idx.device)[None]  # (B or 1, T)
+        where = (
+            cache.positions(T) if cache else torch.arange(T, device=idx.device)[None]
+        )  # (B or 1, T)
         end = max(cache.lengths) + T if cache else T
         if end > self.config.block_size:
-            raise UserError(f"{end} tokens are more than this model's context of {self.config.block_size}.")
+            raise UserError(
+                f"{end} tokens are more than this model's context of {self.config.block_size}."
+            )
         x = self.wte(idx)  # (B, T, C)
         if self.config.pos == "rope":
             rope = self.cos[where], self.sin[where]  # (B or 1, T, 1, 1, D) each
@@ -259,7 +285,9 @@ class GPT(nn.Module):
         """
         weight, bias, V = self.head_weight, self.head_bias, self.config.vocab_size
         at_least, logits_at_once = ROWS_AT_ONCE[h.device.type]
-        n = max(at_least, logits_at_once // -(-V // parts))  # V / parts rounded up: one n for all, though sizes differ
+        n = max(
+            at_least, logits_at_once // -(-V // parts)
+        )  # V / parts rounded up: one n for all, though sizes differ
         if parts > 1:
             first, end = slice_of_vocab(V, part, parts)
             V = end - first
@@ -267,7 +295,9 @@ class GPT(nn.Module):
             weight = with_gradient_times(weight[first:end], parts)
             bias = None if bias is None else with_gradient_times(bias[first:end], parts)
         args = loss_of, n, h, weight, bias, V
-        return HeadLoss.apply(*args, torch.is_grad_enabled(), *rows)  # inside apply, grad mode is always off
+        return HeadLoss.apply(
+            *args, torch.is_grad_enabled(), *rows
+        )  # inside apply, grad mode is always off
 
     def nll(self, h, targets, weights):
         """(N, C), (N,) int64, (N,) float32 -> scalar: sum of weights * -log p(targets | h)."""
@@ -300,7 +330,9 @@ def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):
     p = logits.softmax(-1)
     if top_p < 1:
         best, order = p.sort(-1, descending=True)
-        best = best.masked_fill(best.cumsum(-1) - best >= top_p, 0)  # a token stays if those before it fall short
+        best = best.masked_fill(
+            best.cumsum(-1) - best >= top_p, 0
+        )  # a token stays if those before it fall short
         p = torch.zeros_like(p).scatter(-1, order, best)
         p = p / p.sum(-1, keepdim=True)
     return p
@@ -390,9 +422,13 @@ def nelbo(model, x0, generator):
     """
     B, T = x0.shape
     n_masks = (stratified(B, generator, x0.device) * T).long() + 1  # (B, 1) in 1 ... T
-    masked = ranks(uniform(x0.shape, generator, x0.device)) < n_masks  # (B, T): each set of that size equally likely
+    masked = (
+        ranks(uniform(x0.shape, generator, x0.device)) < n_masks
+    )  # (B, T): each set of that size equally likely
     h = model.hidden(x0.masked_fill(masked, model.mask_id))[masked]
-    return model.nll(h, x0[masked], (1 / n_masks).expand(B, T)[masked] / B)  # T / l, over all B T tokens
+    return model.nll(
+        h, x0[masked], (1 / n_masks).expand(B, T)[masked] / B
+    )  # T / l, over all B T tokens
 
 
 def reveal_rate(t, s, sampler="ancestral"):
@@ -424,8 +460,12 @@ def reveal_order(blank, times, sampler, generator):
     else:
         # The step that reveals a token: invert the distribution function of that step, 1 - P(still masked after it).
         times = times.to(device)
-        kept = (1 - reveal_rate(times[..., :-1], times[..., 1:], sampler)).cumprod(-1)  # (K) or (B, K), falls to 0
-        step = torch.searchsorted(1 - kept[..., :-1], u, right=True).double() + 1  # (B, T); K takes all that is left
+        kept = (1 - reveal_rate(times[..., :-1], times[..., 1:], sampler)).cumprod(
+            -1
+        )  # (K) or (B, K), falls to 0
+        step = (
+            torch.searchsorted(1 - kept[..., :-1], u, right=True).double() + 1
+        )  # (B, T); K takes all that is left
     step = step.masked_fill(~blank.to(device), 0)
     # Number the steps that do occur in a row 1, 2, ...: one more wherever the sorted steps rise, put back in place.
     # Steps 7 0 3 7, sorted 0 3 7 7: calls 0 1 2 2, in place 2 0 1 2.
@@ -443,9 +483,13 @@ def spread_order(blank, steps, generator):
     """
     K = blank.sum(1, keepdim=True).clamp(min=1, max=steps)  # (B, 1)
     u = uniform((len(blank), int(K.max())), generator, blank.device)
-    u = u.masked_fill(torch.arange(u.size(1), device=u.device) >= K, 2)  # above any u: a row's own classes rank below
+    u = u.masked_fill(
+        torch.arange(u.size(1), device=u.device) >= K, 2
+    )  # above any u: a row's own classes rank below
     number = blank.cumsum(1) - 1  # (B, T), of each blank
-    return torch.where(blank, ranks(u).gather(1, number % K) + 1, 0)  # the rank of its class, from 1
+    return torch.where(
+        blank, ranks(u).gather(1, number % K) + 1, 0
+    )  # the rank of its class, from 1
 
 
 def half_random(xt, model, generator):
@@ -455,18 +499,29 @@ def half_random(xt, model, generator):
     place reads the same noise, so by it they can agree on one text. Given nothing but masks they could not.
     """
     if model.frequency is None:
-        raise UserError("Sampler 'dimo' is for what distill.py --method=dimo made. Use --sampler=spread.")
+        raise UserError(
+            "Sampler 'dimo' is for what distill.py --method=dimo made. Use --sampler=spread."
+        )
     u = uniform(xt.shape, generator, xt.device)
-    noise = torch.searchsorted(model.frequency.cumsum(0), u, right=True).clamp(max=model.mask_id - 1)
-    return torch.where((xt == model.mask_id) & (uniform(xt.shape, generator, xt.device) < 0.5), noise, xt)
+    noise = torch.searchsorted(model.frequency.cumsum(0), u, right=True).clamp(
+        max=model.mask_id - 1
+    )
+    return torch.where(
+        (xt == model.mask_id) & (uniform(xt.shape, generator, xt.device) < 0.5), noise, xt
+    )
 
 
 SAMPLERS = ("spread", "ancestral", "analytic", "first_hitting", "confidence", "dimo")
-DEFAULTS = {"sampler": "spread", "steps": 64}  # where neither a knob nor a checkpoint says otherwise
+DEFAULTS = {
+    "sampler": "spread",
+    "steps": 64,
+}  # where neither a knob nor a checkpoint says otherwise
 
 
 @torch.no_grad()
-def unmask(model, xt, steps, sampler="ancestral", temperature=1.0, top_p=1.0, generator=None, watch=None):
+def unmask(
+    model, xt, steps, sampler="ancestral", temperature=1.0, top_p=1.0, generator=None, watch=None
+):
     """(B, L) int64 with mask_id at the blanks -> (B, L) with all of them filled; other tokens stay as they are.
 
     L past block_size is filled in sliding windows, half a context at a time (MDLM's semi-autoregressive decoding). The
@@ -477,14 +532,25 @@ def unmask(model, xt, steps, sampler="ancestral", temperature=1.0, top_p=1.0, ge
     if steps < 1:
         raise UserError(f"steps is {steps}; sampling takes at least 1 step.")
     if model.config.causal:
-        raise UserError("This is an autoregressive model: it generates left to right and cannot fill in blanks.")
+        raise UserError(
+            "This is an autoregressive model: it generates left to right and cannot fill in blanks."
+        )
     xt, size = xt.clone(), model.config.block_size
     fill = fill_by_confidence if sampler == "confidence" else fill_at_random
     last_start, stride = max(xt.size(1) - size, 0), max(size // 2, 1)
     for start in range(0, last_start + stride, stride):
         start = min(start, last_start)
         window = xt[:, start : start + size]  # a view: filling it fills xt
-        fill(model, window, steps, sampler, temperature, top_p, generator, watch and (lambda: watch(xt)))
+        fill(
+            model,
+            window,
+            steps,
+            sampler,
+            temperature,
+            top_p,
+            generator,
+            watch and (lambda: watch(xt)),
+        )
     return xt
 
 
@@ -498,12 +564,18 @@ def fill_at_random(model, xt, steps, sampler, temperature, top_p, generator, wat
     mask_id, V = model.mask_id, model.config.vocab_size
     times = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps  # 1 ... 0
     call = reveal_order(xt == mask_id, times, sampler, generator)  # (B, T)
-    seen = half_random(xt, model, generator) if sampler == "dimo" else xt  # (B, T): what the network is shown
+    seen = (
+        half_random(xt, model, generator) if sampler == "dimo" else xt
+    )  # (B, T): what the network is shown
     for i in range(1, int(call.max()) + 1):
         reveal = call == i  # (B, T), N of them
         rows = reveal.any(1)
-        h = model.hidden(seen[rows])[reveal[rows]]  # (N, C): the head runs on what this step reveals
-        tokens = in_chunks(lambda part: draw(model.head(part), generator, temperature, top_p=top_p), h, V)  # (N)
+        h = model.hidden(seen[rows])[
+            reveal[rows]
+        ]  # (N, C): the head runs on what this step reveals
+        tokens = in_chunks(
+            lambda part: draw(model.head(part), generator, temperature, top_p=top_p), h, V
+        )  # (N)
         seen[reveal] = xt[reveal] = tokens
         if watch:
             watch()
@@ -516,12 +588,16 @@ def fill_by_confidence(model, xt, steps, sampler, temperature, top_p, generator,
         """(n, C) -> (n, 2): tokens drawn, and the untempered probability that the model gives them."""
         logits = model.head(h).float()
         tokens = draw(logits, generator, temperature, top_p=top_p)[:, None]
-        return torch.cat([tokens.float(), logits.softmax(-1).gather(1, tokens)], 1)  # ids are exact below 2^24
+        return torch.cat(
+            [tokens.float(), logits.softmax(-1).gather(1, tokens)], 1
+        )  # ids are exact below 2^24
 
     n_blank = (xt == model.mask_id).sum(1)  # (B)
     for k in range(1, steps + 1):
         masked = xt == model.mask_id  # (B, T), N of them
-        n_reveal = masked.sum(1) - n_blank * (steps - k) // steps  # (B): an even share of the blanks
+        n_reveal = (
+            masked.sum(1) - n_blank * (steps - k) // steps
+        )  # (B): an even share of the blanks
         if not n_reveal.any():
             continue
         h = model.hidden(xt)[masked]  # (N, C)

@@ -31,7 +31,9 @@ from plumbing.refusals import refuse_odd_sampling
 from plumbing.terminal import coloured, print_samples, tracer
 
 # ----------------------------------------------------------------------------------------------------------------------
-export = ""  # a folder: also save the model there as model.safetensors and config.json, to publish it
+export = (
+    ""  # a folder: also save the model there as model.safetensors and config.json, to publish it
+)
 num_samples = 4  # at least 1
 steps = 0  # diffusion: K calls of the network (in each window); 0: the checkpoint's own, else 64, at least 0
 prompt = ""  # text that the samples begin with, or FILE:path
@@ -55,20 +57,32 @@ def save_samples(cfg, model, checkpoint, autocast, note):
     if cfg.prefix >= size:
         raise UserError(f"prefix is {cfg.prefix}; it must be from 0 to {size - 1}.")
     if cfg.num_samples % cfg.continuations:
-        raise UserError(f"num_samples {cfg.num_samples} does not divide into {cfg.continuations} continuations.")
+        raise UserError(
+            f"num_samples {cfg.num_samples} does not divide into {cfg.continuations} continuations."
+        )
     dataset = cfg.dataset or checkpoint["config"]["dataset"]
     templates = speculative.empty_pages(model, meta, cfg.num_samples, size)
     if cfg.prefix:
         corpus = data.load(dataset)
         if not data.same_vocabulary(meta, corpus.meta):
-            raise UserError(f"{dataset} has another vocabulary than {cfg.ckpt}: its text cannot be continued.")
+            raise UserError(
+                f"{dataset} has another vocabulary than {cfg.ckpt}: its text cannot be continued."
+            )
         n = cfg.num_samples // cfg.continuations
         texts = data.blocks(corpus.val, size, n)
         if len(texts) < n:
-            raise UserError(f"{dataset} has {len(texts)} validation texts of {size} tokens, fewer than {n}.")
+            raise UserError(
+                f"{dataset} has {len(texts)} validation texts of {size} tokens, fewer than {n}."
+            )
         templates[:, : cfg.prefix] = texts.repeat_interleave(cfg.continuations, 0)[:, : cfg.prefix]
-    about = {k: getattr(cfg, k) for k in ("ckpt", "sampler", "temperature", "top_k", "top_p", "seed", "prefix")}
-    about |= {"continuations": cfg.continuations, "steps": size if model.config.causal else cfg.steps}
+    about = {
+        k: getattr(cfg, k)
+        for k in ("ckpt", "sampler", "temperature", "top_k", "top_p", "seed", "prefix")
+    }
+    about |= {
+        "continuations": cfg.continuations,
+        "steps": size if model.config.causal else cfg.steps,
+    }
     about |= {"causal": model.config.causal, "hardware": note, "dataset": dataset, "meta": meta}
     writes = rank_and_world()[0] == 0
     # the file is opened now, not after hours
@@ -85,21 +99,35 @@ def make_template(cfg, model, meta):
     encode, _ = data.encoder(meta)
     size = cfg.length or model.config.block_size
     if cfg.prompt and cfg.infill:
-        raise UserError("Give either --prompt or --infill: a template with blanks may begin with any text.")
+        raise UserError(
+            "Give either --prompt or --infill: a template with blanks may begin with any text."
+        )
     if cfg.infill:
         if cfg.length or not cfg.blank:
-            raise UserError("--infill takes its length from the template, and --blank must not be empty.")
+            raise UserError(
+                "--infill takes its length from the template, and --blank must not be empty."
+            )
         parts = data.read_text(cfg.infill).split(cfg.blank)
         if len(parts) == 1:
-            raise UserError(f"The infill template has no blank {cfg.blank!r}. Mark blanks with it, or set --blank.")
+            raise UserError(
+                f"The infill template has no blank {cfg.blank!r}. Mark blanks with it, or set --blank."
+            )
         ids = encode(parts[0])
         for part in parts[1:]:
             ids += [-1] + encode(part)
         return torch.tensor([ids])
-    ids = data.encode_prompt(meta, data.read_text(cfg.prompt)) if cfg.prompt or model.config.causal else []
-    model.source = len(ids) - 1  # for one that has an encoder; the last is where its own text starts
+    ids = (
+        data.encode_prompt(meta, data.read_text(cfg.prompt))
+        if cfg.prompt or model.config.causal
+        else []
+    )
+    model.source = (
+        len(ids) - 1
+    )  # for one that has an encoder; the last is where its own text starts
     if len(ids) >= size:
-        raise UserError(f"The prompt has {len(ids)} tokens and leaves no room in {size}. Use --length={len(ids) + 64}.")
+        raise UserError(
+            f"The prompt has {len(ids)} tokens and leaves no room in {size}. Use --length={len(ids) + 64}."
+        )
     return torch.tensor([ids + [-1] * (size - len(ids))])
 
 
@@ -120,7 +148,10 @@ def texts_of(model, meta, template, autocast, note, cfg):
     template = template.to(device).expand(n, -1)
     with torch.no_grad(), autocast:
         if cfg.draft:
-            drafter, known = load_drafter(cfg.draft, model, meta, cfg), speculative.known_text(template)
+            drafter, known = (
+                load_drafter(cfg.draft, model, meta, cfg),
+                speculative.known_text(template),
+            )
             n_new, trial = template.size(1) - n_known, seeded(cfg.seed, "trial", device=device)
             gamma = speculative.choose_gamma(model, drafter, known, n_new, cfg, trial)
 
@@ -128,9 +159,13 @@ def texts_of(model, meta, template, autocast, note, cfg):
             """-> samples, and Counts where there are drafts. Every call draws the same."""
             noise = seeded(cfg.seed, device=device)
             if not cfg.draft:
-                return speculative.draw_samples(model, template, cfg, cfg.steps, noise, watch, eos), None
+                return speculative.draw_samples(
+                    model, template, cfg, cfg.steps, noise, watch, eos
+                ), None
             settings = cfg.temperature, cfg.top_k, cfg.top_p
-            return speculative.speculate(model, drafter, known, n_new, gamma, *settings, noise, eos, watch)
+            return speculative.speculate(
+                model, drafter, known, n_new, gamma, *settings, noise, eos, watch
+            )
 
         if cfg.html or cfg.compile == "on":  # a first draw warms up: not part of the time
             draw()[0].cpu()
@@ -145,13 +180,18 @@ def texts_of(model, meta, template, autocast, note, cfg):
     texts, total = [decode(row.tolist()) for row in rows], sum(map(len, rows))
     took = f"{total} tokens in {seconds:.2f} s on {note}, seed {cfg.seed}"
     if counts:
-        drafted = [places[source:][: len(row)] for row, places in zip(rows, counts.drafted.cpu(), strict=True)]
+        drafted = [
+            places[source:][: len(row)]
+            for row, places in zip(rows, counts.drafted.cpu(), strict=True)
+        ]
         share = torch.cat(drafted).sum() / max(total - n * (n_known - source), 1)
         alpha, per_call = speculative.acceptance(counts), speculative.tokens_per_call(counts)
         took += f"\n{share:.0%} of the tokens were drafted; gamma {gamma}, alpha {alpha:.2f}, "
         took += f"{per_call:.2f} tokens per target call"
         if sys.stdout.isatty():
-            texts = [coloured(row, places, decode) for row, places in zip(rows, drafted, strict=True)]
+            texts = [
+                coloured(row, places, decode) for row, places in zip(rows, drafted, strict=True)
+            ]
     events = [(at, seen[source:], drafts) for at, seen, drafts in events]
     run = run_of(rows[0].tolist(), events, decode, model.mask_id) if cfg.html else None
     return texts, took, run
@@ -172,10 +212,16 @@ def main(cfg):
         return leave_processes()
     templates = [make_template(cfg, model, checkpoint["meta"]) for model, checkpoint, *_ in models]
     if cfg.trace and (len(models) > 1 or models[0][0].config.causal):
-        raise UserError("--trace shows masks disappearing: it takes one model, not several or an autoregressive one.")
+        raise UserError(
+            "--trace shows masks disappearing: it takes one model, not several or an autoregressive one."
+        )
     points, names, drawn = frontier_of(cfg.frontier), [], []
-    some_causal = any(model.config.causal for model, *_ in models)  # if none is, load_drafter says so
-    for path, (model, checkpoint, autocast, note), template in zip(paths, models, templates, strict=True):
+    some_causal = any(
+        model.config.causal for model, *_ in models
+    )  # if none is, load_drafter says so
+    for path, (model, checkpoint, autocast, note), template in zip(
+        paths, models, templates, strict=True
+    ):
         drafts = [cfg.draft]
         if cfg.html:  # a GPT is shown plain and, where there are drafts, with them
             with_drafts = cfg.draft and (model.config.causal or not some_causal)

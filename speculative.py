@@ -37,11 +37,15 @@ class KVCache:
     @property
     def even(self):
         """Whether all rows have equally many tokens."""
-        return all(n == self.lengths[0] for n in self.lengths)  # not a set: torch.compile sees that one row is even
+        return all(
+            n == self.lengths[0] for n in self.lengths
+        )  # not a set: torch.compile sees that one row is even
 
     def positions(self, T):
         """-> where the next T tokens stand: (B, T) int64, or (1, T), the same for all rows."""
-        starts = torch.tensor(self.lengths[:1] if self.even else self.lengths, device=self.kv[0].device)
+        starts = torch.tensor(
+            self.lengths[:1] if self.even else self.lengths, device=self.kv[0].device
+        )
         return starts[:, None] + torch.arange(T, device=starts.device)
 
     def layer(self, i):
@@ -95,14 +99,18 @@ def new_cache(model, batch_size, length=0):
     """-> an empty KVCache, or the model's own kind of it. Raises UserError if a text of that length will not fit."""
     if length > model.config.block_size:
         size = model.config.block_size
-        raise UserError(f"{length} tokens are more than the context of {size}. Use a smaller --length.")
+        raise UserError(
+            f"{length} tokens are more than the context of {size}. Use a smaller --length."
+        )
     if hasattr(model, "new_cache"):
         return model.new_cache(batch_size)
     return KVCache(model.config, batch_size, model.wte.weight.device, model.wte.weight.dtype)
 
 
 @torch.no_grad()
-def generate(model, idx, n_new, temperature=1.0, top_k=0, top_p=1.0, generator=None, eos=None, watch=None):
+def generate(
+    model, idx, n_new, temperature=1.0, top_k=0, top_p=1.0, generator=None, eos=None, watch=None
+):
     """(B, T) int64 -> (B, T + n_new): autoregressive sampling, T >= 1. After an eos a row is filled with eos.
 
     Past block_size the window drops its older half at once, so the cache is refilled once in block_size / 2 tokens
@@ -142,7 +150,9 @@ def logits_after(model, cache, x, n, k):
     read again costs nothing but time. (Within a text no row is more than a round behind, so n - m >= 0.)
     """
     # a row reads what is not cached yet, and at least the last k tokens, whose logits are wanted
-    m = max(end - min(length, end - k) for length, end in zip(cache.lengths, n.tolist(), strict=True))
+    m = max(
+        end - min(length, end - k) for length, end in zip(cache.lengths, n.tolist(), strict=True)
+    )
     cache.lengths = (n - m).tolist()
     new = x.gather(1, n[:, None] - m + torch.arange(m, device=x.device))
     return model.head(model.hidden(new, cache)[:, -k:])
@@ -157,7 +167,11 @@ def propose(drafter, cache, x, n, gamma, settings, generator):
         return drafter.propose(x, n, gamma, settings, generator)
     qs = []
     for j in range(gamma):
-        logits = logits_after(drafter, cache, x, n + j, 1)[:, 0] if cache else drafter.next_logits(x, n + j)
+        logits = (
+            logits_after(drafter, cache, x, n + j, 1)[:, 0]
+            if cache
+            else drafter.next_logits(x, n + j)
+        )
         qs.append(probabilities(logits, *settings))
         x.scatter_(1, (n + j)[:, None], draw_from(qs[-1], generator)[:, None])
     where = n[:, None] + torch.arange(gamma, device=x.device)
@@ -186,17 +200,34 @@ def verify(drafts, p, q, generator):
     # Token x, which came with chance q(x), stays with chance min(1, p(x) / q(x)): so it stays min(p, q) of the time ...
     p_x, q_x = (d[:, :g].gather(2, drafts[..., None]).squeeze(2) for d in (p, q))  # (B, g)
     accepted = bernoulli((p_x / q_x).clamp(max=1), generator)
-    n_accepted = accepted.long().cumprod(1).sum(1)  # those before the first refusal: later ones were never judged
+    n_accepted = (
+        accepted.long().cumprod(1).sum(1)
+    )  # those before the first refusal: later ones were never judged
     # ... and where it does not, the rest of p, norm(max(p - q, 0)), makes up for it exactly.
-    row, refused = torch.arange(B, device=drafts.device), n_accepted.clamp(max=g - 1)  # if all are accepted: not used
+    row, refused = (
+        torch.arange(B, device=drafts.device),
+        n_accepted.clamp(max=g - 1),
+    )  # if all are accepted: not used
     rest = residual(p[row, refused], q[row, refused])  # (B, V)
-    p_next = torch.where((n_accepted < g)[:, None], rest, p[:, g])  # all accepted: the target's next token for free
+    p_next = torch.where(
+        (n_accepted < g)[:, None], rest, p[:, g]
+    )  # all accepted: the target's next token for free
     return n_accepted, draw_from(p_next, generator)
 
 
 @torch.no_grad()
 def speculate(
-    target, drafter, idx, n_new, gamma=4, temperature=1.0, top_k=0, top_p=1.0, generator=None, eos=None, watch=None
+    target,
+    drafter,
+    idx,
+    n_new,
+    gamma=4,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    generator=None,
+    eos=None,
+    watch=None,
 ):
     """(B, T) int64 -> (B, T + n_new) with exactly the law of generate(target, ...), and Counts.
 
@@ -210,7 +241,9 @@ def speculate(
     x = torch.cat([idx, idx.new_zeros(B, n_new)], 1)  # (B, end)
     skip = unseen(target, drafter)  # the drafter's text and n begin so many tokens later
     target_cache = new_cache(target, B, end)
-    draft_cache = new_cache(drafter, B, end - skip) if isinstance(drafter, GPT) else None  # the others have no layers
+    draft_cache = (
+        new_cache(drafter, B, end - skip) if isinstance(drafter, GPT) else None
+    )  # the others have no layers
     # x, n and the caches are of the rows that are not done; `rows` says which of `out` these are
     n = torch.full((B,), T, device=idx.device)  # how many tokens each row has
     rows, out = torch.arange(B, device=idx.device), x.clone()
@@ -218,11 +251,15 @@ def speculate(
     while len(rows) and n_new:
         began = time.perf_counter()
         g = min(gamma, end - int(n.max()) - 1)  # a row's last token is the target's own
-        drafts, q = propose(drafter, draft_cache, x[:, skip:], n - skip, g, settings, generator)  # (B, g), (B, g, V)
+        drafts, q = propose(
+            drafter, draft_cache, x[:, skip:], n - skip, g, settings, generator
+        )  # (B, g), (B, g, V)
         x.scatter_(1, n[:, None] + torch.arange(g, device=x.device), drafts)
         drafts.cpu()  # waits for the device
         drafted = time.perf_counter()
-        p = probabilities(logits_after(target, target_cache, x, n + g, g + 1), *settings)  # (B, g + 1, V)
+        p = probabilities(
+            logits_after(target, target_cache, x, n + g, g + 1), *settings
+        )  # (B, g + 1, V)
         n_accepted, token = verify(drafts, p, q, generator)  # (B), (B)
         x.scatter_(1, (n + n_accepted)[:, None], token[:, None])
         token.cpu()  # waits for the device
@@ -230,7 +267,9 @@ def speculate(
         n = n + n_accepted + 1
         if watch:
             watch(x[:1, : n[0]], drafts)
-        target_cache.forget_after(n - 1)  # the last token is new, and what was refused before it is gone
+        target_cache.forget_after(
+            n - 1
+        )  # the last token is new, and what was refused before it is gone
         if draft_cache:
             draft_cache.forget_after(n - 1 - skip)
         done = n >= end
@@ -287,7 +326,9 @@ class Counts:
         self.row_calls += len(rows)
         place = torch.arange(self.drafted.size(1), device=n.device)
         self.drafted[rows] |= (place >= n[:, None]) & (place < (n + n_accepted)[:, None])
-        self.tested[:g] += (n_accepted[:, None] >= place[:g]).sum(0).cpu()  # what follows a refusal was never tested
+        self.tested[:g] += (
+            (n_accepted[:, None] >= place[:g]).sum(0).cpu()
+        )  # what follows a refusal was never tested
         self.accepted[:g] += (n_accepted[:, None] > place[:g]).sum(0).cpu()
 
 
@@ -307,7 +348,9 @@ def costs(counts, step_s):
     """What speculate counted, seconds of a plain step of the target -> c, call: a drafted token and a target call in
     plain steps. In theory a call is one step whatever it judges; on a CPU it grows with the tokens.
     """
-    return counts.draft_s / max(counts.drafts, 1) / step_s, counts.target_s / max(counts.rounds, 1) / step_s
+    return counts.draft_s / max(counts.drafts, 1) / step_s, counts.target_s / max(
+        counts.rounds, 1
+    ) / step_s
 
 
 def tokens_per_call(counts, gamma=None):
@@ -329,10 +372,14 @@ def best_gamma(drafter, counts, alpha, measured):
 
     A diffusion drafter guesses later places worse: its rates by place decide, up to the last that `counts` has.
     """
-    speeds = {gamma: predicted_speedup(alpha, c, gamma, call) for gamma, (c, call) in measured.items()}
+    speeds = {
+        gamma: predicted_speedup(alpha, c, gamma, call) for gamma, (c, call) in measured.items()
+    }
     if isinstance(drafter, Diffusion):
         counted = [gamma for gamma in measured if gamma <= len(counts.tested)]
-        speeds = {g: tokens_per_call(counts, g) / (g * measured[g][0] + measured[g][1]) for g in counted}
+        speeds = {
+            g: tokens_per_call(counts, g) / (g * measured[g][0] + measured[g][1]) for g in counted
+        }
     return max(speeds.items(), key=lambda pair: pair[1])
 
 
@@ -361,7 +408,9 @@ def time_gammas(target, drafter, known, n_new, settings, noise):
     for _ in range(2):
         first, all_of_them = seconds(1), seconds(n_new)  # the first token reads `known` as well
         steps.append(max(all_of_them - first, 1e-9) / max(n_new - 1, 1))  # seconds of a plain step
-        trials.append({g: speculate(target, drafter, known, n_new, g, *settings, noise)[1] for g in GAMMAS})
+        trials.append(
+            {g: speculate(target, drafter, known, n_new, g, *settings, noise)[1] for g in GAMMAS}
+        )
     for g in GAMMAS:
         (c, call), (c_again, call_again) = (costs(counts[g], min(steps)) for counts in trials)
         found[g] = min(c, c_again), min(call, call_again)
@@ -376,7 +425,9 @@ def known_text(template):
     """(B, L) int64 with -1 at the blanks -> (B, n) int64: the tokens before the blanks; there must be none after."""
     n = int((template[0] >= 0).sum())
     if n == 0 or (template[:, :n] < 0).any():
-        raise UserError("An autoregressive model cannot fill in blanks before known text. Use a diffusion checkpoint.")
+        raise UserError(
+            "An autoregressive model cannot fill in blanks before known text. Use a diffusion checkpoint."
+        )
     return template[:, :n]
 
 
@@ -388,14 +439,25 @@ def draw_samples(model, template, cfg, steps, noise, watch=None, eos=None):
     """
     if not model.config.causal:
         xt = template.masked_fill(template < 0, model.mask_id)
-        return unmask(model, xt, steps, cfg.sampler or DEFAULTS["sampler"], cfg.temperature, cfg.top_p, noise, watch)
+        return unmask(
+            model,
+            xt,
+            steps,
+            cfg.sampler or DEFAULTS["sampler"],
+            cfg.temperature,
+            cfg.top_p,
+            noise,
+            watch,
+        )
     known, settings = known_text(template), (cfg.temperature, cfg.top_k, cfg.top_p)
     return generate(model, known, template.size(1) - known.size(1), *settings, noise, eos, watch)
 
 
 def settled(cfg, checkpoint, **changes):
     """-> cfg with the changes, and where sampler and steps are open ('', 0) those that a student was made for."""
-    own = DEFAULTS | {"sampler": checkpoint["config"].get("sampler") or DEFAULTS["sampler"]}  # of an older student
+    own = DEFAULTS | {
+        "sampler": checkpoint["config"].get("sampler") or DEFAULTS["sampler"]
+    }  # of an older student
     own |= checkpoint.get("made_for") or {}
     left_open = {key: value for key, value in own.items() if not getattr(cfg, key)}
     return types.SimpleNamespace(**(vars(cfg) | left_open | changes))
@@ -407,9 +469,13 @@ def draw_many(model, templates, cfg, steps):
 
     def draw_batch(i):
         noise = seeded(cfg.seed, "genppl", i, device=device)
-        return draw_samples(model, templates[i : i + cfg.batch_size].to(device), cfg, steps, noise).cpu()
+        return draw_samples(
+            model, templates[i : i + cfg.batch_size].to(device), cfg, steps, noise
+        ).cpu()
 
-    return torch.cat(share_out(draw_batch, range(0, len(templates), cfg.batch_size), f"{steps} steps"))
+    return torch.cat(
+        share_out(draw_batch, range(0, len(templates), cfg.batch_size), f"{steps} steps")
+    )
 
 
 def empty_pages(model, meta, n, size):

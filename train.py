@@ -31,7 +31,9 @@ out_dir = "out/train"
 init_from = "scratch"  # 'scratch' | 'resume' (out_dir) | a ckpt.pt or a published model such as gpt2 or mdlm-owt, also
 # of the other objective: it is converted
 # model
-arch = "gpt"  # 'gpt' | 'lstm' | 'cnn' | 'ngram': small ones that draft for a GPT, for objective 'ar'
+arch = (
+    "gpt"  # 'gpt' | 'lstm' | 'cnn' | 'ngram': small ones that draft for a GPT, for objective 'ar'
+)
 block_size = 256  # tokens, at least 2
 n_layer = 6  # at least 1
 n_head = 6  # at least 1
@@ -39,8 +41,12 @@ n_embd = 384  # at least 1
 pos = "rope"  # 'rope' | 'learned'
 tie_weights = True
 max_iters = 2000  # optimizer steps, at least 1
-t_weight = 1.0  # diffusion: noise t weighs 1/t^t_weight; 1 is the bound, 0.5 learns faster, from 0 to 1
-random_length = 0.0  # fraction of diffusion batches cut to a random length (LLaDA: 0.01), from 0 to 1
+t_weight = (
+    1.0  # diffusion: noise t weighs 1/t^t_weight; 1 is the bound, 0.5 learns faster, from 0 to 1
+)
+random_length = (
+    0.0  # fraction of diffusion batches cut to a random length (LLaDA: 0.01), from 0 to 1
+)
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -50,24 +56,44 @@ def make_model(cfg, meta, device):
     device = "cpu" if cfg.fsdp else device  # fit moves it to the GPUs, block by block
     causal = cfg.objective == "ar"
     # the fields of GPTConfig that are knobs
-    names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "tie_weights", "attention", "arch", "kernel_size")
+    names = (
+        "block_size",
+        "n_layer",
+        "n_head",
+        "n_embd",
+        "dropout",
+        "tie_weights",
+        "attention",
+        "arch",
+        "kernel_size",
+    )
     names += ("pos",) if cfg.arch == "gpt" else ()
     torch.manual_seed(cfg.seed)  # nn.init knows only the global generator
     if cfg.init_from != "resume":
         refuse_used(cfg.out_dir)
     if cfg.init_from == "scratch":
-        config = GPTConfig(vocab_size=meta["vocab_size"], causal=causal, **{k: getattr(cfg, k) for k in names})
+        config = GPTConfig(
+            vocab_size=meta["vocab_size"], causal=causal, **{k: getattr(cfg, k) for k in names}
+        )
         return new_model(config).to(device), None
     (path,) = to_resume(cfg.out_dir, "ckpt.pt") if cfg.init_from == "resume" else (cfg.init_from,)
-    saved = load_checkpoint(path)  # on the CPU: beside the weights, averages and optimizer it may not fit the GPU
+    saved = load_checkpoint(
+        path
+    )  # on the CPU: beside the weights, averages and optimizer it may not fit the GPU
     was = config_of(saved, path, attention=cfg.attention)
     if not data.same_vocabulary(saved["meta"], meta):
         sizes = f"{was.vocab_size} tokens, {cfg.dataset} has {meta['vocab_size']}"
-        raise UserError(f"{path} has another vocabulary ({sizes}): data/text/prepare.py --tokenizer={path} takes it.")
+        raise UserError(
+            f"{path} has another vocabulary ({sizes}): data/text/prepare.py --tokenizer={path} takes it."
+        )
     if cfg.init_from == "resume" and saved["meta"].get("sha256") != meta.get("sha256"):
-        raise UserError(f"{cfg.dataset} is another text than {path} was trained on. Take another --out_dir.")
+        raise UserError(
+            f"{cfg.dataset} is another text than {path} was trained on. Take another --out_dir."
+        )
     if cfg.init_from == "resume" and was.causal != causal:
-        raise UserError(f"{path} was trained with another objective than {cfg.objective!r}; use --init_from={path}.")
+        raise UserError(
+            f"{path} was trained with another objective than {cfg.objective!r}; use --init_from={path}."
+        )
     config = dataclasses.replace(was, dropout=cfg.dropout)  # the shape is the checkpoint's
     if cfg.init_from == "resume":
         weights, resume = saved["model"], saved
@@ -76,7 +102,9 @@ def make_model(cfg, meta, device):
         weights, resume = weights_of(saved), None
     taken = {k: getattr(config, k) for k in names if getattr(cfg, k) != getattr(config, k)}
     if taken:
-        print_once(f"the shape is that of {path}: " + ", ".join(f"{k} {v}" for k, v in taken.items()))
+        print_once(
+            f"the shape is that of {path}: " + ", ".join(f"{k} {v}" for k, v in taken.items())
+        )
         vars(cfg).update(taken)  # so that config.json tells what was used
     model = new_model(config).to(device)
     load_weights(model, weights)
@@ -104,7 +132,9 @@ def main(cfg):
         length = T
         if not ar and cfg.random_length and torch.rand((), generator=generator) < cfg.random_length:
             length = int(torch.randint(1, T + 1, (), generator=generator))
-        return data.batch(corpus.train, cfg.batch_size, length + ar, generator)  # a GPT's last target is one token more
+        return data.batch(
+            corpus.train, cfg.batch_size, length + ar, generator
+        )  # a GPT's last target is one token more
 
     validate = validator(ar_loss if ar else nelbo, corpus, T + ar, cfg, device)
     loss = ar_loss if ar else functools.partial(diffusion_loss, t_weight=cfg.t_weight)
@@ -113,7 +143,9 @@ def main(cfg):
     finally:
         release(cfg.out_dir)
     if cfg.export:
-        on_first_process(lambda: save_published(cfg.export, *load_model(os.path.join(cfg.out_dir, "ckpt.pt"))))
+        on_first_process(
+            lambda: save_published(cfg.export, *load_model(os.path.join(cfg.out_dir, "ckpt.pt")))
+        )
     leave_processes()
 
 

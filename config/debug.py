@@ -17,7 +17,9 @@ import os
 import shutil
 import sys
 
-_script = os.path.basename(getattr(sys.modules["__main__"], "__file__", None) or "")  # sys.argv[0] is this file here
+_script = os.path.basename(
+    getattr(sys.modules["__main__"], "__file__", None) or ""
+)  # sys.argv[0] is this file here
 # the command line, which is read after this file
 _said = dict(arg[2:].split("=", 1) for arg in sys.argv if "=" in arg)
 
@@ -33,11 +35,15 @@ if _script == "train.py":
     max_iters = 1_000_000  # until you stop it
 if _script == "distill.py":
     method = _said.get("method", "sdtt")
-    teacher = "out/debug/diffusion/ckpt.pt" if method in ("sdtt", "dimo") else "out/debug/ar/ckpt.pt"
+    teacher = (
+        "out/debug/diffusion/ckpt.pt" if method in ("sdtt", "dimo") else "out/debug/ar/ckpt.pt"
+    )
     divergence = "kl_bwd" if method == "sdtt" else "kl_fwd"
     out_dir = _said.get("out_dir", f"out/debug/{method}")
     if out_dir == f"out/debug/{method}":
-        shutil.rmtree(out_dir, ignore_errors=True)  # the last one's teacher or knobs may have been others
+        shutil.rmtree(
+            out_dir, ignore_errors=True
+        )  # the last one's teacher or knobs may have been others
     orig_steps, rounds, iters_per_round = 16, 1, 1_000_000
     n_embd = 32  # of a drafter
     pseudo_tokens = 10_000

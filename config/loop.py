@@ -23,10 +23,14 @@ gradient_accumulation_steps = 1  # forwards per step, over all processes, at lea
 # the run
 eval_interval = 500  # steps between validations, which save the checkpoint, at least 1
 eval_iters = 20  # validation batches, at least 1
-sample_interval = 0  # steps between printed samples, a multiple of eval_interval; 0: none, at least 0
+sample_interval = (
+    0  # steps between printed samples, a multiple of eval_interval; 0: none, at least 0
+)
 log_interval = 10  # steps between log lines, at least 1
 compile = "auto"  # 'auto' (on cuda) | 'on' | 'off': torch.compile the trunk for training
 fsdp = False  # under torchrun: shard weights, gradients and optimizer over the processes (FSDP2); False: DDP
 export = ""  # a folder: also save the trained model there as model.safetensors and config.json, to publish it
-laptop_minutes = 0.0  # that the README says the run (of SDTT: a round) takes on a laptop; 0: nothing
+laptop_minutes = (
+    0.0  # that the README says the run (of SDTT: a round) takes on a laptop; 0: nothing
+)
 wandb = ""  # a project name: also log to Weights & Biases

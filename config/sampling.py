@@ -10,4 +10,6 @@ top_p = 1.0  # keep the most probable tokens that hold this much probability, fr
 length = 0  # tokens with the prompt; 0: the context, more than it works too, at least 0
 draft = ""  # autoregressive: what guesses ahead, a checkpoint, hf:NAME, ngram.txt or 'lookup'; the law is kept
 compile = "off"  # 'off' | 'on': torch.compile: half a minute, then a GPT is 1.2 to 1.4 times as fast; a CPU needs g++
-draft_steps = 1  # a diffusion drafter reveals its tokens in so many groups, left to right, at least 1
+draft_steps = (
+    1  # a diffusion drafter reveals its tokens in so many groups, left to right, at least 1
+)

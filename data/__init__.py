@@ -16,7 +16,16 @@ import numpy as np
 import torch
 
 from configurator import UserError
-from data.tokenizers import GPT2_META, from_hub, gpt2, hf_config, hf_meta, hf_tokenizer, ids_encoder, json_encoder  # noqa: F401, others take them from here
+from data.tokenizers import (
+    GPT2_META,
+    from_hub,
+    gpt2,
+    hf_config,
+    hf_meta,
+    hf_tokenizer,
+    ids_encoder,
+    json_encoder,
+)
 
 # what of a meta tells what its token ids mean
 VOCABULARY = ("tokenizer", "vocab_size", "itos", "json", "pieces", "transition")
@@ -34,20 +43,29 @@ def load(dataset):
     folder, meta = load_meta(dataset, "train.bin", "val.bin")
     dtype = token_dtype(meta["vocab_size"])
     try:
-        bins = {s: np.memmap(os.path.join(folder, f"{s}.bin"), dtype=dtype, mode="r") for s in ("train", "val")}
+        bins = {
+            s: np.memmap(os.path.join(folder, f"{s}.bin"), dtype=dtype, mode="r")
+            for s in ("train", "val")
+        }
     except ValueError as error:  # an empty file, or half a token
-        raise UserError(f"A .bin file of {folder} is damaged ({error}). {how_to_make(folder)}") from None
+        raise UserError(
+            f"A .bin file of {folder} is damaged ({error}). {how_to_make(folder)}"
+        ) from None
     if "train_pairs" in meta:
         for tokens in bins.values():
             ends = np.flatnonzero(tokens == meta["eot"])[:-1] + 1
-            tokens.starts = np.arange(0, len(tokens), meta["row"]) if "row" in meta else np.append(0, ends)
+            tokens.starts = (
+                np.arange(0, len(tokens), meta["row"]) if "row" in meta else np.append(0, ends)
+            )
     return types.SimpleNamespace(meta=meta, **bins)
 
 
 def load_meta(dataset, *others):
     """A name under data/, or a folder -> the folder, its meta. Raises UserError unless it holds the others as well."""
     if not dataset:
-        raise UserError("No dataset is named, and the model tells none. Name one, of its vocabulary: --dataset=NAME")
+        raise UserError(
+            "No dataset is named, and the model tells none. Name one, of its vocabulary: --dataset=NAME"
+        )
     folder = dataset if os.path.isdir(dataset) else os.path.join(os.path.dirname(__file__), dataset)
     for name in ("meta.json", *others):
         if not os.path.exists(os.path.join(folder, name)):
@@ -71,7 +89,9 @@ def places(tokens, length, step):
     """-> where a block of so many tokens may begin: at every step-th token or, if the texts are pairs, with a pair."""
     last = len(tokens) - length
     if last < 0:
-        raise UserError(f"The corpus has {len(tokens)} tokens, fewer than one block of {length}. Lower --block_size.")
+        raise UserError(
+            f"The corpus has {len(tokens)} tokens, fewer than one block of {length}. Lower --block_size."
+        )
     starts = getattr(tokens, "starts", None)
     return range(0, last + 1, step) if starts is None else starts[starts <= last]
 
@@ -87,7 +107,9 @@ def blocks(tokens, length, limit):
     """(n,) token ids -> (at most limit, length) int64: blocks side by side (of pairs: beginnings), spread evenly."""
     at = places(tokens, length, length)
     chosen = np.linspace(0, len(at) - 1, min(len(at), limit)).astype(int)
-    return torch.from_numpy(np.stack([tokens[at[i] : at[i] + length] for i in chosen]).astype(np.int64))
+    return torch.from_numpy(
+        np.stack([tokens[at[i] : at[i] + length] for i in chosen]).astype(np.int64)
+    )
 
 
 def beginnings(corpus, n, generator):
@@ -114,14 +136,18 @@ def encoder(meta):
         tokenizer = hf_tokenizer(meta["tokenizer"][3:])
         encode, n = functools.partial(tokenizer.encode, add_special_tokens=False), len(tokenizer)
         # an id past the last token is a row of the head that only pads it
-        return encode, lambda ids: tokenizer.decode([i for i in ids if i < n], skip_special_tokens=True)
+        return encode, lambda ids: tokenizer.decode(
+            [i for i in ids if i < n], skip_special_tokens=True
+        )
     if meta["tokenizer"] in ("json", "ids"):  # of a published model
         return {"json": json_encoder, "ids": ids_encoder}[meta["tokenizer"]](meta)
     itos = meta["itos"]  # characters, and perhaps longer pieces
     return piece_encoder(itos), lambda ids: "".join(itos[i] for i in ids)
 
 
-SEGMENT = re.compile(r"\s*(?:\w+|[^\w\s]+)|\s+")  # a word, or punctuation, and the white space before it
+SEGMENT = re.compile(
+    r"\s*(?:\w+|[^\w\s]+)|\s+"
+)  # a word, or punctuation, and the white space before it
 
 
 def piece_encoder(itos):
@@ -131,7 +157,9 @@ def piece_encoder(itos):
     def spelled(text):
         ids, i = [], 0
         while i < len(text):
-            n = next(n for n in range(min(longest, len(text) - i), 0, -1) if text[i : i + n] in stoi)
+            n = next(
+                n for n in range(min(longest, len(text) - i), 0, -1) if text[i : i + n] in stoi
+            )
             ids.append(stoi[text[i : i + n]])
             i += n
         return ids
@@ -146,7 +174,9 @@ def piece_encoder(itos):
             known = "".join(c for c in itos if len(c) == 1)
             raise UserError(f"The vocabulary has no {unknown[0]!r}. It has: {known!r}")
         segments = SEGMENT.findall(text) if apart else [text]
-        return [i for part in segments for i in (remembered(part) if len(part) < 32 else spelled(part))]
+        return [
+            i for part in segments for i in (remembered(part) if len(part) < 32 else spelled(part))
+        ]
 
     return encode
 
@@ -168,10 +198,14 @@ def encode_prompt(meta, text):
     start = [start_token(meta)]
     if "pieces" not in meta or not text:
         return encoder(meta)[0](text) if text else start
-    ids = hf_tokenizer(meta["tokenizer"][3:]).encode(text)  # with what the tokenizer puts around a text
+    ids = hf_tokenizer(meta["tokenizer"][3:]).encode(
+        text
+    )  # with what the tokenizer puts around a text
     if "pad" in meta:
         return ids + start
-    return ids[:-1] if len(ids) > 1 and ids[-1] == meta.get("eot") else ids  # T5's closes a text, which is to go on
+    return (
+        ids[:-1] if len(ids) > 1 and ids[-1] == meta.get("eot") else ids
+    )  # T5's closes a text, which is to go on
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -203,20 +237,26 @@ def load_passages(folder):
         return [(encode(line["context"]), encode(line["word"])) for line in lines], meta
     except (ValueError, KeyError, TypeError) as error:
         why = str(error)[:80]
-        raise UserError(f"{folder}/passages.jsonl is damaged ({why}). Run data/lambada/prepare.py.") from None
+        raise UserError(
+            f"{folder}/passages.jsonl is damaged ({why}). Run data/lambada/prepare.py."
+        ) from None
 
 
 def load_prompts(path, meta, limit):
     """-> (n, P) int64, the texts that should follow. Only prompts of the commonest length, at most `limit`."""
     try:
-        rows = [(encode_prompt(meta, line["prompt"]), line["reference"]) for line in read_jsonl(path)]
+        rows = [
+            (encode_prompt(meta, line["prompt"]), line["reference"]) for line in read_jsonl(path)
+        ]
         P = collections.Counter(len(ids) for ids, _ in rows).most_common(1)[0][0]
         rows = [row for row in rows if len(row[0]) == P][:limit]
         if len(rows) < 7:
             raise ValueError(f"only {len(rows)} of one length, {P} tokens; the intervals need 7")
     except (OSError, ValueError, LookupError, TypeError) as error:
         why = str(error)[:80]
-        raise UserError(f"{path} holds no prompts ({why}). data/cnn_dailymail/prepare.py makes them.") from None
+        raise UserError(
+            f"{path} holds no prompts ({why}). data/cnn_dailymail/prepare.py makes them."
+        ) from None
     return torch.tensor([ids for ids, _ in rows]), [reference for _, reference in rows]
 
 
@@ -225,12 +265,26 @@ def load_samples(path):
     try:
         about, *lines = read_jsonl(path)
         x = torch.tensor([line["tokens"] for line in lines])
-        if missing := {"ckpt", "steps", "causal", "prefix", "continuations", "top_p", "dataset", "meta"} - about.keys():
+        if (
+            missing := {
+                "ckpt",
+                "steps",
+                "causal",
+                "prefix",
+                "continuations",
+                "top_p",
+                "dataset",
+                "meta",
+            }
+            - about.keys()
+        ):
             raise ValueError(f"no {min(missing)}")
         if x.dim() != 2 or not 0 <= x.min() <= x.max() < about["meta"]["vocab_size"]:
             raise ValueError("tokens that are no samples of one length and vocabulary")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{path} holds no samples ({str(error)[:80]}). Write them with sample.py --save.") from None
+        raise UserError(
+            f"{path} holds no samples ({str(error)[:80]}). Write them with sample.py --save."
+        ) from None
     return x, about
 
 
@@ -272,7 +326,9 @@ def write(folder, train, val, meta):
     """Token ids and meta -> folder/train.bin, val.bin, meta.json."""
     dtype = token_dtype(meta["vocab_size"])
     if not (len(train) and len(val)):
-        raise UserError(f"The text has {len(train)} training and {len(val)} validation tokens. Give a longer one.")
+        raise UserError(
+            f"The text has {len(train)} training and {len(val)} validation tokens. Give a longer one."
+        )
     remove_meta(folder)
     for name, ids in (("train", train), ("val", val)):
         atomic_write(os.path.join(folder, f"{name}.bin"), np.ascontiguousarray(ids, dtype=dtype))
@@ -316,4 +372,6 @@ def as_text(content, where):
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}). Convert it first.") from None
+        raise UserError(
+            f"{where} is not UTF-8 ({error.reason} at byte {error.start}). Convert it first."
+        ) from None

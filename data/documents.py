@@ -24,7 +24,9 @@ def documents(hub, input, columns, sample_by="line"):
     if input and not files:
         raise UserError(f"--input={input} matches no file.")
     if input and (len(kinds) > 1 or None in kinds):
-        raise UserError(f"--input={input} should match files of one kind of {', '.join(READERS)}, such as {files[0]}.")
+        raise UserError(
+            f"--input={input} should match files of one kind of {', '.join(READERS)}, such as {files[0]}."
+        )
     import datasets  # not before: it takes seconds
 
     try:
@@ -40,11 +42,15 @@ def documents(hub, input, columns, sample_by="line"):
         why = " ".join(str(error.__cause__ or error).split())[:120] or type(error).__name__
         if input:
             raise UserError(f"Could not read {files[0]} ({why}).") from None
-        raise UserError(f"Could not download {hub['path']} ({why}). Try again, or pass --input=FILES.") from None
+        raise UserError(
+            f"Could not download {hub['path']} ({why}). Try again, or pass --input=FILES."
+        ) from None
     missing = [c for c in columns if c not in found.column_names]
     if missing:
         has = ", ".join(found.column_names)
-        raise UserError(f"{input or hub['path']} has the columns {has}, but no column {missing[0]}.")
+        raise UserError(
+            f"{input or hub['path']} has the columns {has}, but no column {missing[0]}."
+        )
     return found
 
 
@@ -52,7 +58,9 @@ def hold_out(rows, val_fraction):
     """Dataset -> two Datasets, to train and to validate: always the same random rows, at least one on each side."""
     if not (0 < val_fraction < 1 and len(rows) > 1):
         raise UserError(f"Cannot hold out val_fraction={val_fraction} of {len(rows)} rows.")
-    parts = rows.train_test_split(test_size=max(1, int(val_fraction * len(rows))), seed=2357, shuffle=True)
+    parts = rows.train_test_split(
+        test_size=max(1, int(val_fraction * len(rows))), seed=2357, shuffle=True
+    )
     return parts["train"], parts["test"]
 
 
@@ -65,7 +73,12 @@ def write_documents(folder, train, val, vocab_size=GPT2_META["vocab_size"]):
     counts = {}
     for name, rows in (("train", train), ("val", val)):
         n, at, n_batches = int(np.sum(rows["len"], dtype=np.int64)), 0, min(1024, len(rows))
-        out = np.memmap(os.path.join(folder, f"{name}.bin.tmp"), dtype=token_dtype(vocab_size), mode="w+", shape=(n,))
+        out = np.memmap(
+            os.path.join(folder, f"{name}.bin.tmp"),
+            dtype=token_dtype(vocab_size),
+            mode="w+",
+            shape=(n,),
+        )
         for i in tqdm(range(n_batches), desc=f"{name}.bin"):
             shard = rows.shard(num_shards=n_batches, index=i, contiguous=True).with_format("numpy")
             ids = np.concatenate(list(shard[:]["ids"]))

@@ -20,7 +20,9 @@ from tqdm import tqdm
 import data
 from configurator import UserError
 
-SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TOKENIZERS = ("char", "words", "gpt2")
 
@@ -50,10 +52,14 @@ def parts_of(path, size=2**22):
         with open(path, encoding="utf-8-sig") as f:
             while read := f.read(size):
                 if "\0" in read:
-                    raise UserError(f"{path} holds zero bytes, as UTF-16 has. Convert it to UTF-8, or leave it out.")
+                    raise UserError(
+                        f"{path} holds zero bytes, as UTF-16 has. Convert it to UTF-8, or leave it out."
+                    )
                 rest += read
                 found = re.match(r".*\S(?=\s)", rest, re.S)  # greedy: up to the last such place
-                cut = found.end() if found else len(rest)  # a language without white space is cut anywhere
+                cut = (
+                    found.end() if found else len(rest)
+                )  # a language without white space is cut anywhere
                 yield rest[:cut]
                 rest = rest[cut:]
     except UnicodeDecodeError:
@@ -84,7 +90,9 @@ def tiny_shakespeare(folder):
             with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
                 content = response.read()
         except (OSError, http.client.HTTPException) as error:
-            raise UserError(f"Could not download {SHAKESPEARE_URL} ({error}). Save it as {path}.") from None
+            raise UserError(
+                f"Could not download {SHAKESPEARE_URL} ({error}). Save it as {path}."
+            ) from None
         check_hash(content, SHAKESPEARE_URL)
         data.atomic_write(path, content)
     with open(path, "rb") as f:
@@ -95,7 +103,9 @@ def tiny_shakespeare(folder):
 def check_hash(content, where):
     found = hashlib.sha256(content).hexdigest()
     if found != SHAKESPEARE_SHA256:
-        mend = "Delete it and try again; a text of your own is for data/text/prepare.py --input=FILE"
+        mend = (
+            "Delete it and try again; a text of your own is for data/text/prepare.py --input=FILE"
+        )
         raise UserError(f"{where} has sha256 {found}, not {SHAKESPEARE_SHA256}. {mend}.")
 
 
@@ -158,15 +168,26 @@ def write_texts(folder, texts, source, tokenizer, n_words=0, val_fraction=0.1, m
     found = survey(texts, words=tokenizer == "words")
     to_train, total = training_characters(found.lengths, val_fraction), sum(found.lengths)
     if not 0 < sum(to_train) < total:
-        raise UserError(f"{source} has {total} characters, too few to train on some and validate on others.")
+        raise UserError(
+            f"{source} has {total} characters, too few to train on some and validate on others."
+        )
     taken = {k: meta[k] for k in (*data.VOCABULARY, "eot", "start") if k in meta} if meta else None
-    meta = {**(taken or vocabulary(tokenizer, found, n_words)), "source": source, "sha256": found.sha256}
+    meta = {
+        **(taken or vocabulary(tokenizer, found, n_words)),
+        "source": source,
+        "sha256": found.sha256,
+    }
     encode, dtype = data.encoder(meta)[0], data.token_dtype(meta["vocab_size"])
     between = [meta["eot"]] if "eot" in meta else encode("\n\n") if len(texts) > 1 else []
     counts = collections.Counter()
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=total, unit="char", unit_scale=True, disable=total < 1e7))
-        bins = {s: stack.enter_context(data.replacing(os.path.join(folder, f"{s}.bin"))) for s in ("train", "val")}
+        bar = stack.enter_context(
+            tqdm(total=total, unit="char", unit_scale=True, disable=total < 1e7)
+        )
+        bins = {
+            s: stack.enter_context(data.replacing(os.path.join(folder, f"{s}.bin")))
+            for s in ("train", "val")
+        }
         for where, part in cut_in_two(texts, to_train):
             ids = np.array(encode(part) if part else between, dtype)
             bins[where].write(ids.data)
@@ -183,7 +204,11 @@ def cut_in_two(texts, to_train):
         for part in text():
             cut = min(max(n - at, 0), len(part))
             at += len(part)
-            halves = [(where, half) for where, half in (("train", part[:cut]), ("val", part[cut:])) if half]
+            halves = [
+                (where, half)
+                for where, half in (("train", part[:cut]), ("val", part[cut:]))
+                if half
+            ]
             seen |= {where for where, _ in halves}
             yield from halves
         yield from ((where, "") for where in sorted(seen) if len(texts) > 1)

@@ -20,7 +20,9 @@ def gpt2():
         return tiktoken.get_encoding("gpt2")
     except OSError as error:
         mend = "Run once with a network, or set TIKTOKEN_CACHE_DIR to a folder that holds it"
-        raise UserError(f"Could not download the GPT-2 vocabulary ({str(error)[:80]}...). {mend}.") from None
+        raise UserError(
+            f"Could not download the GPT-2 vocabulary ({str(error)[:80]}...). {mend}."
+        ) from None
 
 
 def the_package():
@@ -28,7 +30,9 @@ def the_package():
     try:
         import transformers
     except ImportError:
-        raise UserError("hf: needs a package that is missing: pip install 'transformers>=5.24,<6'") from None
+        raise UserError(
+            "hf: needs a package that is missing: pip install 'transformers>=5.24,<6'"
+        ) from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers
@@ -86,7 +90,9 @@ def json_encoder(meta):
     def encode(text):
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         if ids and max(ids) >= meta["vocab_size"]:
-            raise UserError(f"The text has {tokenizer.id_to_token(max(ids))!r}, which the model cannot write.")
+            raise UserError(
+                f"The text has {tokenizer.id_to_token(max(ids))!r}, which the model cannot write."
+            )
         return ids
 
     return encode, lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
@@ -99,7 +105,9 @@ def json_tokenizer(text):
 
         return tokenizers.Tokenizer.from_str(text)
     except ImportError:
-        raise UserError("A tokenizer.json needs a package that is missing: pip install tokenizers") from None
+        raise UserError(
+            "A tokenizer.json needs a package that is missing: pip install tokenizers"
+        ) from None
     except Exception as error:  # the package raises this very class
         raise UserError(f"Its tokenizer.json cannot be read ({first_line(error)}).") from None
 
@@ -108,9 +116,15 @@ def ids_encoder(meta):
     """Of a vocabulary whose words nobody told us: a text is its token ids, "3 1 4 "."""
 
     def encode(text):
-        odd = [word for word in text.split() if not (word.isdecimal() and int(word) < meta["vocab_size"])]
+        odd = [
+            word
+            for word in text.split()
+            if not (word.isdecimal() and int(word) < meta["vocab_size"])
+        ]
         if odd:
-            raise UserError(f"{odd[0]!r} is no token id from 0 to {meta['vocab_size'] - 1}, all that there are here.")
+            raise UserError(
+                f"{odd[0]!r} is no token id from 0 to {meta['vocab_size'] - 1}, all that there are here."
+            )
         return [int(word) for word in text.split()]
 
     return encode, lambda ids: "".join(f"{i} " for i in ids)

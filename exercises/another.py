@@ -42,7 +42,9 @@ def nelbo(model, x0, generator):
     order = torch.rand(B, T, generator=generator).argsort(1)
     for i in range(T):
         masked[torch.arange(B), order[:, i]] = number > i
-    nats = F.cross_entropy(model(torch.where(masked, model.mask_id, x0)).transpose(1, 2), x0, reduction="none")
+    nats = F.cross_entropy(
+        model(torch.where(masked, model.mask_id, x0)).transpose(1, 2), x0, reduction="none"
+    )
     return ((nats * masked).sum(1) / number).mean()
 
 
@@ -124,7 +126,17 @@ def sdtt_targets(teacher, xt, call, generator):
     return all_targets[call > 0]
 
 
-def sdtt_loss(student, x0, generator, teacher, dt, k=2, divergence="kl_bwd", sampler="ancestral", dtype=torch.float32):
+def sdtt_loss(
+    student,
+    x0,
+    generator,
+    teacher,
+    dt,
+    k=2,
+    divergence="kl_bwd",
+    sampler="ancestral",
+    dtype=torch.float32,
+):
     states = spread_states if sampler == "spread" else ancestral_states
     xt, call = states(x0, dt, k, student.mask_id, generator)
     log_q = teacher.head(sdtt_targets(teacher, xt, call, generator)).log_softmax(-1)
@@ -157,7 +169,9 @@ def __call__(self, idx):
     return out
 
 
-def kd_loss(drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd_weight=1.0, ce_weight=0.0):
+def kd_loss(
+    drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd_weight=1.0, ce_weight=0.0
+):
     x, y = batch[:, :-1], batch[:, 1:]
     logits, wanted = drafter(x), target(x).detach()
     if divergence == "mse":
@@ -165,7 +179,9 @@ def kd_loss(drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd
     else:
         log_p, log_q = (logits / temp).log_softmax(-1), (wanted / temp).log_softmax(-1)
         loss = divergence_between(divergence, log_p, log_q).mean()
-    return kd_weight * temp**2 * loss + ce_weight * F.cross_entropy(logits.flatten(0, 1), y.flatten())
+    return kd_weight * temp**2 * loss + ce_weight * F.cross_entropy(
+        logits.flatten(0, 1), y.flatten()
+    )
 
 
 def residual(p, q):
@@ -179,7 +195,11 @@ def residual(p, q):
 
 def verify(drafts, p, q, generator):
     B, g = drafts.shape
-    n, going, rows = torch.zeros(B, dtype=torch.int64), torch.ones(B, dtype=torch.bool), torch.arange(B)
+    n, going, rows = (
+        torch.zeros(B, dtype=torch.int64),
+        torch.ones(B, dtype=torch.bool),
+        torch.arange(B),
+    )
     law = p[:, g].clone()
     for j in range(g):
         ratio = p[rows, j, drafts[:, j]] / q[rows, j, drafts[:, j]]

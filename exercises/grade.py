@@ -59,17 +59,25 @@ def verdict(exercise, name, numbers, hurry=True):
         signal.alarm(SECONDS)
     try:
         for probe, number in zip(graders.grades(exercise, name), numbers, strict=True):
-            difference = first_difference(probe, number if probe.expected is None else probe.expected)
+            difference = first_difference(
+                probe, number if probe.expected is None else probe.expected
+            )
             if difference:
                 return f"wrong: {probe.what}: {difference}"
         return "passed"
     except Exception as error:  # whatever a student's code may do
         undone = isinstance(error, NotImplementedError) and re.match(r"exercise (\d+)", str(error))
         if undone:
-            return "not done" if int(undone[1]) == exercise["number"] else f"waits for exercise {undone[1]}"
+            return (
+                "not done"
+                if int(undone[1]) == exercise["number"]
+                else f"waits for exercise {undone[1]}"
+            )
         files = [spec.split(":")[0] for spec in exercise["functions"]]
         way = traceback.extract_tb(error.__traceback__)
-        at = ([line for line in way if os.path.basename(line.filename) in files] or way)[-1]  # the student's last line
+        at = ([line for line in way if os.path.basename(line.filename) in files] or way)[
+            -1
+        ]  # the student's last line
         said = (str(error) or "no message").splitlines()[0]
         return f"stops: {type(error).__name__}: {said} ({os.path.basename(at.filename)}, line {at.lineno})"
     finally:
@@ -99,13 +107,17 @@ def main():
         expected = json.load(f)
     unknown = set(sys.argv[1:]) - {str(e["number"]) for e in exercises}
     if unknown:
-        raise SystemExit(f"There is no exercise {', '.join(sorted(unknown))}: they are 1 to {len(exercises)}.")
+        raise SystemExit(
+            f"There is no exercise {', '.join(sorted(unknown))}: they are 1 to {len(exercises)}."
+        )
     exercises = [e for e in exercises if str(e["number"]) in sys.argv[1:]] or exercises
     torch.set_num_threads(1)
     verdicts = grade_all(exercises, expected["name"], expected["numbers"], hurry=len(sys.argv) == 1)
     for exercise in exercises:
         print(f"{exercise['number']:3}  {exercise['title']:36} {verdicts[exercise['number']]}")
-    print(f"{list(verdicts.values()).count('passed')} of {len(exercises)} passed ({expected['name']})")
+    print(
+        f"{list(verdicts.values()).count('passed')} of {len(exercises)} passed ({expected['name']})"
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,11 @@ from configurator import UserError, one_line_for_user_errors
 
 ROOT = os.path.dirname(grade.HERE)
 FOR_TEACHERS = (".ci/", "exercises/another.py", "exercises/make_student.py", "exercises/wrong/")
-FOR_TEACHERS += ("tests/reference.py", "tests/test_exercises.py", "tests/test_lessons.py")  # the last: of whole pages
+FOR_TEACHERS += (
+    "tests/reference.py",
+    "tests/test_exercises.py",
+    "tests/test_lessons.py",
+)  # the last: of whole pages
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -107,7 +111,9 @@ def without_secrets(text, secret):
     """Markdown -> it with the signature instead of each block of code that shows the body."""
 
     def instead(block):
-        shown = {secret[line]: None for line in map(essence, block[0].splitlines()) if line in secret}
+        shown = {
+            secret[line]: None for line in map(essence, block[0].splitlines()) if line in secret
+        }
         return "```python\n" + "".join(shown) + "```\n" if shown else block[0]
 
     return re.sub(r"^```python\n.*?^```\n", instead, text, flags=re.M | re.S)
@@ -116,14 +122,20 @@ def without_secrets(text, secret):
 def project_files():
     """-> all files that belong to the project, relative to it, as git has them; without git all that are not hidden."""
     if os.path.exists(os.path.join(ROOT, ".git")):
-        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+        listed = subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
         return [f for f in listed.stdout.splitlines() if os.path.exists(os.path.join(ROOT, f))]
     found = []
     for folder, inner, files in os.walk(ROOT):
         inner[:] = [d for d in inner if d[0] != "." and d not in ("out", "__pycache__")]
-        found += [os.path.relpath(os.path.join(folder, f), ROOT).replace(os.sep, "/") for f in files]
+        found += [
+            os.path.relpath(os.path.join(folder, f), ROOT).replace(os.sep, "/") for f in files
+        ]
     return [
-        f for f in sorted(found) if f.endswith((".py", ".md", ".json", ".png", "requirements.txt", "toml", "Makefile"))
+        f
+        for f in sorted(found)
+        if f.endswith((".py", ".md", ".json", ".png", "requirements.txt", "toml", "Makefile"))
     ]
 
 
@@ -134,7 +146,11 @@ def tests_to_drop(tests, exercises):
     while dropped != before:
         before = set(dropped)
         modules = "|".join(["reference", *(os.path.basename(f)[:-3] for f in dropped)])
-        dropped |= {f for f, text in tests.items() if re.search(rf"import .*\b({modules})\b|from ({modules}) ", text)}
+        dropped |= {
+            f
+            for f, text in tests.items()
+            if re.search(rf"import .*\b({modules})\b|from ({modules}) ", text)
+        }
     return dropped
 
 
@@ -152,9 +168,17 @@ def student_files(exercises):
     for f in texts:
         if f.endswith(".md"):
             texts[f] = without_secrets(texts[f], secret)
-    page, numbers = texts["exercises/README.md"].split("## For the teacher")[0], {str(e["number"]) for e in exercises}
-    page = re.sub(r"^\| (\d+) \|.*\n", lambda row: row[0] if row[1] in numbers else "", page, flags=re.M)
-    texts["exercises/README.md"], texts["exercises/exercises.json"] = page, json.dumps(exercises, indent=1)
+    page, numbers = (
+        texts["exercises/README.md"].split("## For the teacher")[0],
+        {str(e["number"]) for e in exercises},
+    )
+    page = re.sub(
+        r"^\| (\d+) \|.*\n", lambda row: row[0] if row[1] in numbers else "", page, flags=re.M
+    )
+    texts["exercises/README.md"], texts["exercises/exercises.json"] = (
+        page,
+        json.dumps(exercises, indent=1),
+    )
     for f in files:
         if f.endswith(".png"):
             with open(os.path.join(ROOT, f), "rb") as image:
@@ -170,7 +194,9 @@ def with_handed_in(texts, folder, exercises):
             try:
                 source = read(folder, file)
                 lines = source.splitlines(True)[body(source, name)]
-                texts[file] = replaced(texts[file], name, [*lines[:-1], lines[-1].rstrip("\n") + "\n"])
+                texts[file] = replaced(
+                    texts[file], name, [*lines[:-1], lines[-1].rstrip("\n") + "\n"]
+                )
                 ast.parse(texts[file])
             except (OSError, LookupError, SyntaxError, UnicodeDecodeError) as error:
                 raise UserError(f"{name} cannot be taken from {folder}/{file}: {error}.") from None
@@ -182,7 +208,9 @@ def of_lesson(exercises, lesson):
     chosen = [e for e in exercises if lesson in (0, e["lesson"])]
     numbers = [e["number"] for e in chosen]
     if not chosen:
-        raise UserError(f"Chapter {lesson} has no exercises; {sorted({e['lesson'] for e in exercises})} have.")
+        raise UserError(
+            f"Chapter {lesson} has no exercises; {sorted({e['lesson'] for e in exercises})} have."
+        )
     return [{**e, "needs": [n for n in e["needs"] if n in numbers]} for e in chosen]
 
 
@@ -199,8 +227,12 @@ def expected(exercises, name):
 
 def make_student(folder, name, handed_in=None, lesson=0):
     """Writes the folder, which must not be there yet, outside of the project. Raises UserError."""
-    if os.path.exists(folder) or os.path.realpath(folder).startswith(os.path.realpath(ROOT) + os.sep):
-        raise UserError(f"{folder} is there already, or lies inside the project. Take a new folder beside it.")
+    if os.path.exists(folder) or os.path.realpath(folder).startswith(
+        os.path.realpath(ROOT) + os.sep
+    ):
+        raise UserError(
+            f"{folder} is there already, or lies inside the project. Take a new folder beside it."
+        )
     exercises = of_lesson(grade.load_exercises(), lesson)
     texts = student_files(exercises)
     if handed_in:
@@ -219,8 +251,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("folder", help="to be made, beside the project")
     parser.add_argument("--name", default="student", help="another name, other numbers")
-    parser.add_argument("--handed_in", help="a student's folder: its functions are put in, and nothing else of it")
-    parser.add_argument("--lesson", type=int, default=0, help="the exercises of this chapter only; 0: all")
+    parser.add_argument(
+        "--handed_in", help="a student's folder: its functions are put in, and nothing else of it"
+    )
+    parser.add_argument(
+        "--lesson", type=int, default=0, help="the exercises of this chapter only; 0: all"
+    )
     args = parser.parse_args()
     make_student(args.folder, args.name, args.handed_in, args.lesson)
     print(f"{args.folder} is ready: cd {args.folder}; make grade")

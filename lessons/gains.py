@@ -23,7 +23,9 @@ def gains_of(folder):
         report = read_json(os.path.join(folder, "eval.json"))
         rows = [row for row in report["gains"] if row["ratio"] is not None]
     except (OSError, ValueError, LookupError) as error:
-        raise UserError(f"{folder} holds no gains ({error}). Make them with: eval.py --what=frontier") from None
+        raise UserError(
+            f"{folder} holds no gains ({error}). Make them with: eval.py --what=frontier"
+        ) from None
     own = [row for row in rows if row["steps"] == row["made_for"]]
     return {row["tokens_per_step"]: (row["ratio"], row["low"], row["high"]) for row in own}
 
@@ -36,14 +38,21 @@ def plot(folders, path):
     for folder in folders:
         gains = sorted(gains_of(folder).items())
         x, y, low, high = zip(*((n, *gain) for n, gain in gains), strict=True)
-        bars = [[b - a for a, b in zip(low, y, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
+        bars = [
+            [b - a for a, b in zip(low, y, strict=True)],
+            [b - a for a, b in zip(y, high, strict=True)],
+        ]
         ax.errorbar(x, y, bars, fmt="o-", lw=0.8, ms=3, capsize=2, alpha=0.6, label=folder)
         for n, (ratio, *_) in gains:
             by_tokens[n].append(ratio)
     means = [(n, statistics.geometric_mean(ratios)) for n, ratios in sorted(by_tokens.items())]
     ax.plot(*zip(*means, strict=True), "-", color="black", lw=2, label="mean")
     ax.axhline(1, linestyle="--", color="gray")
-    ax.set(xscale="log", xlabel="tokens revealed per step", ylabel="perplexity, student over teacher at equal entropy")
+    ax.set(
+        xscale="log",
+        xlabel="tokens revealed per step",
+        ylabel="perplexity, student over teacher at equal entropy",
+    )
     ax.set_xticks([n for n, _ in means])
     ax.xaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
@@ -56,6 +65,8 @@ def plot(folders, path):
 if __name__ == "__main__":
     sys.excepthook = one_line_for_user_errors
     if len(sys.argv) < 3:
-        raise UserError("Which runs? python lessons/gains.py PICTURE FOLDER ..., folders of eval.py --what=frontier.")
+        raise UserError(
+            "Which runs? python lessons/gains.py PICTURE FOLDER ..., folders of eval.py --what=frontier."
+        )
     for n, mean in plot(sys.argv[2:], sys.argv[1]):
         print(f"{n:5g} tokens a step: {mean:.3f}")

@@ -19,7 +19,9 @@ def words(*sentences):
 
 def chain(T, stay):
     """-> the law of T letters, each the one before it with probability `stay`."""
-    changes = {x: sum(a != b for a, b in itertools.pairwise(x)) for x in itertools.product("ab", repeat=T)}
+    changes = {
+        x: sum(a != b for a, b in itertools.pairwise(x)) for x in itertools.product("ab", repeat=T)
+    }
     return {x: stay ** (T - 1 - n) * (1 - stay) ** n / 2 for x, n in changes.items()}
 
 
@@ -78,7 +80,9 @@ def valid(language, law):
 
 
 def lost(language, law):
-    return sum(p * math.log(p / law[x]) if law.get(x) else math.inf for x, p in language.items() if p)
+    return sum(
+        p * math.log(p / law[x]) if law.get(x) else math.inf for x, p in language.items() if p
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,12 @@ CALLS = [WHITE, "#08306b", "#2f7abc", "#86bfe0", "#d3e5f4"]  # hidden; revealed 
 def grid(ax, numbers, colours, words=None):
     """(rows, columns) int64 -> squares in the colour of their number, with a word in each where there are words."""
     ax.pcolormesh(
-        numbers, cmap=ListedColormap(colours), vmin=0, vmax=len(colours) - 1, edgecolors="#808080", linewidth=0.6
+        numbers,
+        cmap=ListedColormap(colours),
+        vmin=0,
+        vmax=len(colours) - 1,
+        edgecolors="#808080",
+        linewidth=0.6,
     )
     for i, row in enumerate(words or []):
         for j, word in enumerate(row):
@@ -53,12 +58,16 @@ def attention(plt):
 def noise(plt):
     """One sentence at rising noise levels, and what each level weighs in the loss."""
     levels = torch.tensor([[0.1], [0.3], [0.5], [0.7], [0.9]])
-    same = [add_noise(torch.zeros(1, len(WORDS)).long(), t[None], 1, seeded("noise")) for t in levels]  # same draws
+    same = [
+        add_noise(torch.zeros(1, len(WORDS)).long(), t[None], 1, seeded("noise")) for t in levels
+    ]  # same draws
     hidden = torch.cat(same)  # (levels, words): what is hidden at t is hidden at every higher level
     words = [["" if h else word for word, h in zip(WORDS, row, strict=True)] for row in hidden]
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), width_ratios=(3, 2))
     grid(left, hidden, [WHITE, GREY], words)
-    left.set_yticks([i + 0.5 for i in range(len(levels))], [f"t = {t:.1f}" for t in levels[:, 0].tolist()])
+    left.set_yticks(
+        [i + 0.5 for i in range(len(levels))], [f"t = {t:.1f}" for t in levels[:, 0].tolist()]
+    )
     left.set(title="each token is hidden with probability t", xticks=[])
     t = torch.linspace(0.02, 1, 200)
     for a, colour in ((1, BLUE), (0.5, ORANGE), (0, GREEN)):
@@ -73,7 +82,9 @@ def orders(plt, T=32, K=4):
     fig, axes = plt.subplots(2, 1, figsize=(10, 4.2))
     times = 1 - torch.arange(K + 1, dtype=torch.float64) / K
     for ax, sampler in zip(axes, ("ancestral", "spread"), strict=True):
-        call = reveal_order(torch.ones(1, T, dtype=torch.bool), times, sampler, seeded("orders", 2))  # (1, T)
+        call = reveal_order(
+            torch.ones(1, T, dtype=torch.bool), times, sampler, seeded("orders", 2)
+        )  # (1, T)
         after = torch.stack([call[0] * (call[0] <= k) for k in range(1, K + 1)])  # (K, T)
         grid(ax, after, CALLS)
         ax.set_yticks([k + 0.5 for k in range(K)], [f"after call {k}" for k in range(1, K + 1)])
@@ -104,18 +115,33 @@ def two_means(plt):
 def speculation(plt, gamma=3, n=100_000):
     """How p and q make one token, and where a draft of gamma tokens may end, counted in n calls of verify."""
     p, q = torch.tensor([0.5, 0.3, 0.15, 0.05]), torch.tensor([0.3, 0.45, 0.05, 0.2])
-    drafts = torch.multinomial(q, n * gamma, replacement=True, generator=seeded("drafts")).view(n, gamma)
-    accepted, _ = verify(drafts, p.expand(n, gamma + 1, -1), q.expand(n, gamma, -1), seeded("verify"))
-    share = (torch.bincount(accepted, minlength=gamma + 1) / n).tolist()  # of each number of accepted drafts
+    drafts = torch.multinomial(q, n * gamma, replacement=True, generator=seeded("drafts")).view(
+        n, gamma
+    )
+    accepted, _ = verify(
+        drafts, p.expand(n, gamma + 1, -1), q.expand(n, gamma, -1), seeded("verify")
+    )
+    share = (
+        torch.bincount(accepted, minlength=gamma + 1) / n
+    ).tolist()  # of each number of accepted drafts
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(2, 3))
     place, both = torch.arange(4).numpy(), torch.minimum(p, q)
-    rest = residual(p[None], q[None])[0] * (1 - both.sum())  # norm(max(p - q, 0)), as often as it is drawn from
+    rest = residual(p[None], q[None])[0] * (
+        1 - both.sum()
+    )  # norm(max(p - q, 0)), as often as it is drawn from
     q, both, rest = q.numpy(), both.numpy(), rest.numpy()
-    left.bar(place - 0.2, q, 0.36, color=WHITE, edgecolor=ORANGE, hatch="///", label="q: of it, refused")
+    left.bar(
+        place - 0.2, q, 0.36, color=WHITE, edgecolor=ORANGE, hatch="///", label="q: of it, refused"
+    )
     left.bar(place - 0.2, both, 0.36, color=GREEN, label="min(p, q): accepted")
     left.bar(place + 0.2, both, 0.36, color=GREEN)
     left.bar(place + 0.2, rest, 0.36, both, color=BLUE, label="drawn anew")
-    left.set(title="left: the draft's q; right: what comes out, p", xticks=place, xticklabels="abcd", ylim=(0, 0.62))
+    left.set(
+        title="left: the draft's q; right: what comes out, p",
+        xticks=place,
+        xticklabels="abcd",
+        ylim=(0, 0.62),
+    )
     left.legend(fontsize=8)
     tree(right, share)
     return fig
@@ -132,15 +158,31 @@ def tree(ax, share):
         last = (k + 1, 1) if k == gamma else (k + 0.7, 0)
         ax.plot((k, last[0]), (1, last[1]), color=BLUE, lw=8 * ends, zorder=1)
         box(ax, *last, "for free" if k == gamma else f"anew {k + 1}", BLUE)
-        ax.text(last[0], last[1] - 0.42, f"{ends:.0%}: {k + 1} token{'s' * (k > 0)}", ha="center", fontsize=9)
+        ax.text(
+            last[0],
+            last[1] - 0.42,
+            f"{ends:.0%}: {k + 1} token{'s' * (k > 0)}",
+            ha="center",
+            fontsize=9,
+        )
     box(ax, 0, 1, "the text", "#707070")
-    ax.set(title="green: accepted; blue: the target's own", xlim=(-0.5, gamma + 1.6), ylim=(-0.7, 1.5))
+    ax.set(
+        title="green: accepted; blue: the target's own", xlim=(-0.5, gamma + 1.6), ylim=(-0.7, 1.5)
+    )
     ax.axis("off")
 
 
 def box(ax, x, y, text, colour):
     """A word in a rounded box."""
-    ax.text(x, y, text, ha="center", va="center", color=WHITE, bbox={"boxstyle": "round", "fc": colour, "ec": "none"})
+    ax.text(
+        x,
+        y,
+        text,
+        ha="center",
+        va="center",
+        color=WHITE,
+        bbox={"boxstyle": "round", "fc": colour, "ec": "none"},
+    )
 
 
 PICTURES = {f.__name__: f for f in (attention, noise, orders, two_means, speculation)}

@@ -13,14 +13,27 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))  # so that it 
 import data
 from configurator import UserError, one_line_for_user_errors
 
-WIDTH, LETTER, LINE, TOP, PAUSE = 1000, 6.9, 17, 84, 4  # of the picture, a letter, a line, above the text; seconds
+WIDTH, LETTER, LINE, TOP, PAUSE = (
+    1000,
+    6.9,
+    17,
+    84,
+    4,
+)  # of the picture, a letter, a line, above the text; seconds
 CONTROL = r"[\x00-\x1f]"  # XML has no such letters
-STOPS = (126, 164, 245), (152, 214, 196), (255, 232, 120)  # as on the page: blue to yellow, ever lighter
+STOPS = (
+    (126, 164, 245),
+    (152, 214, 196),
+    (255, 232, 120),
+)  # as on the page: blue to yellow, ever lighter
 
 
 def colour(share):
     i = 0 if share < 0.5 else 1
-    return "#" + "".join(f"{round(a + (2 * share - i) * (b - a)):02x}" for a, b in zip(*STOPS[i : i + 2], strict=True))
+    return "#" + "".join(
+        f"{round(a + (2 * share - i) * (b - a)):02x}"
+        for a, b in zip(*STOPS[i : i + 2], strict=True)
+    )
 
 
 def placed(pieces, columns):
@@ -58,7 +71,10 @@ def column_of(run, left, wide, slow, seconds):
     name, _, draft = run["name"].replace("/ckpt.pt", "").partition(" --")
     took = f"{n} calls of the network, {run['ms'][-1]:.0f} ms"
     heads = (20, "name", name), (36, "soft", draft and f"--{draft}"), (52, "soft", took)
-    out = [f'<text x="{left:g}" y="{y}" class="{kind}">{html.escape(text)}</text>' for y, kind, text in heads]
+    out = [
+        f'<text x="{left:g}" y="{y}" class="{kind}">{html.escape(text)}</text>'
+        for y, kind, text in heads
+    ]
     share = run["ms"][-1] * slow / 1000 / seconds
     bar = f'<rect x="{left:g}" y="62" width="{wide:g}" height="4" fill="#1a5fb4"><animate attributeName="width" '
     bar += f'values="0;{wide:g};{wide:g}" keyTimes="0;{share:.4f};1" dur="{seconds:.2f}s" repeatCount="indefinite"/>'
@@ -67,10 +83,20 @@ def column_of(run, left, wide, slow, seconds):
     groups = {}
     for k, its in zip(run["calls"], parts, strict=True):
         seen[k] = seen.get(k, 0) + 1
-        ink = ' class="accepted"' if k and seen[k] <= drafted.get(k, 0) else "" if k else ' class="name"'
+        ink = (
+            ' class="accepted"'
+            if k and seen[k] <= drafted.get(k, 0)
+            else ""
+            if k
+            else ' class="name"'
+        )
         if run["masks"] and k:
-            out.append(token([(line, c, " " * len(text)) for line, c, text in its], left, "#d3d7dd", ""))
-        groups.setdefault(k, []).append(token(its, left, colour((k - 1) / max(n - 1, 1)) if k else "none", ink))
+            out.append(
+                token([(line, c, " " * len(text)) for line, c, text in its], left, "#d3d7dd", "")
+            )
+        groups.setdefault(k, []).append(
+            token(its, left, colour((k - 1) / max(n - 1, 1)) if k else "none", ink)
+        )
     for k, tokens in groups.items():
         at = run["ms"][k - 1] * slow / 1000 / seconds if k else 0
         shows = f'<animate attributeName="opacity" values="0;1" keyTimes="0;{at:.4f}" calcMode="discrete" '
@@ -82,9 +108,14 @@ def column_of(run, left, wide, slow, seconds):
 def picture(runs):
     """The runs of a page -> SVG; the slowest one takes about ten seconds."""
     longest = max(run["ms"][-1] for run in runs)
-    slow = max((f for f in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if longest * f <= 12000), default=1)
+    slow = max(
+        (f for f in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if longest * f <= 12000), default=1
+    )
     seconds, wide = longest * slow / 1000 + PAUSE, WIDTH / len(runs) - 20
-    columns = [column_of(run, 10 + i * WIDTH / len(runs), wide, slow, seconds) for i, run in enumerate(runs)]
+    columns = [
+        column_of(run, 10 + i * WIDTH / len(runs), wide, slow, seconds)
+        for i, run in enumerate(runs)
+    ]
     bottom = TOP + LINE * max(lines for _, lines in columns)
     note = f"As measured, {slow} times slower. Colour: which call wrote a token, the first blue, the last yellow."
     note += " Underlined: drafted, and accepted." if any(run["drafts"] for run in runs) else ""
@@ -99,9 +130,13 @@ def picture(runs):
 def main(page, path):
     try:
         with open(page, encoding="utf-8") as f:
-            runs = json.loads(re.search(r'id="told"[^>]*>(.*?)</script>', f.read(), re.S)[1])["runs"]
+            runs = json.loads(re.search(r'id="told"[^>]*>(.*?)</script>', f.read(), re.S)[1])[
+                "runs"
+            ]
     except (OSError, TypeError) as error:
-        raise UserError(f"{page} is not a page ({error}). Make one with: sample.py --html={page}") from None
+        raise UserError(
+            f"{page} is not a page ({error}). Make one with: sample.py --html={page}"
+        ) from None
     data.atomic_write(path, picture(runs).encode())
 
 

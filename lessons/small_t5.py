@@ -33,7 +33,11 @@ seed = 1337
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
-PIECES = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # ids 0, 1 and 2, as T5 has them
+PIECES = {
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+}  # ids 0, 1 and 2, as T5 has them
 DOCSTRING = re.compile(r':\n +r?"""(.+?)"""', re.S)  # what follows a line such as "def f():"
 NO_PROSE = re.compile(r">>>|::=|[=*~-]{4}|\(Pdb\)")  # examples, grammar, headings, tables
 
@@ -72,10 +76,18 @@ def tokenizer_of(said, vocab_size):
 
     made = Tokenizer(models.BPE(unk_token="<unk>"))
     made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    how = {"vocab_size": vocab_size, "special_tokens": list(PIECES.values()), "show_progress": False}
+    how = {
+        "vocab_size": vocab_size,
+        "special_tokens": list(PIECES.values()),
+        "show_progress": False,
+    }
     made.train_from_iterator(said, trainers.BpeTrainer(**how))
-    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **PIECES)
+    made.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, clean_up_tokenization_spaces=False, **PIECES
+    )
 
 
 def t5(vocab_size, shape, seed, copies):
@@ -84,8 +96,18 @@ def t5(vocab_size, shape, seed, copies):
 
     torch.manual_seed(seed)
     layers, heads, width = shape
-    how = {"d_model": width, "d_kv": width // heads, "d_ff": 2 * width, "num_layers": layers, "num_heads": heads}
-    how |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0}
+    how = {
+        "d_model": width,
+        "d_kv": width // heads,
+        "d_ff": 2 * width,
+        "num_layers": layers,
+        "num_heads": heads,
+    }
+    how |= {
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "decoder_start_token_id": 0,
+    }
     model = T5ForConditionalGeneration(T5Config(vocab_size=vocab_size, **how))
     # begins as the embedding, so that what is read can soon be written; a parameter, or transformers goes on tying it
     model.lm_head.weight = torch.nn.Parameter(model.shared.weight.detach() * width**-0.5)
@@ -98,8 +120,12 @@ def begin_with_what_copying_takes(model, size_of_a_head):
     """FLAN-T5 has learned to copy in a million steps. A small one does in hundreds, if this is there from the start."""
     for block in model.decoder.block:
         across = block.layer[1].EncDecAttention
-        across.q.weight.data = across.k.weight.detach() * size_of_a_head**-0.5  # a token looks for its like
-        across.o.weight.data = across.v.weight.detach().T.contiguous()  # and writes what it reads there
+        across.q.weight.data = (
+            across.k.weight.detach() * size_of_a_head**-0.5
+        )  # a token looks for its like
+        across.o.weight.data = (
+            across.v.weight.detach().T.contiguous()
+        )  # and writes what it reads there
     for stack in (model.encoder, model.decoder):
         # heads look at different distances: T5 knows places by these numbers alone, and begins with nearly none
         stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.data.normal_(std=3.0)

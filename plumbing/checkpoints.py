@@ -18,9 +18,14 @@ def save_checkpoint(path, checkpoint):
     try:
         with replacing(path) as f:
             torch.save(checkpoint, f)
-    except (OSError, RuntimeError) as error:  # torch's writer has its own kind for a write that fails
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # torch's writer has its own kind for a write that fails
         kept = "The last one is still there" if os.path.exists(path) else "Nothing was saved"
-        raise UserError(f"Could not write {path} ({first_line(error)}). {kept}. Make room.") from None
+        raise UserError(
+            f"Could not write {path} ({first_line(error)}). {kept}. Make room."
+        ) from None
 
 
 def names_a_model(path):
@@ -39,14 +44,18 @@ def load_checkpoint(path):
         return load_published(path)
     if not os.path.isfile(path):
         raise UserError(f"There is no checkpoint {path}. {how_to_train(os.path.dirname(path))}")
-    shared = "WORLD_SIZE" in os.environ  # under torchrun a process reads from the disk only the shards that it takes
+    shared = (
+        "WORLD_SIZE" in os.environ
+    )  # under torchrun a process reads from the disk only the shards that it takes
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=shared)
     except (PermissionError, MemoryError) as error:
         raise UserError(f"Cannot read {path} ({error}).") from None
     except Exception as error:  # torch raises five different kinds for a damaged file
         why = type(error).__name__
-        raise UserError(f"{path} is damaged or not a checkpoint ({why}). Copy or train it again.") from None
+        raise UserError(
+            f"{path} is damaged or not a checkpoint ({why}). Copy or train it again."
+        ) from None
     if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
         raise UserError(f"{path} is not a nanoSDTT checkpoint: it holds no model_config.")
     return checkpoint
@@ -66,20 +75,30 @@ def load_weights(model, weights):
     if weights is None:
         return
     # what a Di[M]O student (distill.dimo) learned with is not its own; what it starts from is, unless it becomes a GPT
-    kept = {k: v for k, v in weights.items() if not k.startswith("fake.") and (k != "frequency" or model.mask_id)}
+    kept = {
+        k: v
+        for k, v in weights.items()
+        if not k.startswith("fake.") and (k != "frequency" or model.mask_id)
+    }
     weights, rows = kept, model.wte.num_embeddings
     if "frequency" in weights:
         model.frequency = weights["frequency"].to(model.wte.weight.device)
     wte = weights.get("wte.weight")
-    if wte is not None and abs(wte.size(0) - rows) == 1:  # to diffusion: [MASK] starts as the mean token
+    if (
+        wte is not None and abs(wte.size(0) - rows) == 1
+    ):  # to diffusion: [MASK] starts as the mean token
         weights["wte.weight"] = torch.cat([wte, wte.mean(0, keepdim=True)])[:rows]
     if model.wpe is not None and "wpe.weight" in weights:
         weights["wpe.weight"] = weights["wpe.weight"][: model.config.block_size]
     own = model.state_dict()
-    odd = sorted(own.keys() ^ weights.keys()) or [k for k in own if own[k].shape != weights[k].shape]
+    odd = sorted(own.keys() ^ weights.keys()) or [
+        k for k in own if own[k].shape != weights[k].shape
+    ]
     if odd:
         there, here = (tuple(d[odd[0]].shape) if odd[0] in d else "nothing" for d in (weights, own))
-        raise UserError(f"The weights are another model's: {odd[0]} is {there} there, {here} here ({len(odd)} differ).")
+        raise UserError(
+            f"The weights are another model's: {odd[0]} is {there} there, {here} here ({len(odd)} differ)."
+        )
     model.load_state_dict(weights)
 
 
@@ -89,10 +108,14 @@ def how_to_train(folder):
         return "Make it with: python train.py config/debug.py, or distill.py, as that file says."
     if inside := matching("*.pt", folder):
         return f"{folder or '.'} holds {', '.join(inside)}."
-    for config in sorted(glob.glob(os.path.join(os.path.dirname(__file__), "..", "config", "*.py"))):
+    for config in sorted(
+        glob.glob(os.path.join(os.path.dirname(__file__), "..", "config", "*.py"))
+    ):
         with open(config, encoding="utf-8") as f:
             if folder and f'out_dir = "{folder}"\n' in f.read():
-                script = "train.py" if os.path.basename(config).startswith("train") else "distill.py"
+                script = (
+                    "train.py" if os.path.basename(config).startswith("train") else "distill.py"
+                )
                 return f"Make it with: python {script} config/{os.path.basename(config)}"
     names = "gpt2, gpt2-xl, mdlm-owt, sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:large, hub:OWNER/NAME, hf:OWNER/NAME"
     return f"Train one, for example with: make demo; or give a published name, such as {names}."

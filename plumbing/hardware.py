@@ -21,14 +21,28 @@ def pick_device(device="", dtype=""):
     """'' or a torch device, '' or 'float32' | 'bfloat16' -> device, autocast context, what was chosen and why (str)."""
     why = "as asked"
     if not device:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        why = {"cuda": "a GPU is here", "mps": "an Apple GPU is here", "cpu": "no GPU is here"}[device]
+        device = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+        why = {"cuda": "a GPU is here", "mps": "an Apple GPU is here", "cpu": "no GPU is here"}[
+            device
+        ]
     kind = device.split(":")[0]
     choose("device", kind, ("cuda", "mps", "cpu"))
-    n_devices = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}[kind]
+    n_devices = {
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }[kind]
     number = device.partition(":")[2] or "0"
     if not number.isdecimal() or int(number) >= n_devices:
-        raise UserError(f"device is {device!r}, but this torch sees {n_devices} of that kind. Use --device=cpu.")
+        raise UserError(
+            f"device is {device!r}, but this torch sees {n_devices} of that kind. Use --device=cpu."
+        )
     if dtype:
         choose("dtype", dtype, ("float32", "bfloat16"))
     elif multiplies_bfloat16(kind):
@@ -39,7 +53,9 @@ def pick_device(device="", dtype=""):
         say_how_slow(device)
     if kind == "cpu":
         keep_freed_memory()
-    autocast = torch.autocast(kind, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+    autocast = (
+        torch.autocast(kind, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+    )
     return torch.device(device), autocast, f"{device} ({why}), {dtype}"
 
 
@@ -52,12 +68,17 @@ def multiplies_bfloat16(kind):
     """
     if kind == "cuda":  # sm_80 and later; a T4 has none
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return kind == "cpu" and product_rate(kind, torch.bfloat16) > 1.2 * product_rate(kind, torch.float32)
+    return kind == "cpu" and product_rate(kind, torch.bfloat16) > 1.2 * product_rate(
+        kind, torch.float32
+    )
 
 
 def product_rate(device, dtype, n=256):
     """-> TFLOP/s of an n x n matrix product, the best of three."""
-    a, times = torch.ones(n, n, device=device, dtype=dtype), []  # no random numbers: a run's own stay as they are
+    a, times = (
+        torch.ones(n, n, device=device, dtype=dtype),
+        [],
+    )  # no random numbers: a run's own stay as they are
     for _ in range(4):  # the first one warms up
         began = time.perf_counter()
         (a @ a)[0, 0].item()  # waits for the device
@@ -67,8 +88,12 @@ def product_rate(device, dtype, n=256):
 
 def compile_trunk(model, device):
     """model.hidden becomes its compiled self. Raises UserError on a CPU without a C++ compiler, which that needs."""
-    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++", "cl"))):
-        raise UserError("--compile=on needs a C++ compiler, g++, clang++ or cl, and none is here. Use --compile=off.")
+    if device.type == "cpu" and not any(
+        map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++", "cl"))
+    ):
+        raise UserError(
+            "--compile=on needs a C++ compiler, g++, clang++ or cl, and none is here. Use --compile=off."
+        )
     model.hidden = torch.compile(model.hidden)
 
 
@@ -89,7 +114,9 @@ def say_forecast(n, total, seconds, laptop_minutes, device):
         what = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
         rate = product_rate(device, torch.float32, 1024)
         here = f"{torch.get_num_threads()} cores, {what}, now {rate:.2g} TFLOP/s in float32"
-        tqdm.write(f"That is {times:.0f} times the README's time for a laptop ({LAPTOP}). This machine: {here}.")
+        tqdm.write(
+            f"That is {times:.0f} times the README's time for a laptop ({LAPTOP}). This machine: {here}."
+        )
 
 
 def keep_freed_memory():

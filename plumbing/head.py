@@ -20,8 +20,14 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, loss_of, chunk, h, weight, bias, V, need_grad, *rows):
-        dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype
-        if not need_grad:  # evaluation: GPT-2's logits are about -100, where bfloat16 counts in halves
+        dtype = (
+            torch.get_autocast_dtype(h.device.type)
+            if torch.is_autocast_enabled(h.device.type)
+            else h.dtype
+        )
+        if (
+            not need_grad
+        ):  # evaluation: GPT-2's logits are about -100, where bfloat16 counts in halves
             dtype = torch.float32
         W = weight[:V].to(dtype)  # (V, C)
         n = max(1, min(h.size(0), chunk))
@@ -30,15 +36,23 @@ class HeadLoss(torch.autograd.Function):
         if need_grad:
             dh, dW = torch.zeros_like(h), torch.zeros_like(weight)
             db = None if bias is None else torch.zeros_like(bias)
-            ctx.grads = dh, dW, db  # not save_for_backward: nobody else holds them, so backward may scale them in place
+            ctx.grads = (
+                dh,
+                dW,
+                db,
+            )  # not save_for_backward: nobody else holds them, so backward may scale them in place
         with torch.autocast(h.device.type, enabled=False):
             for i in range(0, h.size(0), n):
                 hi = h[i : i + n].to(dtype)
                 z = (hi @ W.T).float()  # (n, V), multiplied in dtype; the loss is taken in float32
                 if bias is not None:
                     z += bias
-                with torch.set_grad_enabled(need_grad):  # a graph of this chunk alone, from z to its losses
-                    value = loss_of(z.requires_grad_(need_grad), *(r[i : i + n] for r in rows)).sum()
+                with torch.set_grad_enabled(
+                    need_grad
+                ):  # a graph of this chunk alone, from z to its losses
+                    value = loss_of(
+                        z.requires_grad_(need_grad), *(r[i : i + n] for r in rows)
+                    ).sum()
                 loss += value.detach()
                 if not need_grad:
                     continue
@@ -120,5 +134,7 @@ def vocab_parallel_soft_cross_entropy(z, ids, logp, first, missing="none"):
         named = torch.zeros_like(z).scatter_add(1, own, mine.to(z.dtype)) > 0
         others = SumOverRanks.apply((z - top[:, None]).exp().masked_fill(named, 0).sum(-1))
         gone = 1 - w.sum(-1)
-        loss = loss + torch.where(gone > 1e-6, gone, 0) * (lse - top - others.clamp(min=1e-38).log())
+        loss = loss + torch.where(gone > 1e-6, gone, 0) * (
+            lse - top - others.clamp(min=1e-38).log()
+        )
     return loss

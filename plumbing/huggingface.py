@@ -24,7 +24,9 @@ class HuggingFaceConfig:
     """What of a GPTConfig the callers of a model look at."""
 
     arch: str  # 'hf:NAME_OR_FOLDER' or 'hf:NAME_OR_FOLDER@TOKENS'
-    vocab_size: int  # logits of a token: the head's rows; a drafter may be given its target's, see head
+    vocab_size: (
+        int  # logits of a token: the head's rows; a drafter may be given its target's, see head
+    )
     n_embd: int  # C, of what enters the head
     block_size: int  # longest row, in tokens, the source of an encoder included
     causal: bool = True
@@ -42,10 +44,20 @@ def about(path):
     name, context = name_and_context(path)
     config, meta = hf_config(name), hf_meta(name)
     text = config.get_text_config(decoder=True)
-    longest = getattr(text, "max_position_embeddings", None) or context  # T5 knows distances only: any length
+    longest = (
+        getattr(text, "max_position_embeddings", None) or context
+    )  # T5 knows distances only: any length
     longest *= 1 + config.is_encoder_decoder  # a source and a text
-    model_config = {"vocab_size": text.vocab_size, "n_embd": text.hidden_size, "block_size": min(longest, context)}
-    found = {"model_config": {"arch": path, **model_config}, "meta": meta, "config": {"dataset": ""}}
+    model_config = {
+        "vocab_size": text.vocab_size,
+        "n_embd": text.hidden_size,
+        "block_size": min(longest, context),
+    }
+    found = {
+        "model_config": {"arch": path, **model_config},
+        "meta": meta,
+        "config": {"dataset": ""},
+    }
     return found | {"step": 0, "val_loss": None, "model": None, "ema": None, "made_for": None}
 
 
@@ -102,7 +114,9 @@ class HuggingFaceModel(nn.Module):
         name, _ = name_and_context(self.config.arch)
         self.seq2seq = hf_config(name).is_encoder_decoder
         kind = "AutoModelForSeq2SeqLM" if self.seq2seq else "AutoModelForCausalLM"
-        kernel = {"manual": "eager", "flash_attn": "flash_attention_2"}.get(attention)  # else as transformers chooses
+        kernel = {"manual": "eager", "flash_attn": "flash_attention_2"}.get(
+            attention
+        )  # else as transformers chooses
         how = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": kernel}
         self.inner = from_hub(kind, name, **how).eval()
         self.lm_head = self.inner.get_output_embeddings()
@@ -129,10 +143,17 @@ class HuggingFaceModel(nn.Module):
         T = idx.size(1)
         end = max(cache.lengths) + T if cache else T
         if end > self.config.block_size:
-            raise UserError(f"{end} tokens are more than the context of {self.config.block_size}: see hf:NAME@TOKENS.")
+            raise UserError(
+                f"{end} tokens are more than the context of {self.config.block_size}: see hf:NAME@TOKENS."
+            )
         if not cache:
             return self.states(idx)
-        h = torch.cat([self.states(idx[rows], cache.lengths[rows.start], part) for rows, part in cache.parts()])
+        h = torch.cat(
+            [
+                self.states(idx[rows], cache.lengths[rows.start], part)
+                for rows, part in cache.parts()
+            ]
+        )
         cache.lengths = [n + T for n in cache.lengths]
         return h
 
@@ -140,16 +161,24 @@ class HuggingFaceModel(nn.Module):
         """(b, T) int64 that follow the first `start` tokens, those in `past` -> (b, T, C)."""
         idx = idx.clamp(max=self.wte.num_embeddings - 1)  # a token of a target's longer padding
         source = source_of(self)
-        how = {"use_cache": past is not None, "cache": past and past.take_back(max(start - source, 0))}
+        how = {
+            "use_cache": past is not None,
+            "cache": past and past.take_back(max(start - source, 0)),
+        }
         if not self.seq2seq:
             return self.inner(input_ids=idx, **how).logits
         n = max(source - start, 0)  # tokens of the source in idx: all of them, or none
         if not source or n not in (0, source) or (n and past and past.encoded):
-            raise UserError(f"{self.config.arch} has an encoder: it needs a prompt to read, and a text in its context.")
+            raise UserError(
+                f"{self.config.arch} has an encoder: it needs a prompt to read, and a text in its context."
+            )
         if n:
             mask = (idx[:, :n] != self.inner.config.pad_token_id).long()
             read = {"input_ids": idx[:, :n], "attention_mask": mask}
-            encoded = {"encoder_outputs": (self.inner.get_encoder()(**read).last_hidden_state,), "attention_mask": mask}
+            encoded = {
+                "encoder_outputs": (self.inner.get_encoder()(**read).last_hidden_state,),
+                "attention_mask": mask,
+            }
         if n and past:
             past.encoded = encoded
         encoded = encoded if n else past.encoded
@@ -167,24 +196,41 @@ class HuggingFaceModel(nn.Module):
         """Takes the head out. Refuses a model whose logits are not the head's alone (soft-capped ones), and one whose
         cache cannot be taken back (linear attention, sliding windows).
         """
-        x, name, self.source = torch.arange(8)[None] % self.config.vocab_size, self.config.arch, 3 * self.seq2seq
-        ids = {"input_ids": x[:, :3], "decoder_input_ids": x[:, 3:]} if self.seq2seq else {"input_ids": x}
+        x, name, self.source = (
+            torch.arange(8)[None] % self.config.vocab_size,
+            self.config.arch,
+            3 * self.seq2seq,
+        )
+        ids = (
+            {"input_ids": x[:, :3], "decoder_input_ids": x[:, 3:]}
+            if self.seq2seq
+            else {"input_ids": x}
+        )
         found = getattr(self.inner(**ids, use_cache=True), "cache", None)
         found = getattr(found, "self_attention_cache", found)
         kinds = {type(layer).__name__ for layer in getattr(found, "layers", [found])}
         if kinds != {"DynamicLayer"}:
-            raise UserError(f"{name} remembers by {', '.join(sorted(kinds))}, which cannot take drafts back.")
+            raise UserError(
+                f"{name} remembers by {', '.join(sorted(kinds))}, which cannot take drafts back."
+            )
         if hasattr(self.inner, "final_logits_bias"):
-            raise UserError(f"{name} adds a bias to its logits outside the head, as BART does: not known here.")
+            raise UserError(
+                f"{name} adds a bias to its logits outside the head, as BART does: not known here."
+            )
         logits = self.states(x)[:, self.source :]
         self.take_head_out()
         h, cache = self.hidden(x), self.new_cache(1)
         self.hidden(x[:, :7], cache)
         cache.lengths = [5]
         again = self.hidden(x[:, 5:], cache)
-        for what, a, b in (("logits", self.head(h[:, self.source :]), logits), ("cached states", again, h[:, 5:])):
+        for what, a, b in (
+            ("logits", self.head(h[:, self.source :]), logits),
+            ("cached states", again, h[:, 5:]),
+        ):
             if (a - b).abs().max() > 1e-3 * b.abs().max():
-                raise UserError(f"{name} makes its {what} in a way of its own, which is not known here.")
+                raise UserError(
+                    f"{name} makes its {what} in a way of its own, which is not known here."
+                )
         self.source = 0
 
     def state_dict(self, **kw):
@@ -220,7 +266,9 @@ class Past:
         if not self.encoded:
             return Past(select(self.cache, rows))
         mask, (states,) = self.encoded["attention_mask"][rows], self.encoded["encoder_outputs"]
-        return Past(select(self.cache, rows), {"attention_mask": mask, "encoder_outputs": (states[rows],)})
+        return Past(
+            select(self.cache, rows), {"attention_mask": mask, "encoder_outputs": (states[rows],)}
+        )
 
 
 def select(cache, rows):
@@ -230,7 +278,9 @@ def select(cache, rows):
     if isinstance(cache, transformers.EncoderDecoderCache):
         both = cache.self_attention_cache, cache.cross_attention_cache
         return transformers.EncoderDecoderCache(*(select(part, rows) for part in both))
-    return transformers.DynamicCache([(layer.keys[rows], layer.values[rows]) for layer in cache.layers])
+    return transformers.DynamicCache(
+        [(layer.keys[rows], layer.values[rows]) for layer in cache.layers]
+    )
 
 
 class RowsCache:
@@ -244,7 +294,11 @@ class RowsCache:
         import transformers
 
         cache = transformers.DynamicCache()
-        both = transformers.EncoderDecoderCache(cache, transformers.DynamicCache()) if seq2seq else cache
+        both = (
+            transformers.EncoderDecoderCache(cache, transformers.DynamicCache())
+            if seq2seq
+            else cache
+        )
         self.lengths, self.pasts = [0] * batch_size, [Past(both)]
 
     def parts(self):

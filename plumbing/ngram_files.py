@@ -27,4 +27,6 @@ def read_counts(path):
     ends = np.cumsum([0] + [size * (m + 1) for m, size in enumerate(sizes, 1)])
     if len(numbers) != ends[-1]:
         raise ValueError("its end is missing")
-    return about, [numbers[a:b].reshape(-1, m + 2) for m, (a, b) in enumerate(itertools.pairwise(ends))]
+    return about, [
+        numbers[a:b].reshape(-1, m + 2) for m, (a, b) in enumerate(itertools.pairwise(ends))
+    ]

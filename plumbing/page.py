@@ -14,7 +14,10 @@ def recorder(events):
     """-> watch(x, drafts=None): appends (seconds, the first row's tokens, its drafts) to events."""
 
     def watch(x, drafts=None):
-        row, judged = x[0].tolist(), None if drafts is None else drafts[0].tolist()  # waits for the device
+        row, judged = (
+            x[0].tolist(),
+            None if drafts is None else drafts[0].tolist(),
+        )  # waits for the device
         events.append((time.perf_counter(), row, judged))
 
     return watch
@@ -53,7 +56,13 @@ def run_of(row, events, decode, mask_id):
             drafts[k] = [n_accepted, [decode([i]) for i in judged[n_accepted:]]]
         before = len(seen) if k else sum(c == 0 for c in calls)
     ms = [round(1000 * (at - events[0][0]), 2) for at, _, _ in events[1:]]
-    return {"pieces": pieces_of(row, decode), "calls": calls, "ms": ms, "drafts": drafts, "masks": mask_id is not None}
+    return {
+        "pieces": pieces_of(row, decode),
+        "calls": calls,
+        "ms": ms,
+        "drafts": drafts,
+        "masks": mask_id is not None,
+    }
 
 
 def frontier_of(path):
@@ -62,18 +71,28 @@ def frontier_of(path):
         return []
     try:
         points = read_json(path)["frontier"]
-        return [{k: p.get(k) for k in ("model", "steps", "temperature", "genppl", "entropy")} for p in points]
+        return [
+            {k: p.get(k) for k in ("model", "steps", "temperature", "genppl", "entropy")}
+            for p in points
+        ]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path} holds no frontier ({error}). Make it with: eval.py --what=frontier") from None
+        raise UserError(
+            f"{path} holds no frontier ({error}). Make it with: eval.py --what=frontier"
+        ) from None
 
 
 def write_page(path, names, drawn, points):
     """[(texts, how long they took, run_of them), ...], one for each name; frontier_of -> one file without a network."""
     with open(os.path.join(os.path.dirname(__file__), "page.html"), encoding="utf-8") as f:
         template = f.read()
-    runs = [{"name": name, "took": took, **run} for name, (_, took, run) in zip(names, drawn, strict=True)]
+    runs = [
+        {"name": name, "took": took, **run}
+        for name, (_, took, run) in zip(names, drawn, strict=True)
+    ]
     # sampled text may be anything, </script> too: no < reaches the browser's parser
-    told = json.dumps({"runs": runs, "frontier": points}, separators=(",", ":")).replace("<", "\\u003c")
+    told = json.dumps({"runs": runs, "frontier": points}, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    )
     with replacing(path, "w") as f:
         f.write(template.replace("DATA", told, 1))
     print(f"The page is {path}: open it in a browser.")

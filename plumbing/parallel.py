@@ -21,7 +21,9 @@ def join_processes(cfg):
     """-> this process's device, and a note on it. Under torchrun, joins the other processes first."""
     device, _, note = pick_device(cfg.device, cfg.dtype)
     if "WORLD_SIZE" in os.environ:
-        patience = datetime.timedelta(days=1)  # the first process may write data for hours while the others wait
+        patience = datetime.timedelta(
+            days=1
+        )  # the first process may write data for hours while the others wait
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
         if device.type == "cuda":
             cfg.device = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -83,7 +85,9 @@ def parallel(model, loss, device, world, fsdp):
     of a step would save a third of the traffic and cost the memory that FSDP is there to save.
     """
     if fsdp and not hasattr(model, "blocks"):
-        raise UserError("fsdp shards our own blocks, not those of a model of transformers. Use --fsdp=False.")
+        raise UserError(
+            "fsdp shards our own blocks, not those of a model of transformers. Use --fsdp=False."
+        )
     if fsdp:
         from torch.distributed.fsdp import fully_shard  # not before: it takes a second
 
@@ -92,7 +96,9 @@ def parallel(model, loss, device, world, fsdp):
             fully_shard(block, mesh=mesh)
         return fully_shard(LossModule(model, loss), mesh=mesh)
     if world > 1:
-        return nn.parallel.DistributedDataParallel(LossModule(model, loss), [device] if device.type == "cuda" else None)
+        return nn.parallel.DistributedDataParallel(
+            LossModule(model, loss), [device] if device.type == "cuda" else None
+        )
     return functools.partial(loss, model)
 
 
@@ -121,7 +127,9 @@ def shard_like(weight, x):
     if is_shard(weight) and x.dim():
         from torch.distributed.tensor import distribute_tensor
 
-        return distribute_tensor(x, weight.device_mesh, weight.placements, src_data_rank=None)  # all have read the file
+        return distribute_tensor(
+            x, weight.device_mesh, weight.placements, src_data_rank=None
+        )  # all have read the file
     return x.to(weight.device)
 
 

@@ -42,10 +42,14 @@ def folder_of(name):
     repository, revision = hub_address(name)
     files = ["config.json", "model.safetensors", "tokenizer.json"]
     try:
-        return huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=files)
+        return huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=files
+        )
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         mend = "Put its model.safetensors and config.json into a folder and give that instead."
-        raise UserError(f"Could not download {repository}, revision {revision} ({first_line(error)}). {mend}") from None
+        raise UserError(
+            f"Could not download {repository}, revision {revision} ({first_line(error)}). {mend}"
+        ) from None
 
 
 def read_folder(folder):
@@ -56,7 +60,9 @@ def read_folder(folder):
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         inside, why = data.matching("*.pt", folder), str(error)[:100]
         hint = f" Did you mean its {inside[-1]}?" if inside else ""
-        raise UserError(f"{folder} holds no model.safetensors and config.json to be read ({why}).{hint}") from None
+        raise UserError(
+            f"{folder} holds no model.safetensors and config.json to be read ({why}).{hint}"
+        ) from None
 
 
 def load_published(name):
@@ -74,16 +80,42 @@ def load_published(name):
                 meta["json"] = read_tokenizer(folder)
         elif "vocab_embed.embedding" in w or "wpe.weight" in w:
             model_config, w = (from_gpt2 if "wpe.weight" in w else from_mdlm)(w, config)
-            meta = vocabulary_of(folder, model_config["vocab_size"], config, model_config.get("causal", False))
+            meta = vocabulary_of(
+                folder, model_config["vocab_size"], config, model_config.get("causal", False)
+            )
             dataset = "openwebtext" if meta == data.GPT2_META else "text"
         else:
-            raise UserError(f"its first key is {min(w, default='missing')}, of no layout that is known")
+            raise UserError(
+                f"its first key is {min(w, default='missing')}, of no layout that is known"
+            )
         if model_config["vocab_size"] != meta["vocab_size"]:
-            raise UserError(f"vocabulary of {model_config['vocab_size']}, not of {meta['vocab_size']}")
-    except (UserError, ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-        hint = " Did you mean hf:? It runs any model of transformers." if "architectures" in str(config) else ""
-        raise UserError(f"{name} is no model that can be read here: {first_line(error)}.{hint}") from None
-    about = {"model_config": model_config, "meta": meta, "config": {"dataset": dataset}, "step": 0, "val_loss": None}
+            raise UserError(
+                f"vocabulary of {model_config['vocab_size']}, not of {meta['vocab_size']}"
+            )
+    except (
+        UserError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:
+        hint = (
+            " Did you mean hf:? It runs any model of transformers."
+            if "architectures" in str(config)
+            else ""
+        )
+        raise UserError(
+            f"{name} is no model that can be read here: {first_line(error)}.{hint}"
+        ) from None
+    about = {
+        "model_config": model_config,
+        "meta": meta,
+        "config": {"dataset": dataset},
+        "step": 0,
+        "val_loss": None,
+    }
     made_for = {"sampler": "ancestral"} if str(name).startswith("sdtt:") else config.get("made_for")
     return about | {"model": w, "ema": None, "made_for": made_for}
 
@@ -103,19 +135,32 @@ def vocabulary_of(folder, V, config, causal):
     if not os.path.exists(os.path.join(folder, "tokenizer.json")):
         if of_gpt2:
             return data.GPT2_META
-        print_once(f"{folder} has {V} tokens and no tokenizer.json: a text is token ids, such as '3 1 4'.")
+        print_once(
+            f"{folder} has {V} tokens and no tokenizer.json: a text is token ids, such as '3 1 4'."
+        )
         return {"tokenizer": "ids", "vocab_size": V}
     text = read_tokenizer(folder)
     about = json.loads(text)
     tokens = about["model"]["vocab"]  # {token: id}, or [[token, score], ...]
-    tokens = dict(tokens) if isinstance(tokens, dict) else {token: i for i, (token, _) in enumerate(tokens)}
+    tokens = (
+        dict(tokens)
+        if isinstance(tokens, dict)
+        else {token: i for i, (token, _) in enumerate(tokens)}
+    )
     tokens |= {added["content"]: added["id"] for added in about.get("added_tokens") or []}
-    last, masks = max(tokens, key=tokens.get), () if causal else {"[MASK]", "<mask>"} & tokens.keys()
+    last, masks = (
+        max(tokens, key=tokens.get),
+        () if causal else {"[MASK]", "<mask>"} & tokens.keys(),
+    )
     if tokens[last] > V - causal:
-        raise UserError(f"the model has {V} tokens, but its tokenizer.json {last!r} as token {tokens[last]}")
+        raise UserError(
+            f"the model has {V} tokens, but its tokenizer.json {last!r} as token {tokens[last]}"
+        )
     for mask in masks:
         if tokens[mask] != V:
-            raise UserError(f"its tokenizer.json has {mask} as token {tokens[mask]}; the last, {V}, was expected")
+            raise UserError(
+                f"its tokenizer.json has {mask} as token {tokens[mask]}; the last, {V}, was expected"
+            )
     if of_gpt2 and tokens.get("\u0120gazed") == V - 2:  # the last pair that GPT-2 merges
         return data.GPT2_META
     eot = {"eot": config["eos_token_id"]} if config.get("eos_token_id") in range(V) else {}
@@ -125,9 +170,15 @@ def vocabulary_of(folder, V, config, causal):
 def refuse_used_export(folder, arch="gpt"):
     """'' is no folder. Raises UserError if it has a model, or if the model to be trained is no network."""
     if folder and arch == "ngram":
-        raise UserError("An ngram is a readable file already, out_dir/ngram.txt: --export is for networks.")
-    if folder and any(os.path.exists(os.path.join(folder, name)) for name in ("model.safetensors", "config.json")):
-        raise UserError(f"{folder} holds a model or a config.json already. Export to another folder.")
+        raise UserError(
+            "An ngram is a readable file already, out_dir/ngram.txt: --export is for networks."
+        )
+    if folder and any(
+        os.path.exists(os.path.join(folder, name)) for name in ("model.safetensors", "config.json")
+    ):
+        raise UserError(
+            f"{folder} holds a model or a config.json already. Export to another folder."
+        )
 
 
 def save_published(folder, model, checkpoint):
@@ -144,11 +195,20 @@ def save_published(folder, model, checkpoint):
     if meta["tokenizer"] == "json":
         data.atomic_write(os.path.join(folder, "tokenizer.json"), meta.pop("json").encode())
     config = {"model_type": "nanosdtt", "model_config": dataclasses.asdict(model.config)}
-    config |= {"meta": meta, "dataset": checkpoint["config"]["dataset"], "made_for": checkpoint.get("made_for")}
+    config |= {
+        "meta": meta,
+        "dataset": checkpoint["config"]["dataset"],
+        "made_for": checkpoint.get("made_for"),
+    }
     data.write_json(about, config)
     if not os.path.exists(os.path.join(folder, "README.md")):
-        data.atomic_write(os.path.join(folder, "README.md"), card(folder, model, checkpoint).encode())
-    data.atomic_write(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}))
+        data.atomic_write(
+            os.path.join(folder, "README.md"), card(folder, model, checkpoint).encode()
+        )
+    data.atomic_write(
+        path,
+        safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}),
+    )
 
 
 def card(folder, model, checkpoint):
@@ -156,26 +216,45 @@ def card(folder, model, checkpoint):
     shape, was, made_for = model.config, checkpoint["config"], checkpoint.get("made_for") or {}
     kind = shape.arch.upper() if shape.causal else "Masked diffusion language model"
     n, name = sum(p.numel() for p in model.parameters()), os.path.basename(os.path.normpath(folder))
-    rows = {"parameters": f"{n:,}: {shape.n_layer} layers, {shape.n_embd} wide, context {shape.block_size}"}
+    rows = {
+        "parameters": f"{n:,}: {shape.n_layer} layers, {shape.n_embd} wide, context {shape.block_size}"
+    }
     rows["vocabulary"] = f"{shape.vocab_size} tokens ({checkpoint['meta']['tokenizer']})"
     rows["trained on"] = os.path.basename(was["dataset"])
     if checkpoint["step"]:  # else it was published by others
-        own = {"sdtt": f"{was.get('divergence')} to its teacher", "kd": "the loss of its distillation"}
+        own = {
+            "sdtt": f"{was.get('divergence')} to its teacher",
+            "kd": "the loss of its distillation",
+        }
         own["dimo"] = "a KL of its texts from its teacher's"
-        unit = own.get(was.get("method"), "nats per token" if shape.causal else "nats per token, an upper bound")
-        rows["steps"] = f"{checkpoint['step']:,}" + (" in its round" if was.get("method") == "sdtt" else "")
+        unit = own.get(
+            was.get("method"),
+            "nats per token" if shape.causal else "nats per token, an upper bound",
+        )
+        rows["steps"] = f"{checkpoint['step']:,}" + (
+            " in its round" if was.get("method") == "sdtt" else ""
+        )
         rows["validation loss"] = f"{checkpoint['val_loss']:.4f}, {unit}"
     if made_for:
         rows["made for"] = ", ".join(f"{key} {value}" for key, value in made_for.items())
     lines = ["---", "pipeline_tag: text-generation", "tags: [nanosdtt]", "---", "", f"# {name}", ""]
-    lines += [f"{kind}, for nanoSDTT:", "", f"    python sample.py --ckpt=hub:OWNER/{name}", "", "| | |", "|---|---|"]
+    lines += [
+        f"{kind}, for nanoSDTT:",
+        "",
+        f"    python sample.py --ckpt=hub:OWNER/{name}",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
     return "\n".join([*lines, *(f"| {key} | {value} |" for key, value in rows.items()), ""])
 
 
 def settings_of(config, *keys):
     """Nested dicts -> the values that the keys have anywhere in them."""
     own = [value for key, value in config.items() if key in keys]
-    return own + [v for part in config.values() if isinstance(part, dict) for v in settings_of(part, *keys)]
+    return own + [
+        v for part in config.values() if isinstance(part, dict) for v in settings_of(part, *keys)
+    ]
 
 
 def refuse_unless(config, **values):
@@ -189,7 +268,13 @@ def from_gpt2(w, config):
     """-> model_config, weights. Its Conv1D holds (in, out) matrices, ours are (out, in)."""
     refuse_unless(config, activation_function="gelu_new", layer_norm_epsilon=1e-5)
     refuse_unless(config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
-    new = {"h.": "blocks.", "c_attn": "qkv", "mlp.c_proj": "mlp.down", "c_proj": "proj", "c_fc": "up"}
+    new = {
+        "h.": "blocks.",
+        "c_attn": "qkv",
+        "mlp.c_proj": "mlp.down",
+        "c_proj": "proj",
+        "c_fc": "up",
+    }
     weights = {}
     for key, value in w.items():
         if re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)", key):
@@ -197,9 +282,13 @@ def from_gpt2(w, config):
         if key == "lm_head.weight" and torch.equal(value, w["wte.weight"]):
             continue
         matrix = key.startswith("h.") and value.dim() == 2
-        weights[functools.reduce(lambda k, pair: k.replace(*pair), new.items(), key)] = value.T if matrix else value
+        weights[functools.reduce(lambda k, pair: k.replace(*pair), new.items(), key)] = (
+            value.T if matrix else value
+        )
     V, C = w["wte.weight"].shape
-    shape = dict(vocab_size=V, n_embd=C, block_size=len(w["wpe.weight"]), pos="learned", causal=True)
+    shape = dict(
+        vocab_size=V, n_embd=C, block_size=len(w["wpe.weight"]), pos="learned", causal=True
+    )
     biases = dict(attn_bias=True, mlp_bias=True, ln_bias=True, gelu_tanh=True)
     return {**shape, **biases, "n_layer": config["n_layer"], "n_head": config["n_head"]}, weights
 
@@ -210,10 +299,24 @@ def mdlm_shapes(V, C, L, E):
     def ada(n):
         return {"adaLN_modulation.weight": (n * C, E), "adaLN_modulation.bias": (n * C,)}
 
-    block = {"norm1.weight": (C,), "norm2.weight": (C,), "attn_qkv.weight": (3 * C, C), "attn_out.weight": (C, C)}
-    block |= {"mlp.0.weight": (4 * C, C), "mlp.0.bias": (4 * C,), "mlp.2.weight": (C, 4 * C), "mlp.2.bias": (C,)}
+    block = {
+        "norm1.weight": (C,),
+        "norm2.weight": (C,),
+        "attn_qkv.weight": (3 * C, C),
+        "attn_out.weight": (C, C),
+    }
+    block |= {
+        "mlp.0.weight": (4 * C, C),
+        "mlp.0.bias": (4 * C,),
+        "mlp.2.weight": (C, 4 * C),
+        "mlp.2.bias": (C,),
+    }
     output = {"norm_final.weight": (C,), "linear.weight": (V + 1, C), "linear.bias": (V + 1,)}
-    shapes = {"vocab_embed.embedding": (V + 1, C), "sigma_map.mlp.0.weight": (E, 256), "sigma_map.mlp.0.bias": (E,)}
+    shapes = {
+        "vocab_embed.embedding": (V + 1, C),
+        "sigma_map.mlp.0.weight": (E, 256),
+        "sigma_map.mlp.0.bias": (E,),
+    }
     shapes |= {"sigma_map.mlp.2.weight": (E, E), "sigma_map.mlp.2.bias": (E,)}
     shapes |= {f"blocks.{i}.{k}": s for i in range(L) for k, s in (block | ada(6)).items()}
     shapes |= {f"output_layer.{k}": s for k, s in (output | ada(2)).items()}
@@ -230,13 +333,20 @@ def from_mdlm(w, config):
         raise UserError("time_conditioning is True, and a plain block does not know the time")
     # 1. The shape, from the weights themselves
     (V, C), E = w["vocab_embed.embedding"].shape, w["sigma_map.mlp.0.weight"].size(0)
-    V, L = V - 1, 1 + max(int(k.split(".")[1]) for k in w if k.startswith("blocks."))  # the last row is [MASK]
+    V, L = (
+        V - 1,
+        1 + max(int(k.split(".")[1]) for k in w if k.startswith("blocks.")),
+    )  # the last row is [MASK]
     freq = w.pop("rotary_emb.inv_freq", None)
     heads = {C // (2 * len(freq))} if freq is not None else set(settings_of(config, "n_heads"))
     if len(heads) != 1:
-        raise UserError(f"n_heads is {sorted(heads) or 'missing'}, and no rotary_emb.inv_freq tells the size of a head")
+        raise UserError(
+            f"n_heads is {sorted(heads) or 'missing'}, and no rotary_emb.inv_freq tells the size of a head"
+        )
     D = C // heads.pop()
-    if freq is not None and not torch.allclose(freq, 10000.0 ** (-torch.arange(0, D, 2) / D), rtol=1e-2):  # bfloat16?
+    if freq is not None and not torch.allclose(
+        freq, 10000.0 ** (-torch.arange(0, D, 2) / D), rtol=1e-2
+    ):  # bfloat16?
         raise UserError("rotary_emb.inv_freq is not of base 10000")
     shapes = mdlm_shapes(V, C, L, E)
     for key in sorted(shapes.keys() | w.keys()):
@@ -254,19 +364,39 @@ def from_mdlm(w, config):
     weights = {"wte.weight": w["vocab_embed.embedding"]}
     for i in range(L):
         at = f"blocks.{i}."
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = linear(c, at + "adaLN_modulation").view(6, C)
-        weights[at + "ln_1.weight"], weights[at + "ln_1.bias"] = w[at + "norm1.weight"] * (1 + scale_1), shift_1
-        weights[at + "ln_2.weight"], weights[at + "ln_2.bias"] = w[at + "norm2.weight"] * (1 + scale_2), shift_2
-        weights[at + "attn.qkv.weight"] = w[at + "attn_qkv.weight"]  # rows [q | k | v], head after head, as here
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = linear(
+            c, at + "adaLN_modulation"
+        ).view(6, C)
+        weights[at + "ln_1.weight"], weights[at + "ln_1.bias"] = (
+            w[at + "norm1.weight"] * (1 + scale_1),
+            shift_1,
+        )
+        weights[at + "ln_2.weight"], weights[at + "ln_2.bias"] = (
+            w[at + "norm2.weight"] * (1 + scale_2),
+            shift_2,
+        )
+        weights[at + "attn.qkv.weight"] = w[
+            at + "attn_qkv.weight"
+        ]  # rows [q | k | v], head after head, as here
         weights[at + "attn.proj.weight"] = w[at + "attn_out.weight"] * gate_1[:, None]
-        weights[at + "mlp.up.weight"], weights[at + "mlp.up.bias"] = w[at + "mlp.0.weight"], w[at + "mlp.0.bias"]
+        weights[at + "mlp.up.weight"], weights[at + "mlp.up.bias"] = (
+            w[at + "mlp.0.weight"],
+            w[at + "mlp.0.bias"],
+        )
         weights[at + "mlp.down.weight"] = w[at + "mlp.2.weight"] * gate_2[:, None]
         weights[at + "mlp.down.bias"] = w[at + "mlp.2.bias"] * gate_2
     shift, scale = linear(c, "output_layer.adaLN_modulation").view(2, C)
-    weights["ln_f.weight"], weights["ln_f.bias"] = w["output_layer.norm_final.weight"] * (1 + scale), shift
-    weights["lm_head.weight"] = w["output_layer.linear.weight"][:V]  # the row for [MASK] is never used
+    weights["ln_f.weight"], weights["ln_f.bias"] = (
+        w["output_layer.norm_final.weight"] * (1 + scale),
+        shift,
+    )
+    weights["lm_head.weight"] = w["output_layer.linear.weight"][
+        :V
+    ]  # the row for [MASK] is never used
     weights["head_bias"] = w["output_layer.linear.bias"][:V]
     shape = dict(vocab_size=V, n_embd=C, n_layer=L, n_head=C // D)
-    shape["block_size"] = max(settings_of(config, "model_length", "length"), default=1024)  # rope needs the longest
+    shape["block_size"] = max(
+        settings_of(config, "model_length", "length"), default=1024
+    )  # rope needs the longest
     switches = dict(tie_weights=False, mlp_bias=True, ln_bias=True, head_bias=True, gelu_tanh=True)
     return shape | switches, {k: v.float().contiguous() for k, v in weights.items()}

@@ -10,7 +10,9 @@ import torch
 def seeded(*key, device="cpu"):
     """Any ints and strings -> a torch.Generator seeded by all of them. Same key, same numbers; other key, others."""
     digest = hashlib.sha256(repr(key).encode()).digest()
-    device = "cpu" if "mps" in str(device) else device  # an Apple GPU draws no float64: its numbers come from the CPU
+    device = (
+        "cpu" if "mps" in str(device) else device
+    )  # an Apple GPU draws no float64: its numbers come from the CPU
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 

@@ -51,14 +51,20 @@ def files_of_run(out_dir, names=("ckpt.pt", "round_*.pt", "ngram.txt")):
 def to_resume(out_dir, name):
     """-> the checkpoints of that name in out_dir, at least one."""
     if not (found := files_of_run(out_dir, [name])):
-        mend = "It is the folder of another kind of run" if files_of_run(out_dir) else "Leave --init_from=resume out"
+        mend = (
+            "It is the folder of another kind of run"
+            if files_of_run(out_dir)
+            else "Leave --init_from=resume out"
+        )
         raise UserError(f"There is nothing to resume in {out_dir}: it holds no {name}. {mend}.")
     return found
 
 
 def saved_of(cfg):
     """-> the checkpoint that a run without rounds goes on from, or None."""
-    return load_checkpoint(os.path.join(cfg.out_dir, "ckpt.pt")) if cfg.init_from == "resume" else None
+    return (
+        load_checkpoint(os.path.join(cfg.out_dir, "ckpt.pt")) if cfg.init_from == "resume" else None
+    )
 
 
 def refuse_used(out_dir):
@@ -78,7 +84,9 @@ def claim(out_dir):
     try:
         LOCKS[out_dir].acquire(blocking=False)
     except filelock.Timeout:
-        raise UserError(f"Another run is writing to {out_dir}. Wait for it, or take another --out_dir.") from None
+        raise UserError(
+            f"Another run is writing to {out_dir}. Wait for it, or take another --out_dir."
+        ) from None
     except (OSError, NotImplementedError):  # some network disks lock nothing
         pass
 
@@ -99,21 +107,54 @@ def refuse_wrong_folder(cfg, writes):
 
 def refuse_other_knobs(cfg, path):
     """A resumed run keeps the knobs that what it has written depends on."""
-    free = {"rounds", "final_steps", "out_dir", "init_from", "export", "device", "dtype", "compile", "attention"}
-    free |= {"wandb", "fsdp", "laptop_minutes", "eval_interval", "eval_iters", "sample_interval", "log_interval"}
+    free = {
+        "rounds",
+        "final_steps",
+        "out_dir",
+        "init_from",
+        "export",
+        "device",
+        "dtype",
+        "compile",
+        "attention",
+    }
+    free |= {
+        "wandb",
+        "fsdp",
+        "laptop_minutes",
+        "eval_interval",
+        "eval_iters",
+        "sample_interval",
+        "log_interval",
+    }
     free |= {"learning_rate"}
-    free |= set() if cfg.method == "sdtt" else {"iters_per_round", "max_iters"}  # a run without rounds may be prolonged
+    free |= (
+        set() if cfg.method == "sdtt" else {"iters_per_round", "max_iters"}
+    )  # a run without rounds may be prolonged
     was = load_checkpoint(path)["config"]
     for key in sorted((vars(cfg).keys() & was.keys()) - free):
         if getattr(cfg, key) != was[key]:
             mend = "Resume it with the same, or choose another --out_dir."
-            raise UserError(f"{path} was distilled with {key} {was[key]}, not {getattr(cfg, key)!r}. {mend}")
+            raise UserError(
+                f"{path} was distilled with {key} {was[key]}, not {getattr(cfg, key)!r}. {mend}"
+            )
 
 
 def refuse_other_origin(path, cfg, T):
     """Writes down what the text or labels beside `path` come from, or refuses them if it was something else."""
-    names = ("teacher", "teacher_step", "teacher_loss", "dataset", "seed", "topk", "soft_data", "soft_length")
-    names += ("pseudo_tokens",) if cfg.method == "soft" and not cfg.soft_data else ()  # pseudo.bin may grow
+    names = (
+        "teacher",
+        "teacher_step",
+        "teacher_loss",
+        "dataset",
+        "seed",
+        "topk",
+        "soft_data",
+        "soft_length",
+    )
+    names += (
+        ("pseudo_tokens",) if cfg.method == "soft" and not cfg.soft_data else ()
+    )  # pseudo.bin may grow
     made = {"T": T} | {name: getattr(cfg, name, None) for name in names}
     if cfg.soft_data.endswith(".jsonl"):
         digest = hashlib.sha256()
@@ -127,4 +168,6 @@ def refuse_other_origin(path, cfg, T):
     for name, value in made.items():
         if was.get(name, value) != value:
             mend = "Delete it, or take another --out_dir."
-            raise UserError(f"{folder} was begun with {name} {was.get(name)!r}, not {value!r}. {mend}")
+            raise UserError(
+                f"{folder} was begun with {name} {was.get(name)!r}, not {value!r}. {mend}"
+            )

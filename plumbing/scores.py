@@ -19,7 +19,9 @@ def self_bleu(rows, longest=4):
     log_precision = [0.0] * len(rows)
     for n in range(1, longest + 1):
         # the n-grams of a row: n copies of it side by side, each begun one token later
-        counts = [collections.Counter(zip(*(row[i:] for i in range(n)), strict=False)) for row in rows]
+        counts = [
+            collections.Counter(zip(*(row[i:] for i in range(n)), strict=False)) for row in rows
+        ]
         best = {}  # n-gram -> its highest count in a row, how many rows have that, the next count
         for c in counts:
             for gram, k in c.items():
@@ -55,15 +57,22 @@ def mauve_score(real, written, seed):
     """(n, C), (n, C) features -> MAUVE by the package of its authors."""
     import mauve
 
-    return float(mauve.compute_mauve(p_features=real, q_features=written, seed=seed, verbose=False).mauve)
+    return float(
+        mauve.compute_mauve(p_features=real, q_features=written, seed=seed, verbose=False).mauve
+    )
 
 
 def rouge_2_f1(references, texts):
     """-> the mean F1 of ROUGE-2 of the texts against their references, its standard error."""
     from rouge_score import rouge_scorer
 
-    scorer, pairs = rouge_scorer.RougeScorer(["rouge2"], use_stemmer=True), zip(references, texts, strict=True)
-    f1 = torch.tensor([scorer.score(reference, text)["rouge2"].fmeasure for reference, text in pairs])
+    scorer, pairs = (
+        rouge_scorer.RougeScorer(["rouge2"], use_stemmer=True),
+        zip(references, texts, strict=True),
+    )
+    f1 = torch.tensor(
+        [scorer.score(reference, text)["rouge2"].fmeasure for reference, text in pairs]
+    )
     return f1.mean().item(), (f1.std() / len(f1) ** 0.5).item()
 
 

@@ -66,20 +66,34 @@ def soft_from_teacher(teacher, x, folder, meta, K, batch_size=16):
     writer, batches = SoftWriter(folder, x.size(1) - first, K, meta), x.split(batch_size)
     done = writer.n // batch_size
     writer.keep(done * batch_size)
-    for rows in tqdm(batches[done:], desc="soft labels", unit="batch", initial=done, total=len(batches)):
-        h, unsaid = teacher.hidden(rows[:, :-1].to(teacher.wte.weight.device)), ~written(teacher, rows[:, 1:])
+    for rows in tqdm(
+        batches[done:], desc="soft labels", unit="batch", initial=done, total=len(batches)
+    ):
+        h, unsaid = (
+            teacher.hidden(rows[:, :-1].to(teacher.wte.weight.device)),
+            ~written(teacher, rows[:, 1:]),
+        )
         # text by text: no n x L x V logits at once
         best = [teacher.head(h_i[first:]).float().log_softmax(-1).topk(K) for h_i in h]
-        logp, ids = (torch.stack(part).cpu() for part in zip(*best, strict=True))  # (n, L - 1, K), L without the source
+        logp, ids = (
+            torch.stack(part).cpu() for part in zip(*best, strict=True)
+        )  # (n, L - 1, K), L without the source
         logp.masked_fill_(unsaid[:, first:, None], -math.inf)
-        writer.add(rows[:, first:], F.pad(ids, (0, 0, 1, 0)), F.pad(logp, (0, 0, 1, 0), value=-math.inf))
+        writer.add(
+            rows[:, first:], F.pad(ids, (0, 0, 1, 0)), F.pad(logp, (0, 0, 1, 0), value=-math.inf)
+        )
     writer.finish()
 
 
 def label(teacher, corpus, folder, T, cfg):
     """-> folder: the labels that cfg asks for, unless they are there; refuses those of other knobs."""
-    origin, finished = os.path.join(cfg.out_dir, "soft.json"), os.path.exists(os.path.join(folder, "meta.json"))
-    if cfg.soft_data and not finished and os.path.exists(origin):  # it failed, and the file may be another now
+    origin, finished = (
+        os.path.join(cfg.out_dir, "soft.json"),
+        os.path.exists(os.path.join(folder, "meta.json")),
+    )
+    if (
+        cfg.soft_data and not finished and os.path.exists(origin)
+    ):  # it failed, and the file may be another now
         os.remove(origin)
     refuse_other_origin(origin, cfg, T)
     if finished:
@@ -96,11 +110,18 @@ def load_soft(folder):
     try:
         meta = read_json(os.path.join(folder, "meta.json"))
         n, L, K = meta["rows"], meta["length"], meta["topk"]
-        parts = [np.memmap(os.path.join(folder, f"{name}.bin"), dtype=kind, mode="r") for name, kind in SOFT.items()]
-        tokens, ids, logp = (a.reshape(n, L, *more) for a, more in zip(parts, ((), (K,), (K,)), strict=True))
+        parts = [
+            np.memmap(os.path.join(folder, f"{name}.bin"), dtype=kind, mode="r")
+            for name, kind in SOFT.items()
+        ]
+        tokens, ids, logp = (
+            a.reshape(n, L, *more) for a, more in zip(parts, ((), (K,), (K,)), strict=True)
+        )
     except (OSError, KeyError, TypeError, ValueError) as error:
         why = str(error)[:80]
-        raise UserError(f"{folder} holds no soft labels ({why}). distill.py --method=soft writes them.") from None
+        raise UserError(
+            f"{folder} holds no soft labels ({why}). distill.py --method=soft writes them."
+        ) from None
     return types.SimpleNamespace(tokens=tokens, ids=ids, logp=logp, meta=meta)
 
 
@@ -114,7 +135,9 @@ def soft_from_jsonl(path, folder, meta, L, K):
     """
     decode, V = encoder(meta)[1], meta["vocab_size"]
     texts = [decode([i]) for i in range(V)]
-    number = {text: i for i, text in enumerate(texts) if "\ufffd" not in text}  # half characters of GPT-2: not one text
+    number = {
+        text: i for i, text in enumerate(texts) if "\ufffd" not in text
+    }  # half characters of GPT-2: not one text
     writer, unknown, labels = SoftWriter(folder, L, K, meta), 0, 0
     writer.keep(0)  # nothing of an earlier attempt
     with open(path, "rb") as f:
@@ -124,13 +147,26 @@ def soft_from_jsonl(path, folder, meta, L, K):
                 text = text.get("logprobs") or text
                 if "content" in text:
                     tokens = [place["token"] for place in text["content"]]
-                    tops = [{t["token"]: t["logprob"] for t in place["top_logprobs"]} for place in text["content"]]
+                    tops = [
+                        {t["token"]: t["logprob"] for t in place["top_logprobs"]}
+                        for place in text["content"]
+                    ]
                 else:
                     tokens, tops = text["tokens"], [top or {} for top in text["top_logprobs"]]
                 places = [(number[token], top) for token, top in zip(tokens, tops, strict=True)]
-                assert all(isinstance(v, (int, float)) for top in tops for v in top.values()), "a logprob is no number"
-            except (AssertionError, json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
-                raise UserError(f"{path}, line {line_number}, is not a text with top_logprobs ({error}).") from None
+                assert all(isinstance(v, (int, float)) for top in tops for v in top.values()), (
+                    "a logprob is no number"
+                )
+            except (
+                AssertionError,
+                json.JSONDecodeError,
+                AttributeError,
+                TypeError,
+                ValueError,
+            ) as error:
+                raise UserError(
+                    f"{path}, line {line_number}, is not a text with top_logprobs ({error})."
+                ) from None
             except KeyError as error:
                 raise UserError(
                     f"{path}, line {line_number}: {error} is missing, or no token of the vocabulary. A line is "
@@ -147,9 +183,13 @@ def soft_from_jsonl(path, folder, meta, L, K):
                 known = sorted(known, key=lambda pair: -pair[1])[:K]
                 if i % L and known:  # the first token of a row has no context in it
                     ids[i // L, i % L] = known[0][0]
-                    ids[i // L, i % L, : len(known)], logp[i // L, i % L, : len(known)] = zip(*known, strict=True)
+                    ids[i // L, i % L, : len(known)], logp[i // L, i % L, : len(known)] = zip(
+                        *known, strict=True
+                    )
             labels += int(np.isfinite(logp[:, :, 0]).sum())
             writer.add(x, ids, logp)
     if not labels:
-        raise UserError(f"{path} holds no label: no place after a text's first has top_logprobs of the vocabulary.")
+        raise UserError(
+            f"{path} holds no label: no place after a text's first has top_logprobs of the vocabulary."
+        )
     writer.finish(source=path, unknown_candidates=unknown)

@@ -38,7 +38,9 @@ def tracer(decode, mask_id, frames_per_second=20):
 
 def coloured(row, drafted, decode):
     """(L) int64, (L) bool -> text; what the drafter wrote and the target accepted is green in a terminal."""
-    runs = itertools.groupby(zip(row.tolist(), drafted.tolist(), strict=True), key=lambda pair: pair[1])
+    runs = itertools.groupby(
+        zip(row.tolist(), drafted.tolist(), strict=True), key=lambda pair: pair[1]
+    )
     texts = [(green, decode([i for i, _ in run])) for green, run in runs]
     return "".join(f"\033[32m{text}\033[0m" if green else text for green, text in texts)
 
@@ -46,7 +48,10 @@ def coloured(row, drafted, decode):
 def side_by_side(texts, width):
     """[text, ...] -> one text in columns of that width."""
     wrap = textwrap.TextWrapper(width, replace_whitespace=False, drop_whitespace=False)
-    columns = [[part for line in text.expandtabs().splitlines() for part in wrap.wrap(line) or [""]] for text in texts]
+    columns = [
+        [part for line in text.expandtabs().splitlines() for part in wrap.wrap(line) or [""]]
+        for text in texts
+    ]
     lines = itertools.zip_longest(*columns, fillvalue="")
     return "\n".join(" | ".join(f"{part:{width}}" for part in line).rstrip() for line in lines)
 

@@ -14,13 +14,24 @@ from model import GPTConfig
 from plumbing.checkpoints import save_checkpoint
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TINY = dict(block_size=16, n_layer=2, n_head=2, n_embd=16, batch_size=4, warmup_iters=2, eval_iters=2, device="cpu")
+TINY = dict(
+    block_size=16,
+    n_layer=2,
+    n_head=2,
+    n_embd=16,
+    batch_size=4,
+    warmup_iters=2,
+    eval_iters=2,
+    device="cpu",
+)
 
 
 def tiny_model(V=7, seed=0, **kw):
     """A GPT of two layers whose weights are large enough that its predictions differ from uniform."""
     torch.manual_seed(seed)
-    model = new_model(GPTConfig(**{**dict(block_size=16, vocab_size=V, n_layer=2, n_head=2, n_embd=16), **kw}))
+    model = new_model(
+        GPTConfig(**{**dict(block_size=16, vocab_size=V, n_layer=2, n_head=2, n_embd=16), **kw})
+    )
     for p in model.parameters():
         if p.dim() == 2:
             p.data.mul_(12)
@@ -30,7 +41,13 @@ def tiny_model(V=7, seed=0, **kw):
 def save_tiny(path, itos, **kw):
     """Writes the checkpoint of a tiny_model whose tokens are these pieces of text -> the model."""
     model = tiny_model(V=len(itos), **kw)
-    saved = {"model_config": vars(model.config), "model": model.state_dict(), "ema": None, "step": 1, "made_for": None}
+    saved = {
+        "model_config": vars(model.config),
+        "model": model.state_dict(),
+        "ema": None,
+        "step": 1,
+        "made_for": None,
+    }
     meta = {"tokenizer": "char", "vocab_size": len(itos), "itos": itos}
     save_checkpoint(path, saved | {"config": {"dataset": "none"}, "meta": meta})
     return model
@@ -39,7 +56,11 @@ def save_tiny(path, itos, **kw):
 def run(*args, ok=True, cwd=ROOT, env=None):
     """Runs a script of the project in a process of its own -> (stdout, stderr); `ok` is whether it should succeed."""
     result = subprocess.run(
-        [sys.executable, *map(str, args)], capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})}
+        [sys.executable, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
     )
     assert (result.returncode == 0) is ok, result.stdout + result.stderr
     return result.stdout, result.stderr
@@ -48,7 +69,14 @@ def run(*args, ok=True, cwd=ROOT, env=None):
 def knobs(tmp_path, **kw):
     """train.py's knobs for a run of seconds in tmp_path."""
     return types.SimpleNamespace(
-        **{**vars(train.cfg), **TINY, "out_dir": str(tmp_path), "max_iters": 6, "eval_interval": 3, **kw}
+        **{
+            **vars(train.cfg),
+            **TINY,
+            "out_dir": str(tmp_path),
+            "max_iters": 6,
+            "eval_interval": 3,
+            **kw,
+        }
     )
 
 
@@ -57,8 +85,16 @@ def way_to(module, loss, command):
     seen = []
 
     def stop(*args, **kw):
-        frames = [f for f in traceback.extract_stack() if f.filename.startswith(ROOT) and "tests" not in f.filename]
-        seen.extend(f"{os.path.relpath(f.filename, ROOT)}:{f.name}" for f in frames if ".venv" not in f.filename)
+        frames = [
+            f
+            for f in traceback.extract_stack()
+            if f.filename.startswith(ROOT) and "tests" not in f.filename
+        ]
+        seen.extend(
+            f"{os.path.relpath(f.filename, ROOT)}:{f.name}"
+            for f in frames
+            if ".venv" not in f.filename
+        )
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -79,7 +115,13 @@ def pydoc(tmp_path_factory):
 def markov(tmp_path_factory):
     """The folder of a small markov language of 8 letters."""
     folder = tmp_path_factory.mktemp("data") / "markov"
-    run("data/markov/prepare.py", f"--out_dir={folder}", "--vocab_size=8", "--successors=2", "--n_tokens=200000")
+    run(
+        "data/markov/prepare.py",
+        f"--out_dir={folder}",
+        "--vocab_size=8",
+        "--successors=2",
+        "--n_tokens=200000",
+    )
     return str(folder)
 
 
@@ -101,4 +143,6 @@ def have_gpt2():
     return bool(folder and os.path.isdir(folder) and os.listdir(folder))
 
 
-needs_gpt2 = pytest.mark.skipif(not have_gpt2(), reason="needs the GPT-2 vocabulary in TIKTOKEN_CACHE_DIR")
+needs_gpt2 = pytest.mark.skipif(
+    not have_gpt2(), reason="needs the GPT-2 vocabulary in TIKTOKEN_CACHE_DIR"
+)

@@ -75,7 +75,9 @@ def subs_log_p(model, xt):
 
 def diffusion_loss(model, x0, xt, t):
     """MDLM eq. 10 for one draw of t and xt, dense: (1/t) sum over masked of -log p(x0 | xt), over all B T tokens."""
-    log_p = subs_log_p(model, xt).gather(-1, x0[..., None]).squeeze(-1)  # (B, T); 0 where carried over
+    log_p = (
+        subs_log_p(model, xt).gather(-1, x0[..., None]).squeeze(-1)
+    )  # (B, T); 0 where carried over
     return -(log_p / t).mean()
 
 
@@ -91,8 +93,15 @@ def exact_nelbo(model, x0):
         if n == 0:
             continue
         masked = torch.tensor(mask)
-        log_p = subs_log_p(model, x0.masked_fill(masked, model.mask_id)).gather(-1, x0[..., None])[0, :, 0]
-        total += -log_p[masked].sum().item() * math.factorial(n - 1) * math.factorial(T - n) / math.factorial(T)
+        log_p = subs_log_p(model, x0.masked_fill(masked, model.mask_id)).gather(-1, x0[..., None])[
+            0, :, 0
+        ]
+        total += (
+            -log_p[masked].sum().item()
+            * math.factorial(n - 1)
+            * math.factorial(T - n)
+            / math.factorial(T)
+        )
     return total / T
 
 
@@ -163,7 +172,9 @@ def exact_spread_distribution(model, x, steps):
                     z = list(y)
                     for i, v in zip(together, values, strict=True):
                         z[i] = v
-                    chance = math.prod(p[i, v].item() for i, v in zip(together, values, strict=True))
+                    chance = math.prod(
+                        p[i, v].item() for i, v in zip(together, values, strict=True)
+                    )
                     new[tuple(z)] = new.get(tuple(z), 0.0) + weight * chance
             states = new
         for y, weight in states.items():
@@ -232,7 +243,9 @@ def expected_spread_targets(teacher, xt, parts):
 def divergence(kind, log_p, log_q):
     """Two lists of V log-probabilities, of the student and of the teacher -> float, term by term."""
     if kind == "nla":
-        return -math.log(sum(min(math.exp(a), math.exp(b)) for a, b in zip(log_p, log_q, strict=True)))
+        return -math.log(
+            sum(min(math.exp(a), math.exp(b)) for a, b in zip(log_p, log_q, strict=True))
+        )
     total = 0.0
     for a, b in zip(log_p, log_q, strict=True):
         p, q = math.exp(a), math.exp(b)
@@ -251,7 +264,9 @@ def divergence(kind, log_p, log_q):
 def expected_sdtt_targets(teacher, xt, t, dt, k, eps=1e-5):
     """(T,) -> (T, V): the mean of Algorithm 1's targets, as probabilities, over every path of reveals and tokens."""
     V = teacher.mask_id
-    states = {(tuple(xt.tolist()), (None,) * len(xt)): 1.0}  # (z, the target of each position so far): probability
+    states = {
+        (tuple(xt.tolist()), (None,) * len(xt)): 1.0
+    }  # (z, the target of each position so far): probability
     table = {}
     for i in range(k):
         t_i = max(t - i * dt, eps)
@@ -294,7 +309,9 @@ def sdtt_loss(student, x0, generator, teacher, dt, k=2):
     log_q = sdtt_targets(teacher, xt, t, dt, k, reveals, pick)
     log_p = student(xt).float().log_softmax(-1)
     masked = xt == student.mask_id
-    return (F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1) * masked).sum() / masked.sum()
+    return (
+        F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1) * masked
+    ).sum() / masked.sum()
 
 
 def dimo_losses(student, fake, teacher, start, y, yt):
@@ -313,7 +330,10 @@ def dimo_losses(student, fake, teacher, start, y, yt):
 def exact_dimo_distribution(model, xt):
     """xt: a list, mask_id at the blanks -> {tokens: probability} of one call from a half random start."""
     V, law = model.config.vocab_size, {}
-    noisy = [(model.mask_id, 0.5), *((w, model.frequency[w].item() / 2) for w in range(V))]  # what a blank may show
+    noisy = [
+        (model.mask_id, 0.5),
+        *((w, model.frequency[w].item() / 2) for w in range(V)),
+    ]  # what a blank may show
     shown = [noisy if v == model.mask_id else [(v, 1.0)] for v in xt]
     for start in itertools.product(*shown):
         p = model(torch.tensor([[v for v, _ in start]]))[0].softmax(-1)  # (T, V)
@@ -356,7 +376,9 @@ class DictNGram:
 
 def kneser_ney(tokens, context, n, vocab, discount=0.75):
     """Interpolated Kneser-Ney by nested loops -> [p] of the next token."""
-    grams = [[tuple(tokens[i : i + m]) for i in range(len(tokens) - m + 1)] for m in range(1, n + 1)]
+    grams = [
+        [tuple(tokens[i : i + m]) for i in range(len(tokens) - m + 1)] for m in range(1, n + 1)
+    ]
 
     def count(gram):
         m = len(gram)
@@ -426,7 +448,9 @@ def mdlm_forward(w, n_head, xt, sigma=0.0):
     x = w["vocab_embed.embedding"][xt]
     for i in range(1 + max(int(k.split(".")[1]) for k in w if k.startswith("blocks."))):
         at = f"blocks.{i}"
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = linear(c, f"{at}.adaLN_modulation").chunk(6)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = linear(
+            c, f"{at}.adaLN_modulation"
+        ).chunk(6)
         y = norm(x, w[f"{at}.norm1.weight"]) * (1 + scale_1) + shift_1
         q, k, v = (y @ w[f"{at}.attn_qkv.weight"].T).view(B, T, 3, n_head, D).permute(2, 0, 3, 1, 4)
         y = (turn(q) @ turn(k).transpose(2, 3) / D**0.5).softmax(-1) @ v
@@ -434,7 +458,9 @@ def mdlm_forward(w, n_head, xt, sigma=0.0):
         y = norm(x, w[f"{at}.norm2.weight"]) * (1 + scale_2) + shift_2
         x = x + gate_2 * linear(F.gelu(linear(y, f"{at}.mlp.0"), approximate="tanh"), f"{at}.mlp.2")
     shift, scale = linear(c, "output_layer.adaLN_modulation").chunk(2)
-    return linear(norm(x, w["output_layer.norm_final.weight"]) * (1 + scale) + shift, "output_layer.linear")
+    return linear(
+        norm(x, w["output_layer.norm_final.weight"]) * (1 + scale) + shift, "output_layer.linear"
+    )
 
 
 def random_gpt2(V, C, L, T, gen):
@@ -446,7 +472,11 @@ def random_gpt2(V, C, L, T, gen):
     w = {"wte.weight": r(V, C), "wpe.weight": r(T, C), "ln_f.weight": 1 + r(C), "ln_f.bias": r(C)}
     for i in range(L):
         b = {"ln_1.weight": 1 + r(C), "ln_1.bias": r(C), "ln_2.weight": 1 + r(C), "ln_2.bias": r(C)}
-        for name, size in {"attn.c_attn": (C, 3 * C), "attn.c_proj": (C, C), "mlp.c_fc": (C, 4 * C)}.items():
+        for name, size in {
+            "attn.c_attn": (C, 3 * C),
+            "attn.c_proj": (C, C),
+            "mlp.c_fc": (C, 4 * C),
+        }.items():
             b |= {f"{name}.weight": r(*size), f"{name}.bias": r(size[1])}
         b |= {"mlp.c_proj.weight": r(4 * C, C), "mlp.c_proj.bias": r(C)}
         b |= {"attn.bias": torch.ones(1, 1, T, T).tril()}  # the files hold this mask too
@@ -470,7 +500,12 @@ def gpt2_forward(w, n_head, x):
         y = conv1d(norm(hidden, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn")
         q, k, v = (part.view(B, T, n_head, C // n_head).transpose(1, 2) for part in y.chunk(3, -1))
         scores = q @ k.transpose(2, 3) / (C // n_head) ** 0.5
-        y = scores.masked_fill(~torch.ones(T, T, dtype=torch.bool).tril(), float("-inf")).softmax(-1) @ v
+        y = (
+            scores.masked_fill(~torch.ones(T, T, dtype=torch.bool).tril(), float("-inf")).softmax(
+                -1
+            )
+            @ v
+        )
         hidden = hidden + conv1d(y.transpose(1, 2).reshape(B, T, C), f"h.{i}.attn.c_proj")
         y = F.gelu(conv1d(norm(hidden, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc"), approximate="tanh")
         hidden = hidden + conv1d(y, f"h.{i}.mlp.c_proj")

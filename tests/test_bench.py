@@ -18,13 +18,28 @@ def test_the_benchmark_runs_at_toy_size():
     out, _ = run("tests/bench.py", "--toy=True", "--repeats=1", "--profile=True")
     lines = out.splitlines()
     for row in set(bench.ROWS) - {"memory"}:
-        twin, ours, ratio, over_floor, *mb = next(line for line in lines if line.startswith(row)).split()[1:7]
-        low, high = (float(twin) - 0.05) / (float(ours) + 0.05), (float(twin) + 0.05) / max(float(ours) - 0.05, 1e-9)
-        assert low - 0.06 < float(ratio) < high + 0.06 and float(over_floor) > 0  # all three are rounded
+        twin, ours, ratio, over_floor, *mb = next(
+            line for line in lines if line.startswith(row)
+        ).split()[1:7]
+        low, high = (
+            (float(twin) - 0.05) / (float(ours) + 0.05),
+            (float(twin) + 0.05) / max(float(ours) - 0.05, 1e-9),
+        )
+        assert (
+            low - 0.06 < float(ratio) < high + 0.06 and float(over_floor) > 0
+        )  # all three are rounded
         assert all(50 < int(n) < 5000 for n in mb)
-    for said in ("agree with their literal twins", "train diffusion", "SDTT step", "diffusion, 32 steps", "at alpha"):
+    for said in (
+        "agree with their literal twins",
+        "train diffusion",
+        "SDTT step",
+        "diffusion, 32 steps",
+        "at alpha",
+    ):
         assert said in out
-    assert sum(line.strip().startswith("products ") for line in lines) == 6  # where the time of a training step goes
+    assert (
+        sum(line.strip().startswith("products ") for line in lines) == 6
+    )  # where the time of a training step goes
     assert sum("64 GPUs" in line for line in lines) == 3
 
 
@@ -34,7 +49,10 @@ def test_memory_of_training_is_what_the_shapes_say():
     shape = dict(block_size=T, vocab_size=V, n_layer=L, n_embd=C, n_head=4, tie_weights=False)
     model = GPT(GPTConfig(**shape, mlp_bias=True, ln_bias=True, head_bias=True))
     assert sum(p.numel() for p in model.parameters()) == bench.parameters(L, C, V)
-    kept, own = {}, {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers())}
+    kept, own = (
+        {},
+        {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers())},
+    )
 
     def keep(x):
         if x.untyped_storage().data_ptr() not in own:  # x is held, so that no address comes twice
@@ -49,7 +67,10 @@ def test_memory_of_training_is_what_the_shapes_say():
     states, gathered, _ = bench.gb_of_training(L, C, V, T, B, 8)
     assert states * 8 == pytest.approx(20e-9 * bench.parameters(L, C, V)) and gathered > 0
     peaks = []
-    for layers in (2, 10):  # the difference: what is in every process, torch itself and the head's chunks, is not ours
+    for layers in (
+        2,
+        10,
+    ):  # the difference: what is in every process, torch itself and the head's chunks, is not ours
         code = f"""if True:
             import itertools, json, sys
             sys.path[:0] = ["tests", "."]

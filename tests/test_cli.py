@@ -29,7 +29,10 @@ def test_values_take_the_type_of_the_default():
     got = configurator.parse(argv, KNOBS)
     assert got == {"lr": 1.0, "n_layer": 8, "name": "a=b", "flag": True, "steps": [4, 8]}
     assert type(got["lr"]) is float
-    assert configurator.parse(["--steps=[4]", "--name=7", "--steps=16"], KNOBS) == {"name": "7", "steps": [16]}
+    assert configurator.parse(["--steps=[4]", "--name=7", "--steps=16"], KNOBS) == {
+        "name": "7",
+        "steps": [16],
+    }
     assert configurator.parse(["--p=1,0.9"], {"p": [0.5]}) == {"p": [1.0, 0.9]}
 
 
@@ -77,10 +80,15 @@ def test_help_prints_every_knob_with_its_comment(script):
 
 @pytest.mark.parametrize("script", [train, distill, S, evaluation])
 def test_the_comment_beside_a_knob_says_what_it_takes(script, refused):
-    check = lambda **kw: configurator.check(type(script.cfg)(**{**vars(script.cfg), **kw}), script.__file__)  # noqa: E731
+    def check(**kw):
+        configurator.check(type(script.cfg)(**{**vars(script.cfg), **kw}), script.__file__)
+
     check()
     assert refused(check, batch_size=0) == "batch_size is 0; it must be at least 1."
-    assert refused(check, attention="x") == "attention is 'x'; choose one of 'sdpa', 'manual', 'flash_attn'."
+    assert (
+        refused(check, attention="x")
+        == "attention is 'x'; choose one of 'sdpa', 'manual', 'flash_attn'."
+    )
     check(device="cuda:3")  # an open list
     if script is evaluation:
         assert "steps is [4, 0]" in refused(check, steps=[4, 0])
@@ -90,11 +98,17 @@ def test_the_comment_beside_a_knob_says_what_it_takes(script, refused):
 
 def test_an_autoregressive_text_stops_at_eos():
     assert S.end_of(torch.tensor([3, 1, 2, 3, 0]), 1, 3) == 3  # not at the one that it starts from
-    assert S.end_of(torch.tensor([3, 1, 2, 1, 0]), 1, 3) == S.end_of(torch.tensor([3, 1, 2, 1, 0]), 1, None) == 5
+    assert (
+        S.end_of(torch.tensor([3, 1, 2, 1, 0]), 1, 3)
+        == S.end_of(torch.tensor([3, 1, 2, 1, 0]), 1, None)
+        == 5
+    )
 
 
 def test_importing_a_script_parses_and_prints_nothing():
-    out, _ = run("-c", "import sys; sys.argv = ['x', '--nonsense=1']; import train, distill, sample, eval")
+    out, _ = run(
+        "-c", "import sys; sys.argv = ['x', '--nonsense=1']; import train, distill, sample, eval"
+    )
     assert out == ""
 
 
@@ -107,23 +121,47 @@ SHARED = ("common.py", "loop.py", "sampling.py")  # parts of the scripts, not fo
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in sorted(glob.glob(os.path.join(ROOT, "config", "*.py"))) if not p.endswith(SHARED)]
+    "path",
+    [p for p in sorted(glob.glob(os.path.join(ROOT, "config", "*.py"))) if not p.endswith(SHARED)],
 )
 def test_every_config_file_holds_only_knobs_and_a_possible_model(path):
     name = os.path.basename(path)
-    script = {"sdtt": distill, "dimo": distill, "kd": distill, "eval": evaluation}.get(name.split("_")[0], train)
-    assert f"{script.__name__}.py config/{name}" in open(path).read().split('"""')[1]  # the command that runs it
+    script = {"sdtt": distill, "dimo": distill, "kd": distill, "eval": evaluation}.get(
+        name.split("_")[0], train
+    )
+    assert (
+        f"{script.__name__}.py config/{name}" in open(path).read().split('"""')[1]
+    )  # the command that runs it
     knobs = vars(script.cfg) | configurator.parse([path], vars(script.cfg))
     if script is distill and knobs["method"] == "sdtt":
         assert distill.plan_rounds(type(distill.cfg)(**knobs))
     if script is not train:
         return
-    shape = {k: knobs[k] for k in ("block_size", "n_layer", "n_head", "n_embd", "dropout", "pos", "attention", "arch")}
+    shape = {
+        k: knobs[k]
+        for k in (
+            "block_size",
+            "n_layer",
+            "n_head",
+            "n_embd",
+            "dropout",
+            "pos",
+            "attention",
+            "arch",
+        )
+    }
     assert GPTConfig(vocab_size=65, causal=knobs["objective"] == "ar", **shape)
     assert knobs["warmup_iters"] < knobs["max_iters"] and knobs["out_dir"].startswith("out/")
 
 
-TOY = ["--block_size=32", "--n_layer=1", "--n_head=2", "--n_embd=32", "--batch_size=8", "--max_iters=20"]
+TOY = [
+    "--block_size=32",
+    "--n_layer=1",
+    "--n_head=2",
+    "--n_embd=32",
+    "--batch_size=8",
+    "--max_iters=20",
+]
 TOY += ["--eval_interval=10", "--eval_iters=1", "--warmup_iters=2", "--device=cpu"]
 
 
@@ -140,9 +178,13 @@ def out(pydoc, tmp_path_factory):
 
 def test_a_run_saves_its_knobs_and_its_log(out):
     config = json.loads((out / "d" / "config.json").read_text())
-    assert config["batch_size"] == 8 and config["objective"] == "diffusion" and config["n_params"] > 0
+    assert (
+        config["batch_size"] == 8 and config["objective"] == "diffusion" and config["n_params"] > 0
+    )
     log = [json.loads(line) for line in (out / "d" / "log.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in log if "val_loss" in r] == [10, 20] and all("lr" in r for r in log if "loss" in r)
+    assert [r["step"] for r in log if "val_loss" in r] == [10, 20] and all(
+        "lr" in r for r in log if "loss" in r
+    )
 
 
 def text_of(stdout):
@@ -159,22 +201,42 @@ def test_sampling_commands(out, tmp_path):
     prompted, _ = run("sample.py", ckpt, "--prompt=The if statement", "--length=80", "--top_p=0.9")
     assert all(t.startswith("The if statement") for t in text_of(prompted))
     (tmp_path / "t.txt").write_text('"____" is a ______ of')
-    filled, _ = run("sample.py", ckpt, f"--infill=FILE:{tmp_path}/t.txt", "--sampler=confidence", "--num_samples=1")
+    filled, _ = run(
+        "sample.py",
+        ckpt,
+        f"--infill=FILE:{tmp_path}/t.txt",
+        "--sampler=confidence",
+        "--num_samples=1",
+    )
     assert re.match(r'"[^░]{4}" is a [^░]{6} of', text_of(filled)[0], re.S)
     traced, _ = run("sample.py", ckpt, "--trace=True", "--steps=4")
     assert "░" in traced and "0 of 32 tokens masked" in traced
     ar, _ = run(
-        "sample.py", f"--ckpt={out}/ar/ckpt.pt", "--prompt=In", "--length=100", "--temperature=0.8", "--top_k=5"
+        "sample.py",
+        f"--ckpt={out}/ar/ckpt.pt",
+        "--prompt=In",
+        "--length=100",
+        "--temperature=0.8",
+        "--top_k=5",
     )
     assert all(t.startswith("In") for t in text_of(ar))
 
 
 def test_two_checkpoints_sample_side_by_side(out):
-    assert terminal.side_by_side(["a\nbcdef", "x\n\n  y\nz"], 4) == "a    | x\nbcde |\nf    |   y\n     | z"
+    assert (
+        terminal.side_by_side(["a\nbcdef", "x\n\n  y\nz"], 4)
+        == "a    | x\nbcde |\nf    |   y\n     | z"
+    )
     one, _ = run("sample.py", f"--ckpt={out}/d/ckpt.pt", "--steps=4", "--num_samples=1")
-    both, _ = run("sample.py", f"--ckpt={out}/d/ckpt.pt,{out}/ar/ckpt.pt", "--steps=4", "--num_samples=1")
+    both, _ = run(
+        "sample.py", f"--ckpt={out}/d/ckpt.pt,{out}/ar/ckpt.pt", "--steps=4", "--num_samples=1"
+    )
     left = [line.split(" |")[0].rstrip() for line in text_of(both)[0].splitlines()]
-    assert "".join(left[2:]).replace(" ", "").startswith("".join(text_of(one)[0].split("-----")[0].split()))
+    assert (
+        "".join(left[2:])
+        .replace(" ", "")
+        .startswith("".join(text_of(one)[0].split("-----")[0].split()))
+    )
 
 
 def test_speculative_sampling_command(out, pydoc):
@@ -184,14 +246,22 @@ def test_speculative_sampling_command(out, pydoc):
     for draft in (f"{out}/ngram/ngram.txt", "lookup", f"{out}/d/ckpt.pt", f"{out}/ar/ckpt.pt"):
         said, _ = run(*greedy, f"--draft={draft}", f"--gamma={0 if draft == 'lookup' else 3}")
         assert text_of(said)[0].split("-" * 40)[0] == text_of(plain)[0].split("-" * 40)[0]
-        assert re.search(r"% of the tokens were drafted; gamma \d+, alpha \d\.\d\d, \d+\.\d\d tokens per target", said)
+        assert re.search(
+            r"% of the tokens were drafted; gamma \d+, alpha \d\.\d\d, \d+\.\d\d tokens per target",
+            said,
+        )
     ids, drafted = torch.tensor([1, 2, 3]), torch.tensor([False, True, True])
-    assert terminal.coloured(ids, drafted, lambda ids: "".join("abcd"[i] for i in ids)) == "b\033[32mcd\033[0m"
+    assert (
+        terminal.coloured(ids, drafted, lambda ids: "".join("abcd"[i] for i in ids))
+        == "b\033[32mcd\033[0m"
+    )
 
 
 def test_sampling_mistakes(out, refused):
     def refuse(which, *argv):
-        cfg = configurator.parse([f"--ckpt={out}/{which}/ckpt.pt", "--device=cpu", *argv], vars(S.cfg))
+        cfg = configurator.parse(
+            [f"--ckpt={out}/{which}/ckpt.pt", "--device=cpu", *argv], vars(S.cfg)
+        )
         return refused(S.main, type(S.cfg)(**{**vars(S.cfg), **cfg}))
 
     assert "steps is -1" in refuse("d", "--steps=-1")
@@ -223,9 +293,18 @@ def test_sampling_mistakes(out, refused):
 
 
 def test_evaluation_command(out, tmp_path):
-    args = [f"--ckpt={out}/d/ckpt.pt,{out}/ar/ckpt.pt", f"--judge={out}/ar/ckpt.pt", "--steps=2,4", "--num_samples=4"]
+    args = [
+        f"--ckpt={out}/d/ckpt.pt,{out}/ar/ckpt.pt",
+        f"--judge={out}/ar/ckpt.pt",
+        "--steps=2,4",
+        "--num_samples=4",
+    ]
     stdout, _ = run("eval.py", *args, "--eval_blocks=8", f"--out={tmp_path}")
-    assert "bits per character" in stdout and "real text" in stdout and os.path.exists(tmp_path / "eval.png")
+    assert (
+        "bits per character" in stdout
+        and "real text" in stdout
+        and os.path.exists(tmp_path / "eval.png")
+    )
 
 
 def test_the_vocabulary_travels_in_the_checkpoint(out):
@@ -238,7 +317,8 @@ def test_the_vocabulary_travels_in_the_checkpoint(out):
 def test_the_openwebtext_path_from_documents_to_lambada(tmp_path):
     """The same commands and configs as on 8 GPUs, with a small collection and small models."""
     texts = [
-        f"Number {i} follows number {i - 1}, as everybody knows who has read about number {i}." for i in range(400)
+        f"Number {i} follows number {i - 1}, as everybody knows who has read about number {i}."
+        for i in range(400)
     ]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     (tmp_path / "lambada.txt").write_text("\n".join(texts[7:12]))
@@ -251,18 +331,52 @@ def test_the_openwebtext_path_from_documents_to_lambada(tmp_path):
     )
     run("data/lambada/prepare.py", f"--input={tmp_path}/lambada.txt", f"--out_dir={tmp_path}/words")
     cpu = ["--device=cpu", "--batch_size=2", "--gradient_accumulation_steps=1", "--eval_iters=1"]
-    small = [*cpu, data_dir, "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=32", "--max_iters=2"]
+    small = [
+        *cpu,
+        data_dir,
+        "--n_layer=1",
+        "--n_head=2",
+        "--n_embd=16",
+        "--block_size=32",
+        "--max_iters=2",
+    ]
     for config, out in (("train_openwebtext_ar", "ar"), ("train_openwebtext", "diffusion")):
-        run("train.py", f"config/{config}.py", *small, "--eval_interval=2", f"--out_dir={tmp_path}/{out}")
+        run(
+            "train.py",
+            f"config/{config}.py",
+            *small,
+            "--eval_interval=2",
+            f"--out_dir={tmp_path}/{out}",
+        )
     ar, teacher = f"{tmp_path}/ar/ckpt.pt", f"{tmp_path}/diffusion/ckpt.pt"
-    converted = ["--eval_interval=2", f"--init_from={ar}", "--warmup_iters=1", f"--out_dir={tmp_path}/gpt2"]
+    converted = [
+        "--eval_interval=2",
+        f"--init_from={ar}",
+        "--warmup_iters=1",
+        f"--out_dir={tmp_path}/gpt2",
+    ]
     run("train.py", "config/train_openwebtext_gpt2.py", *small, *converted)
     few = [*cpu, "--rounds=2", "--iters_per_round=2", "--eval_interval=2"]
-    run("distill.py", "config/sdtt_openwebtext.py", f"--teacher={teacher}", *few, f"--out_dir={tmp_path}/sdtt")
+    run(
+        "distill.py",
+        "config/sdtt_openwebtext.py",
+        f"--teacher={teacher}",
+        *few,
+        f"--out_dir={tmp_path}/sdtt",
+    )
     student = f"{tmp_path}/sdtt/round_2.pt"
-    run("sample.py", f"--ckpt={student}", "--num_samples=4", "--steps=4", "--device=cpu", f"--save={tmp_path}/s.jsonl")
+    run(
+        "sample.py",
+        f"--ckpt={student}",
+        "--num_samples=4",
+        "--steps=4",
+        "--device=cpu",
+        f"--save={tmp_path}/s.jsonl",
+    )
     few = ["--eval_blocks=4", "--device=cpu", f"--out={tmp_path}/e"]
-    said, _ = run("eval.py", f"--samples={tmp_path}/s.jsonl", f"--judge={ar}", "--what=genppl,selfbleu", *few)
+    said, _ = run(
+        "eval.py", f"--samples={tmp_path}/s.jsonl", f"--judge={ar}", "--what=genppl,selfbleu", *few
+    )
     assert "self_bleu" in said and "real text" in said
     said, _ = run("eval.py", f"--ckpt={student},{ar}", "--what=nelbo,lambada", words, *few)
     assert "LAMBADA accuracy" in said and "validation <=" in said
@@ -272,6 +386,11 @@ def test_the_debug_config_knows_which_script_it_serves(tmp_path):
     """It names another dataset or checkpoint than the script's own, which shows in what each finds missing."""
     env = {"PYTHONPATH": ROOT}
     os.symlink(os.path.join(ROOT, "config"), tmp_path / "config")
-    for script, wanted in (("sample.py", "out/debug/diffusion/ckpt.pt"), ("distill.py", "out/debug/diffusion/ckpt.pt")):
-        _, said = run(os.path.join(ROOT, script), "config/debug.py", ok=False, cwd=tmp_path, env=env)
+    for script, wanted in (
+        ("sample.py", "out/debug/diffusion/ckpt.pt"),
+        ("distill.py", "out/debug/diffusion/ckpt.pt"),
+    ):
+        _, said = run(
+            os.path.join(ROOT, script), "config/debug.py", ok=False, cwd=tmp_path, env=env
+        )
         assert f"no checkpoint {wanted}" in said

@@ -30,7 +30,10 @@ def test_pydoc_comes_back_as_it_went_in(pydoc):
     encode, decode = data.encoder(corpus.meta)
     text = decode(np.concatenate([corpus.train, corpus.val]).tolist())
     assert hashlib.sha256(text.encode()).hexdigest() == corpus.meta["sha256"]
-    assert len(corpus.val) == corpus.meta["val_tokens"] and abs(len(corpus.val) / len(text) - 0.1) < 0.001
+    assert (
+        len(corpus.val) == corpus.meta["val_tokens"]
+        and abs(len(corpus.val) / len(text) - 0.1) < 0.001
+    )
     assert encode(decode(corpus.val[:50].tolist())) == corpus.val[:50].tolist()
     assert 'The "if" statement' in text
 
@@ -41,7 +44,9 @@ def test_word_pieces_come_back_as_they_went_in(tmp_path):
     encode, decode = data.encoder(corpus.meta)
     text = decode(corpus.train.tolist()) + decode(corpus.val.tolist())
     assert hashlib.sha256(text.encode()).hexdigest() == corpus.meta["sha256"]
-    assert len(text) > 1.7 * (len(corpus.train) + len(corpus.val))  # pieces are longer than characters
+    assert len(text) > 1.7 * (
+        len(corpus.train) + len(corpus.val)
+    )  # pieces are longer than characters
     assert decode(encode("is xyzzy the")) == "is xyzzy the" and len(encode(" the")) == 1
 
 
@@ -92,7 +97,10 @@ def test_what_is_missing_or_too_short_is_named(pydoc, tmp_path, refused):
     (tmp_path / "half" / "train.bin").write_bytes(b"123")
     assert "damaged" in refused(data.load, str(tmp_path / "half"))
     encode, _ = data.encoder(data.load(pydoc).meta)
-    assert "no '\\u4e16'" in refused(encode, "hello \u4e16").encode("ascii", "backslashreplace").decode()
+    assert (
+        "no '\\u4e16'"
+        in refused(encode, "hello \u4e16").encode("ascii", "backslashreplace").decode()
+    )
 
 
 def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path):
@@ -102,7 +110,9 @@ def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path):
 
 def test_an_interrupted_write_leaves_nothing_half_written(tmp_path, monkeypatch, refused):
     real = os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: real(a, b) if "train" in a else (_ for _ in ()).throw(OSError))
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: real(a, b) if "train" in a else (_ for _ in ()).throw(OSError)
+    )
     with pytest.raises(OSError):
         data.write(str(tmp_path), [1, 2], [1], {"tokenizer": "char", "vocab_size": 3})
     monkeypatch.setattr(os, "replace", real)
@@ -112,7 +122,9 @@ def test_an_interrupted_write_leaves_nothing_half_written(tmp_path, monkeypatch,
     monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(OSError))
     with pytest.raises(OSError):
         data.write(str(tmp_path), [4, 5], [4], {"tokenizer": "char", "vocab_size": 6})
-    assert not os.path.exists(tmp_path / "meta.json")  # an old meta.json does not vouch for new files
+    assert not os.path.exists(
+        tmp_path / "meta.json"
+    )  # an old meta.json does not vouch for new files
 
 
 def test_a_bad_download_is_refused_by_its_hash(tmp_path):
@@ -151,7 +163,11 @@ def test_shakespeare_has_the_numbers_that_everyone_knows(tmp_path):
 def test_byte_pairs_of_shakespeare(tmp_path):
     if os.path.exists(SHAKESPEARE):
         meta = shakespeare(tmp_path / "bpe", "shakespeare")
-        assert (meta["vocab_size"], meta["train_tokens"], meta["val_tokens"]) == (50257, 301966, 36059)
+        assert (meta["vocab_size"], meta["train_tokens"], meta["val_tokens"]) == (
+            50257,
+            301966,
+            36059,
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -168,10 +184,15 @@ def own_text(tmp_path, input, tokenizer="words", **kw):
 @pytest.mark.parametrize("tokenizer", ["char", "words", pytest.param("gpt2", marks=needs_gpt2)])
 def test_your_own_file_comes_back_as_it_went_in(tmp_path, tokenizer):
     text = "Er sagte \u201cja\u201d,  und\r\n\tging.\n\n" * 40 + "the end"
-    (tmp_path / "mine[1].txt").write_bytes(b"\xef\xbb\xbf" + text.encode())  # a byte order mark is no text
+    (tmp_path / "mine[1].txt").write_bytes(
+        b"\xef\xbb\xbf" + text.encode()
+    )  # a byte order mark is no text
     corpus, decode = own_text(tmp_path, input=tmp_path / "mine[1].txt", tokenizer=tokenizer)
     text = text.replace("\r\n", "\n")
-    assert decode(corpus.train) == text[: int(0.9 * len(text))] and decode(corpus.val) == text[int(0.9 * len(text)) :]
+    assert (
+        decode(corpus.train) == text[: int(0.9 * len(text))]
+        and decode(corpus.val) == text[int(0.9 * len(text)) :]
+    )
     assert corpus.meta["sha256"] == hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -181,19 +202,27 @@ def test_of_many_files_every_tenth_validates_of_few_the_end_of_each(tmp_path):
         (tmp_path / "many" / str(i % 3) / f"{i:02}.md").write_text(f"file {i:02}")
     (tmp_path / "many" / ".hidden").write_bytes(b"\xff")
     corpus, decode = own_text(tmp_path, input=tmp_path / "many")
-    train, val = (decode(part).removesuffix("\n\n").split("\n\n") for part in (corpus.train, corpus.val))
+    train, val = (
+        decode(part).removesuffix("\n\n").split("\n\n") for part in (corpus.train, corpus.val)
+    )
     order = sorted((i % 3, i) for i in range(20))
     assert val == [f"file {i:02}" for _, i in order[9::10]]
     assert train == [f"file {i:02}" for k, (_, i) in enumerate(order) if k % 10 != 9]
-    corpus, decode = own_text(tmp_path, input=f"{tmp_path}/many/0/0*.md", tokenizer="char", val_fraction=0.2)
-    assert decode(corpus.train) == "file \n\n" * 4 and decode(corpus.val) == "00\n\n03\n\n06\n\n09\n\n"
+    corpus, decode = own_text(
+        tmp_path, input=f"{tmp_path}/many/0/0*.md", tokenizer="char", val_fraction=0.2
+    )
+    assert (
+        decode(corpus.train) == "file \n\n" * 4 and decode(corpus.val) == "00\n\n03\n\n06\n\n09\n\n"
+    )
 
 
 @needs_gpt2
 def test_texts_in_byte_pairs_are_closed_by_end_of_text(tmp_path):
     for i in range(4):
         (tmp_path / f"{i}.txt").write_text(f"Text {i}.")
-    corpus, decode = own_text(tmp_path, input=f"{tmp_path}/*.txt", tokenizer="gpt2", val_fraction=0.5)
+    corpus, decode = own_text(
+        tmp_path, input=f"{tmp_path}/*.txt", tokenizer="gpt2", val_fraction=0.5
+    )
     assert [decode(np.array(ids)) for ids in texts_of(corpus.train)] == ["Text 0.", "Text 2."]
     assert corpus.meta["eot"] == data.GPT2_META["eot"]
 
@@ -213,7 +242,9 @@ def test_a_text_in_parts_has_the_tokens_of_the_whole(tmp_path, tokenizer, monkey
 def test_words_that_stay_rare_are_forgotten_when_there_are_too_many():
     part = "often often often " + " ".join(f"w{i}" for i in range(100))
     found = texts.survey([lambda: [part] * 5], words=True, kept=20)
-    assert len(found.words) <= 20 and found.words[" often"] >= 10 and found.lengths == [5 * len(part)]
+    assert (
+        len(found.words) <= 20 and found.words[" often"] >= 10 and found.lengths == [5 * len(part)]
+    )
 
 
 def test_the_longest_piece_that_fits_is_taken():
@@ -222,7 +253,9 @@ def test_the_longest_piece_that_fits_is_taken():
     text = "\n      the thing (in the thin_g) __in__();  inside\n\n    the\t end " * 3
     for odd in ([], ["e t", "g ("]):
         itos = sorted(set(text)) + words + odd
-        literal = re.compile("|".join(re.escape(p) for p in sorted(itos, key=len, reverse=True))).findall(text)
+        literal = re.compile(
+            "|".join(re.escape(p) for p in sorted(itos, key=len, reverse=True))
+        ).findall(text)
         encode, decode = data.encoder({"tokenizer": "pieces", "itos": itos})
         assert [itos[i] for i in encode(text)] == literal and decode(encode(text)) == text
 
@@ -288,7 +321,9 @@ def prepare(tmp_path):
 
     def call(name, killed_at="", **kw):
         before = ["-c", KILLED_AT, killed_at] if killed_at else []
-        return run(*before, f"data/{name}/prepare.py", *given(kw), ok=not killed_at, env=offline(tmp_path))
+        return run(
+            *before, f"data/{name}/prepare.py", *given(kw), ok=not killed_at, env=offline(tmp_path)
+        )
 
     return call
 
@@ -297,7 +332,9 @@ def refusals(tmp_path, name, asked):
     """[knobs, ...] -> the lines with which data/<name>/prepare.py refuses each, offline."""
     lists = json.dumps([given(knobs) for knobs in asked])
     said, _ = run("-c", REFUSED, f"data/{name}/prepare.py", lists, env=offline(tmp_path))
-    said = [json.loads(line) for line in said.splitlines() if line.startswith('"')]  # `datasets` prints, too
+    said = [
+        json.loads(line) for line in said.splitlines() if line.startswith('"')
+    ]  # `datasets` prints, too
     assert len(said) == len(asked) and all("\n" not in line for line in said)
     return said
 
@@ -336,13 +373,24 @@ def test_web_text_comes_back_document_by_document(tmp_path, prepare, files):
             (tmp_path / f"web_{i}.txt").write_text(d)
     else:
         store(tmp_path / files, [{"text": d} for d in DOCUMENTS])
-    prepare("openwebtext", input=tmp_path / files, out_dir=tmp_path / "out", num_proc=2, val_fraction=0.1)
+    prepare(
+        "openwebtext",
+        input=tmp_path / files,
+        out_dir=tmp_path / "out",
+        num_proc=2,
+        val_fraction=0.1,
+    )
     corpus = data.load(str(tmp_path / "out"))
     train, val = texts_of(corpus.train), texts_of(corpus.val)
     encode, decode = data.encoder(corpus.meta)
-    assert (len(train), len(val)) == (36, 4) and all(encode(decode(ids)) == ids for ids in train + val)
+    assert (len(train), len(val)) == (36, 4) and all(
+        encode(decode(ids)) == ids for ids in train + val
+    )
     assert sorted(decode(ids) for ids in train + val) == sorted(DOCUMENTS)
-    assert (corpus.meta["train_tokens"], corpus.meta["val_tokens"]) == (len(corpus.train), len(corpus.val))
+    assert (corpus.meta["train_tokens"], corpus.meta["val_tokens"]) == (
+        len(corpus.train),
+        len(corpus.val),
+    )
 
 
 @needs_gpt2
@@ -374,13 +422,20 @@ def pairs(n=40):
 
 @needs_gpt2
 @pytest.mark.parametrize("file", ["news.jsonl", "news.parquet"])
-def test_a_pair_is_article_tldr_summary_and_prompts_have_the_tokens_asked_for(tmp_path, prepare, file):
+def test_a_pair_is_article_tldr_summary_and_prompts_have_the_tokens_asked_for(
+    tmp_path, prepare, file
+):
     P, bpe = 32, data.gpt2()
     empty = [{"article": "", "highlights": "x"}, {"article": "x", "highlights": None}]
     store(tmp_path / file, pairs() + empty)
     out = tmp_path / "out"
     said, _ = prepare(
-        "cnn_dailymail", input=tmp_path / file, out_dir=out, prompt_tokens=P, val_fraction=0.5, num_proc=2
+        "cnn_dailymail",
+        input=tmp_path / file,
+        out_dir=out,
+        prompt_tokens=P,
+        val_fraction=0.5,
+        num_proc=2,
     )
     corpus = data.load(str(out))
     train, val = texts_of(corpus.train), texts_of(corpus.val)
@@ -388,17 +443,26 @@ def test_a_pair_is_article_tldr_summary_and_prompts_have_the_tokens_asked_for(tm
     tail, expected = bpe.encode_ordinary("\nTL;DR:"), {}
     for i, pair in enumerate(pairs()):
         article = bpe.encode_ordinary(pair["article"].strip())
-        expected[i] = article[: P - len(tail)] + tail + bpe.encode_ordinary(" " + pair["highlights"])
+        expected[i] = (
+            article[: P - len(tail)] + tail + bpe.encode_ordinary(" " + pair["highlights"])
+        )
         if len(article) <= P - len(tail):  # a short one is all there, and encoded as one text
-            assert expected[i] == bpe.encode_ordinary(f"{pair['article'].strip()}\nTL;DR: {pair['highlights']}")
+            assert expected[i] == bpe.encode_ordinary(
+                f"{pair['article'].strip()}\nTL;DR: {pair['highlights']}"
+            )
     assert sorted(train + val) == sorted(expected.values())
     encode, _ = data.encoder(corpus.meta)
-    prompts, long = lines(out / "prompts.jsonl"), [ids for ids in val if ids[P - len(tail) : P] == tail]
+    prompts, long = (
+        lines(out / "prompts.jsonl"),
+        [ids for ids in val if ids[P - len(tail) : P] == tail],
+    )
     for prompt in prompts:
         ids, i = encode(prompt["prompt"]), int(prompt["reference"].split()[2].strip("."))
         assert len(ids) == P and prompt["reference"] == pairs()[i]["highlights"]
         assert expected[i] in val and ids == expected[i][:P]
-    assert len(prompts) == len(long) == corpus.meta["prompts"] > 5 and len({p["prompt"] for p in prompts}) == len(long)
+    assert len(prompts) == len(long) == corpus.meta["prompts"] > 5 and len(
+        {p["prompt"] for p in prompts}
+    ) == len(long)
     short = 20 - len(long)
     assert corpus.meta["too_short"] == short > 0 and f"20 articles: {short} too short" in said
 
@@ -414,16 +478,25 @@ def test_a_prompt_that_would_not_be_encoded_the_same_again_is_left_out():
         "cut between line breaks": "one" + " one" * (n - 3) + "\n\nfour",
         "says end of text": "<|endoftext|>" * n,
     }
-    kept, left_out = cnn.prompts([{"article": a, "highlights": why} for why, a in articles.items()], P)
-    assert kept == [{"prompt": articles["just long enough"] + "\nTL;DR:", "reference": "just long enough"}]
+    kept, left_out = cnn.prompts(
+        [{"article": a, "highlights": why} for why, a in articles.items()], P
+    )
+    assert kept == [
+        {"prompt": articles["just long enough"] + "\nTL;DR:", "reference": "just long enough"}
+    ]
     assert left_out == {"too_short": 1, "not_exact": 3}
 
 
 def test_the_download_has_splits_of_its_own_and_prompts_come_from_the_test_split(tmp_path):
     (tmp_path / "hub").mkdir()
     for i, name in enumerate(("train", "validation", "test")):
-        store(tmp_path / "hub" / f"{name}.parquet", [*pairs()[i:3], {"article": " ", "highlights": "x"}])
-    code = "import sys; from data.cnn_dailymail import prepare as p; p.HUB = {'path': sys.argv[1]}\n"
+        store(
+            tmp_path / "hub" / f"{name}.parquet",
+            [*pairs()[i:3], {"article": " ", "highlights": "x"}],
+        )
+    code = (
+        "import sys; from data.cnn_dailymail import prepare as p; p.HUB = {'path': sys.argv[1]}\n"
+    )
     code += "for rows in p.splits(): print([row['highlights'] for row in rows])"
     said, _ = run("-c", code, tmp_path / "hub", env=offline(tmp_path))
     of = [pair["highlights"] for pair in pairs()]
@@ -441,8 +514,12 @@ def test_pairs_after_an_interruption_are_as_if_there_was_none(tmp_path, prepare,
     out = tmp_path / "out"
     prepare("cnn_dailymail", **knobs, prompt_tokens=16, out_dir=out)  # an older one, of other knobs
     for name in ("val.bin", "prompts.jsonl", "meta.json"):
-        prepare("cnn_dailymail", **knobs, prompt_tokens=24, n_prompts=3, out_dir=out, killed_at=name)
-        assert "meta.json is missing" in refused(data.load, str(out))  # what it said of the older files is gone as well
+        prepare(
+            "cnn_dailymail", **knobs, prompt_tokens=24, n_prompts=3, out_dir=out, killed_at=name
+        )
+        assert "meta.json is missing" in refused(
+            data.load, str(out)
+        )  # what it said of the older files is gone as well
         assert contents(out)["train.bin"] == whole["train.bin"]
     prepare("cnn_dailymail", **knobs, prompt_tokens=24, n_prompts=3, out_dir=out)
     assert contents(out) == whole
@@ -470,9 +547,18 @@ def test_a_passage_of_which_a_word_is_no_tail_of_its_tokens_is_left_out():
 
 
 def test_a_toy_lambada_has_the_vocabulary_asked_for(tmp_path, pydoc, prepare):
-    texts = ["the value of the name", "an empty line follows", "", "alone", "it is\tthe end.", "na\u00efve word"]
+    texts = [
+        "the value of the name",
+        "an empty line follows",
+        "",
+        "alone",
+        "it is\tthe end.",
+        "na\u00efve word",
+    ]
     (tmp_path / "my.txt").write_text("\n".join(texts), encoding="utf-8")
-    said, _ = prepare("lambada", input=tmp_path / "my.txt", vocabulary=pydoc, out_dir=tmp_path / "out")
+    said, _ = prepare(
+        "lambada", input=tmp_path / "my.txt", vocabulary=pydoc, out_dir=tmp_path / "out"
+    )
     assert lines(tmp_path / "out" / "passages.jsonl") == [
         {"context": "the value of the", "word": " name"},
         {"context": "an empty line", "word": " follows"},
@@ -503,9 +589,15 @@ def test_lambada_is_a_context_and_a_word_whose_tokens_make_the_passage(tmp_path,
     passages, (_, meta) = lines(out / "passages.jsonl"), data.load_meta(str(out))
     encode, _ = data.encoder(meta)
     assert [p["context"] + p["word"] for p in passages] == texts
-    assert [encode(p["context"]) + encode(p["word"]) for p in passages] == [encode(text) for text in texts]
+    assert [encode(p["context"]) + encode(p["word"]) for p in passages] == [
+        encode(text) for text in texts
+    ]
     sizes = [len(encode(p["word"])) for p in passages]
-    assert meta["words_of_tokens"] == {"1": sizes.count(1), "2": sizes.count(2), "3+": sum(n > 2 for n in sizes)}
+    assert meta["words_of_tokens"] == {
+        "1": sizes.count(1),
+        "2": sizes.count(2),
+        "3+": sum(n > 2 for n in sizes),
+    }
     assert data.same_vocabulary(meta, data.GPT2_META) and sizes[0] == 1 < sizes[1]
 
 

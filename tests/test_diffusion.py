@@ -62,7 +62,9 @@ def test_t_weight_reweights_noise_levels_and_keeps_the_scale(a, monkeypatch):
     model = tiny_model()
     x0 = torch.randint(7, (4, 16))
     for t in (0.3, 0.9):
-        monkeypatch.setattr(M, "stratified", lambda B, *_, u=(t - 1e-3) / (1 - 1e-3): torch.full((B, 1), u))
+        monkeypatch.setattr(
+            M, "stratified", lambda B, *_, u=(t - 1e-3) / (1 - 1e-3): torch.full((B, 1), u)
+        )
         bound, other = (M.diffusion_loss(model, x0, seeded(1), w) for w in (1.0, a))
         torch.testing.assert_close(other / bound, torch.tensor((2 - a) * t ** (1 - a)))
     monkeypatch.undo()
@@ -81,14 +83,19 @@ def test_both_estimators_have_the_exact_bound_as_their_mean():
         values = torch.stack([estimate(model, x0.expand(64, 4), seeded(i)) for i in range(100)])
         error = values.std().item() / 10
         assert error < tolerance * exact
-        assert abs(values.mean().item() - exact) < 4 * error + 1e-3 * exact  # the loss leaves out t < eps = 1e-3
+        assert (
+            abs(values.mean().item() - exact) < 4 * error + 1e-3 * exact
+        )  # the loss leaves out t < eps = 1e-3
 
 
 @torch.no_grad()
 def test_the_bound_has_less_noise_than_the_loss():
     model = tiny_model()
     x0 = torch.randint(7, (8, 16))
-    noise = [torch.stack([f(model, x0, seeded(i)) for i in range(200)]).std() for f in (M.nelbo, M.diffusion_loss)]
+    noise = [
+        torch.stack([f(model, x0, seeded(i)) for i in range(200)]).std()
+        for f in (M.nelbo, M.diffusion_loss)
+    ]
     assert noise[0] < 0.7 * noise[1]
 
 
@@ -101,7 +108,10 @@ def test_gradient_reaches_every_weight():
 def test_the_analytic_step_is_the_ancestral_step():
     t = torch.rand(1000, dtype=torch.float64)
     s = t * torch.rand(1000, dtype=torch.float64)
-    t, s = torch.cat([t, torch.ones(2, dtype=torch.float64)]), torch.cat([s, torch.tensor([0.0, 0.5]).double()])
+    t, s = (
+        torch.cat([t, torch.ones(2, dtype=torch.float64)]),
+        torch.cat([s, torch.tensor([0.0, 0.5]).double()]),
+    )
     torch.testing.assert_close(M.reveal_rate(t, s, "analytic"), M.reveal_rate(t, s, "ancestral"))
 
 
@@ -135,7 +145,9 @@ def test_the_literal_sampler_has_that_distribution_too():
 def test_first_hitting_is_the_limit_of_many_steps():
     model = tiny_model(V=2, block_size=3)
     exact = {}
-    for order in itertools.permutations(range(3)):  # one token at a time, in a uniformly random order
+    for order in itertools.permutations(
+        range(3)
+    ):  # one token at a time, in a uniformly random order
         for x in itertools.product(range(2), repeat=3):
             p, xt = 1 / 6, blanks(model, 1, 3)
             for i in order:
@@ -179,13 +191,17 @@ def test_a_half_random_start_has_its_law_and_so_has_what_is_written_from_it(refu
     template[n // 2 :, 1] = 0
     start = M.half_random(template, model, seeded(5))
     shares = [(start[:, i] == v).float().mean().item() for i in (0, 2) for v in range(3)]
-    assert shares == pytest.approx([0.1, 0.4, 0.5] * 2, abs=0.01) and (start[n // 2 :, 1] == 0).all()
+    assert (
+        shares == pytest.approx([0.1, 0.4, 0.5] * 2, abs=0.01) and (start[n // 2 :, 1] == 0).all()
+    )
     xs = unmask(model, template, 1, "dimo", generator=seeded(6))
     for row in (0, n // 2):
         exact = reference.exact_dimo_distribution(model, template[row].tolist())
         assert sum(exact.values()) == pytest.approx(1, abs=1e-5)
         assert total_variation(xs[row : row + n // 2], exact) < 0.014
-    assert total_variation(xs[: n // 2], reference.exact_ancestral_distribution(model, 3, 1)) > 0.02  # another law
+    assert (
+        total_variation(xs[: n // 2], reference.exact_ancestral_distribution(model, 3, 1)) > 0.02
+    )  # another law
 
 
 def test_spread_with_a_step_for_each_token_is_first_hitting_and_with_one_step_ancestral():
@@ -205,9 +221,17 @@ def test_spread_reveals_every_kth_blank_together():
     order = M.spread_order(blank, 4, seeded(1))
     for row, places in zip(order, blank, strict=True):
         calls = row[places].tolist()
-        assert calls == [calls[i % 4] for i in range(len(calls))] and sorted(calls[:4]) == [1, 2, 3, 4]
+        assert calls == [calls[i % 4] for i in range(len(calls))] and sorted(calls[:4]) == [
+            1,
+            2,
+            3,
+            4,
+        ]
         assert (row[~places] == 0).all()
-    assert len({tuple(row[:4]) for row in (o[b].tolist() for o, b in zip(order, blank, strict=True))}) > 12  # of 24
+    assert (
+        len({tuple(row[:4]) for row in (o[b].tolist() for o, b in zip(order, blank, strict=True))})
+        > 12
+    )  # of 24
     assert (M.spread_order(blank, 1000, seeded(1)).amax(1) == blank.sum(1)).all()
 
 
@@ -222,7 +246,9 @@ def test_every_blank_is_filled_and_nothing_else_is_touched(sampler, steps, lengt
     template[1, ::3] = 5  # infilling
     template[2, : length // 2] = 2  # a prompt
     seen = []
-    x = unmask(model, template, steps, sampler, 0.9, 0.9, seeded(0), lambda xt: seen.append(xt.clone()))
+    x = unmask(
+        model, template, steps, sampler, 0.9, 0.9, seeded(0), lambda xt: seen.append(xt.clone())
+    )
     assert (x < 7).all() and torch.equal(x[template != 7], template[template != 7])
     again = unmask(model, template, steps, sampler, 0.9, 0.9, seeded(0))
     assert torch.equal(x, again)
@@ -272,7 +298,13 @@ def test_confidence_reveals_an_even_share_and_the_surest_first():
     assert left == [12, 8, 4, 0]
     seen = []
     unmask(
-        model, blanks(model, 1, 16), 16, "confidence", 0, generator=seeded(0), watch=lambda x: seen.append(x.clone())
+        model,
+        blanks(model, 1, 16),
+        16,
+        "confidence",
+        0,
+        generator=seeded(0),
+        watch=lambda x: seen.append(x.clone()),
     )
     first = (seen[0] != 7).nonzero()[0, 1]
     best = model(blanks(model, 1, 16))[0].softmax(-1).max(-1).values

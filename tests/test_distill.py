@@ -61,7 +61,9 @@ def test_targets_equal_the_dense_algorithm_1(k, dt, sampler, monkeypatch):
     xt[5, 4] = teacher.mask_id  # else a time of 1e-3 masks nothing
     monkeypatch.setattr(D, "draw", pick)
     masked = xt == teacher.mask_id
-    fast = teacher.head(targets_of(teacher, xt, t, dt, k, seeded(5), sampler)).log_softmax(-1)  # (N, V)
+    fast = teacher.head(targets_of(teacher, xt, t, dt, k, seeded(5), sampler)).log_softmax(
+        -1
+    )  # (N, V)
     u = torch.rand(xt.shape, dtype=torch.float64, generator=seeded(5))  # what reveal_order drew
     kept = [torch.ones(len(t), 1, dtype=torch.float64)]
 
@@ -98,7 +100,9 @@ def test_the_first_step_reveals_dt_over_t():
     real = M.draw
     for t, dt in ((1.0, 1 / 8), (0.5, 1 / 8), (0.125, 1 / 16)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(D, "draw", lambda logits, *a: drawn.append(len(logits)) or real(logits, *a))
+            patch.setattr(
+                D, "draw", lambda logits, *a: drawn.append(len(logits)) or real(logits, *a)
+            )
             targets_of(teacher, xt, torch.full((500, 1), t), dt, 2, seeded(t))
         assert sum(drawn) / xt.numel() == pytest.approx(dt / t, rel=0.1)
         drawn.clear()
@@ -110,10 +114,14 @@ def test_rows_that_did_not_change_are_not_forwarded_and_last_samples_not_drawn(m
     _, xt, t = masked_batch(teacher, [0.5] * 40)
     rows, drawn, real = [], [], teacher.hidden
     monkeypatch.setattr(teacher, "hidden", lambda z: rows.append(len(z)) or real(z))
-    monkeypatch.setattr(D, "draw", lambda logits, *_: drawn.append(len(logits)) or logits.argmax(-1))
+    monkeypatch.setattr(
+        D, "draw", lambda logits, *_: drawn.append(len(logits)) or logits.argmax(-1)
+    )
     targets_of(teacher, xt, t, 1 / 64, 2, seeded(0))
     n_masked = (xt == teacher.mask_id).sum().item()
-    assert rows[0] == 40 and 0 < rows[1] < 20  # 8 tokens, each revealed by the first step in 1 case of 32
+    assert (
+        rows[0] == 40 and 0 < rows[1] < 20
+    )  # 8 tokens, each revealed by the first step in 1 case of 32
     assert 0 < sum(drawn) < n_masked / 8
     rows.clear()
     targets_of(teacher, torch.zeros_like(xt), t, 1 / 64, 2, seeded(0))
@@ -132,13 +140,21 @@ def test_spread_targets_equal_the_literal_ones(K, k, monkeypatch):
         hidden = [i for i in range(16) if xt[b, i] == teacher.mask_id]
         learnt = [i for i in range(16) if call[b, i] > 0]
         assert all(xt[b, i] == x0[b, i] for i in range(16) if i not in hidden)
-        assert len({i % K for i in learnt}) == 1 and len(learnt) == 16 // K  # one class, and all of it
-        assert len({i % K for i in hidden}) == len(hidden) * K // 16  # the others are whole classes, too
+        assert (
+            len({i % K for i in learnt}) == 1 and len(learnt) == 16 // K
+        )  # one class, and all of it
+        assert (
+            len({i % K for i in hidden}) == len(hidden) * K // 16
+        )  # the others are whole classes, too
         parts = [[i for i in learnt if call[b, i] == c] for c in range(1, k + 1)]
         assert all(len({i % (k * K) for i in part}) == 1 for part in parts)
         slow = reference.spread_targets(teacher, xt[b : b + 1], parts, pick)
-        torch.testing.assert_close(fast[(call > 0).nonzero()[:, 0] == b], slow[learnt], atol=1e-5, rtol=1e-5)
-    assert K == 1 or len({(xt[b] == teacher.mask_id).sum().item() for b in range(12)}) == K  # every j occurs
+        torch.testing.assert_close(
+            fast[(call > 0).nonzero()[:, 0] == b], slow[learnt], atol=1e-5, rtol=1e-5
+        )
+    assert (
+        K == 1 or len({(xt[b] == teacher.mask_id).sum().item() for b in range(12)}) == K
+    )  # every j occurs
 
 
 @torch.no_grad()
@@ -156,7 +172,10 @@ def test_spread_targets_follow_their_law():
 def test_divergences_equal_their_definition_and_are_zero_only_at_equality(kind):
     log_p, log_q = (torch.randn(5, 7, generator=seeded(i)).mul(3).log_softmax(-1) for i in range(2))
     got = D.divergence_between(kind, log_p, log_q)
-    want = [reference.divergence(kind, p, q) for p, q in zip(log_p.tolist(), log_q.tolist(), strict=True)]
+    want = [
+        reference.divergence(kind, p, q)
+        for p, q in zip(log_p.tolist(), log_q.tolist(), strict=True)
+    ]
     torch.testing.assert_close(got, torch.tensor(want), rtol=1e-4, atol=1e-5)
     assert (got > 0).all() and D.divergence_between(kind, log_p, log_p).abs().max() < 1e-6
 
@@ -164,11 +183,15 @@ def test_divergences_equal_their_definition_and_are_zero_only_at_equality(kind):
 def test_divergences_by_hand():
     log_p, log_q = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
     assert D.divergence_between("tvd", log_p, log_q).item() == pytest.approx(0.25)
-    assert D.divergence_between("kl_bwd", log_p, log_q).item() == pytest.approx(0.5 * math.log(4 / 3))
+    assert D.divergence_between("kl_bwd", log_p, log_q).item() == pytest.approx(
+        0.5 * math.log(4 / 3)
+    )
     assert D.divergence_between("kl_fwd", log_p, log_q).item() == pytest.approx(
         0.25 * math.log(0.5) + 0.75 * math.log(1.5)
     )
-    assert D.divergence_between("mse", log_p, log_q).item() == pytest.approx(math.log(2) ** 2 + math.log(1.5) ** 2)
+    assert D.divergence_between("mse", log_p, log_q).item() == pytest.approx(
+        math.log(2) ** 2 + math.log(1.5) ** 2
+    )
     assert D.divergence_between("jsd", log_p, log_q).item() == pytest.approx(
         D.divergence_between("jsd", log_q, log_p).item()
     )
@@ -200,7 +223,10 @@ def test_loss_and_gradient_equal_the_dense_ones(kind, tie, bias, monkeypatch):
     fast.backward()
     grads = [p.grad.clone() for p in student.parameters()]
     student.zero_grad()
-    log_p, log_q = student(seen["xt"]).log_softmax(-1), teacher.head(seen["h"]).log_softmax(-1).detach()
+    log_p, log_q = (
+        student(seen["xt"]).log_softmax(-1),
+        teacher.head(seen["h"]).log_softmax(-1).detach(),
+    )
     masked = seen["xt"] == student.mask_id
     slow = D.divergence_between(kind, log_p[masked], log_q).mean()
     slow.backward()
@@ -208,7 +234,10 @@ def test_loss_and_gradient_equal_the_dense_ones(kind, tie, bias, monkeypatch):
     for p, grad in zip(student.parameters(), grads, strict=True):
         torch.testing.assert_close(grad, p.grad, rtol=1e-4, atol=1e-6)
     assert all(p.grad is None for p in teacher.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), teacher.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before.values(), teacher.state_dict().values(), strict=True)
+    )
 
 
 def test_loss_of_nothing_masked_is_zero_and_has_a_gradient(monkeypatch):
@@ -297,7 +326,9 @@ def test_a_dimo_student_makes_two_coins_agree_in_one_step():
     student, teacher = copy.deepcopy(teacher).train(), teacher.eval().requires_grad_(False)
     student.fake, student.frequency = copy.deepcopy(student), torch.tensor([0.5, 0.5])
     student.fake.register_buffer("turn", torch.zeros((), dtype=torch.int64))
-    optimizer = torch.optim.AdamW(student.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0
+    )
     for i in range(450):
         D.dimo_loss(student, coins, seeded(i), teacher).backward()
         optimizer.step()
@@ -312,8 +343,12 @@ def test_a_dimo_student_makes_two_coins_agree_in_one_step():
 def settings(teacher, out_dir, **kw):
     """distill.py's knobs for two rounds of 4 steps."""
     tiny = {k: v for k, v in TINY.items() if k in vars(D.cfg)}
-    tiny |= dict(iters_per_round=4, orig_steps=8, rounds=2, eval_interval=2, learning_rate=1e-3, ema=0.9)
-    tiny |= dict(gradient_accumulation_steps=1, teacher=str(teacher), out_dir=str(out_dir), eval_iters=1)
+    tiny |= dict(
+        iters_per_round=4, orig_steps=8, rounds=2, eval_interval=2, learning_rate=1e-3, ema=0.9
+    )
+    tiny |= dict(
+        gradient_accumulation_steps=1, teacher=str(teacher), out_dir=str(out_dir), eval_iters=1
+    )
     return types.SimpleNamespace(**{**vars(D.cfg), **tiny, **kw})
 
 
@@ -327,15 +362,24 @@ def teacher(markov, tmp_path_factory):
 
 
 def flat(checkpoint):
-    return torch.utils._pytree.tree_leaves([checkpoint[k] for k in ("model", "ema", "optimizer", "step")])
+    return torch.utils._pytree.tree_leaves(
+        [checkpoint[k] for k in ("model", "ema", "optimizer", "step")]
+    )
 
 
 def equal(a, b):
-    return all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(flat(a), flat(b), strict=True))
+    return all(
+        torch.equal(x, y) if torch.is_tensor(x) else x == y
+        for x, y in zip(flat(a), flat(b), strict=True)
+    )
 
 
-@pytest.mark.parametrize("kw", [{}, {"reset_optimizer": False}, {"ema_teacher": False, "dropout": 0.1}, {"ema": 0.0}])
-def test_a_run_stopped_in_the_middle_of_round_2_continues_to_the_same_bits(kw, teacher, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "kw", [{}, {"reset_optimizer": False}, {"ema_teacher": False, "dropout": 0.1}, {"ema": 0.0}]
+)
+def test_a_run_stopped_in_the_middle_of_round_2_continues_to_the_same_bits(
+    kw, teacher, tmp_path, monkeypatch
+):
     D.main(settings(teacher, tmp_path / "whole", **kw))
     calls, real = [], data.batch
 
@@ -347,7 +391,9 @@ def test_a_run_stopped_in_the_middle_of_round_2_continues_to_the_same_bits(kw, t
 
     monkeypatch.setattr(data, "batch", batch)
     with pytest.raises(KeyboardInterrupt):
-        D.main(settings(teacher, tmp_path / "parts", **kw))  # in step 4 of round 2; its step 2 is saved
+        D.main(
+            settings(teacher, tmp_path / "parts", **kw)
+        )  # in step 4 of round 2; its step 2 is saved
     monkeypatch.setattr(data, "batch", real)
     assert load_checkpoint(tmp_path / "parts" / "round_2.pt")["step"] == 2
     D.main(settings(teacher, tmp_path / "parts", init_from="resume", **kw))
@@ -355,12 +401,19 @@ def test_a_run_stopped_in_the_middle_of_round_2_continues_to_the_same_bits(kw, t
         whole, parts = (load_checkpoint(tmp_path / d / f"round_{r}.pt") for d in ("whole", "parts"))
         assert equal(whole, parts) and whole["step"] == 4
     logs = [open(tmp_path / d / "log.jsonl").read().splitlines() for d in ("whole", "parts")]
-    logs = [[{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in log] for log in logs]
+    logs = [
+        [{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in log]
+        for log in logs
+    ]
     assert logs[0] == logs[1] and [r["step"] for r in logs[0] if "val_loss" in r] == [2, 4, 6, 8]
 
 
-def test_a_dimo_run_resumes_to_the_same_bits_and_its_student_stands_alone(teacher, tmp_path, monkeypatch, refused):
-    kw = dict(method="dimo", iters_per_round=80, eval_interval=16)  # the student's first turn is the 63rd
+def test_a_dimo_run_resumes_to_the_same_bits_and_its_student_stands_alone(
+    teacher, tmp_path, monkeypatch, refused
+):
+    kw = dict(
+        method="dimo", iters_per_round=80, eval_interval=16
+    )  # the student's first turn is the 63rd
     D.main(settings(teacher, tmp_path / "whole", **kw))
     monkeypatch.setattr(loop, "save_checkpoint", stop_after(5, loop.save_checkpoint))
     with pytest.raises(KeyboardInterrupt):
@@ -369,15 +422,25 @@ def test_a_dimo_run_resumes_to_the_same_bits_and_its_student_stands_alone(teache
     D.main(settings(teacher, tmp_path / "parts", **kw, init_from="resume"))
     whole, parts = (load_checkpoint(tmp_path / d / "ckpt.pt") for d in ("whole", "parts"))
     assert equal(whole, parts) and whole["step"] == 80 and whole["model"]["fake.turn"] == 80
-    assert not torch.equal(whole["model"]["wte.weight"], load_checkpoint(teacher)["model"]["wte.weight"])
+    assert not torch.equal(
+        whole["model"]["wte.weight"], load_checkpoint(teacher)["model"]["wte.weight"]
+    )
     student, checkpoint = load_model(str(tmp_path / "whole" / "ckpt.pt"))
-    assert checkpoint["made_for"] == {"steps": 1, "sampler": "dimo"} and not hasattr(student, "fake")
+    assert checkpoint["made_for"] == {"steps": 1, "sampler": "dimo"} and not hasattr(
+        student, "fake"
+    )
     assert student.frequency.sum() == pytest.approx(1)
-    D.main(settings(teacher, tmp_path / "whole", **kw, init_from="resume", export=str(tmp_path / "hub")))
+    D.main(
+        settings(
+            teacher, tmp_path / "whole", **kw, init_from="resume", export=str(tmp_path / "hub")
+        )
+    )
     assert load_model(str(tmp_path / "hub"))[0].frequency.equal(student.frequency)
     x = unmask(student, torch.full((2, 64), student.mask_id), 1, "dimo", generator=seeded(0))
     assert int(x.max()) < student.mask_id
-    D.main(settings(tmp_path / "whole" / "ckpt.pt", tmp_path / "further", rounds=1))  # a student of it, too
+    D.main(
+        settings(tmp_path / "whole" / "ckpt.pt", tmp_path / "further", rounds=1)
+    )  # a student of it, too
     many = settings(teacher, tmp_path / "many", **{**kw, "gradient_accumulation_steps": 2})
     assert "--gradient_accumulation_steps=1" in refused(D.main, many)
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -410,15 +473,23 @@ def test_rounds_can_be_added_and_finished_ones_are_not_trained_again(reset, teac
 
 @pytest.mark.parametrize("ema_teacher", [True, False])
 @pytest.mark.parametrize("reset", [True, False])
-def test_a_round_starts_where_the_last_one_ended(ema_teacher, reset, teacher, tmp_path, monkeypatch):
+def test_a_round_starts_where_the_last_one_ended(
+    ema_teacher, reset, teacher, tmp_path, monkeypatch
+):
     """Its teacher and its student are the last student, averaged or not; the step size is k times as long."""
     seen = []
 
     def fit(student, loss, get_batch, validate, cfg, resume, *args):
-        seen.append((loss.keywords["dt"], copy.deepcopy((loss.keywords["teacher"].state_dict(), resume))))
+        seen.append(
+            (loss.keywords["dt"], copy.deepcopy((loss.keywords["teacher"].state_dict(), resume)))
+        )
         assert all(
             torch.equal(a, b)
-            for a, b in zip(student.state_dict().values(), loss.keywords["teacher"].state_dict().values(), strict=True)
+            for a, b in zip(
+                student.state_dict().values(),
+                loss.keywords["teacher"].state_dict().values(),
+                strict=True,
+            )
         )
         return loop.fit(student, loss, get_batch, validate, cfg, resume, *args)
 
@@ -428,11 +499,16 @@ def test_a_round_starts_where_the_last_one_ended(ema_teacher, reset, teacher, tm
     saved = load_checkpoint(tmp_path / "round_1.pt")
     assert (dt1, dt2, none) == (1 / 8, 1 / 4, None)
     want = saved["ema" if ema_teacher else "model"]
-    assert all(torch.equal(want[n], second[n]) and not torch.equal(first[n], second[n]) for n in want)
+    assert all(
+        torch.equal(want[n], second[n]) and not torch.equal(first[n], second[n]) for n in want
+    )
     assert (carried is None) == reset
     if carried:  # the moments as they were saved; the average begins at the student's own weights
         leaves = [torch.utils._pytree.tree_leaves(c["optimizer"]) for c in (carried, saved)]
-        assert all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(*leaves, strict=True))
+        assert all(
+            torch.equal(x, y) if torch.is_tensor(x) else x == y
+            for x, y in zip(*leaves, strict=True)
+        )
         assert carried["step"] == 0 and all(torch.equal(want[n], carried["ema"][n]) for n in want)
 
 
@@ -447,7 +523,9 @@ def test_plans():
     def plan(**kw):
         return D.plan_rounds(settings("", "", **kw))
 
-    assert plan(orig_steps=1024, rounds=7) == [(2**r / 1024, 1024 // 2 ** (r + 1)) for r in range(7)]
+    assert plan(orig_steps=1024, rounds=7) == [
+        (2**r / 1024, 1024 // 2 ** (r + 1)) for r in range(7)
+    ]
     assert plan(orig_steps=64, final_steps=4, teacher_steps=4) == [(1 / 64, 16), (1 / 16, 4)]
     assert plan(orig_steps=8, rounds=3)[-1] == (1 / 2, 1)
 
@@ -458,9 +536,15 @@ def test_mistakes_are_refused_before_any_work(teacher, pydoc, markov, tmp_path, 
         assert not os.path.exists(tmp_path / "out")
         return said
 
-    assert "4 rounds: teacher_steps 2 divides orig_steps only 3 times, 8 -> 4 -> 2 -> 1." in refuse(rounds=4)
-    assert "1 rounds: teacher_steps 2 divides orig_steps only 0 times, 9." in refuse(orig_steps=9, rounds=1)
-    assert "2 rounds: teacher_steps 4 divides orig_steps only 1 times, 8 -> 2." in refuse(rounds=2, teacher_steps=4)
+    assert "4 rounds: teacher_steps 2 divides orig_steps only 3 times, 8 -> 4 -> 2 -> 1." in refuse(
+        rounds=4
+    )
+    assert "1 rounds: teacher_steps 2 divides orig_steps only 0 times, 9." in refuse(
+        orig_steps=9, rounds=1
+    )
+    assert "2 rounds: teacher_steps 4 divides orig_steps only 1 times, 8 -> 2." in refuse(
+        rounds=2, teacher_steps=4
+    )
     assert "final_steps 3 is not on the way 8 -> 4 -> 2 -> 1" in refuse(final_steps=3)
     assert "final_steps 8" in refuse(final_steps=8)
     assert "'kl'" in refuse(divergence="kl") and "'kl_bwd'" in refuse(divergence="kl")
@@ -484,7 +568,9 @@ def test_mistakes_are_refused_before_any_work(teacher, pydoc, markov, tmp_path, 
     assert "another vocabulary" in refuse(**kd, dataset=pydoc)
 
 
-def test_a_run_is_neither_overwritten_nor_resumed_with_other_knobs(teacher, tmp_path, refused, monkeypatch):
+def test_a_run_is_neither_overwritten_nor_resumed_with_other_knobs(
+    teacher, tmp_path, refused, monkeypatch
+):
     D.main(settings(teacher, tmp_path, iters_per_round=1))
     before = {f: (tmp_path / f).read_bytes() for f in os.listdir(tmp_path)}
     assert "already holds a run" in refused(D.main, settings(teacher, tmp_path))
@@ -493,7 +579,9 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_knobs(teacher, tmp_
     assert "divergence kl_bwd, not 'tvd'" in said
     other = load_checkpoint(teacher)
     checkpoints.save_checkpoint(tmp_path.parent / "other.pt", other | {"step": 3})
-    monkeypatch.setattr(D, "load_model", lambda path, **kw: load_model(tmp_path.parent / "other.pt", **kw))
+    monkeypatch.setattr(
+        D, "load_model", lambda path, **kw: load_model(tmp_path.parent / "other.pt", **kw)
+    )
     assert "teacher_step 800, not 3" in refused(D.main, settings(teacher, tmp_path, **resume))
     assert before == {f: (tmp_path / f).read_bytes() for f in os.listdir(tmp_path)}
     os.remove(tmp_path / "round_1.pt")  # the later rounds have another teacher now
@@ -504,33 +592,60 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_knobs(teacher, tmp_
 def test_two_processes_distill_as_one(teacher, tmp_path):
     """Also with gradient accumulation; float32, equal but for the order of a sum, which Adam magnifies where a
     gradient is nearly zero."""
-    args = [f"--teacher={teacher}", "--rounds=2", "--iters_per_round=3", "--orig_steps=8", "--batch_size=4"]
-    args += ["--gradient_accumulation_steps=4", "--warmup_iters=1", "--learning_rate=1e-3", "--eval_iters=1"]
+    args = [
+        f"--teacher={teacher}",
+        "--rounds=2",
+        "--iters_per_round=3",
+        "--orig_steps=8",
+        "--batch_size=4",
+    ]
+    args += [
+        "--gradient_accumulation_steps=4",
+        "--warmup_iters=1",
+        "--learning_rate=1e-3",
+        "--eval_iters=1",
+    ]
     args += ["--eval_interval=3", "--dtype=float32", "--device=cpu", "--ema=0.9"]
     run("distill.py", *args, f"--out_dir={tmp_path}/one")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    out, _ = run(*launcher, "distill.py", *args, f"--out_dir={tmp_path}/two", env={"OMP_NUM_THREADS": "1"})
+    out, _ = run(
+        *launcher, "distill.py", *args, f"--out_dir={tmp_path}/two", env={"OMP_NUM_THREADS": "1"}
+    )
     assert out.count("round 2 of 2") == 1
     for r in (1, 2):
         one, two = (load_checkpoint(tmp_path / d / f"round_{r}.pt") for d in ("one", "two"))
         for name in one["ema"]:
-            torch.testing.assert_close(one["ema"][name], two["ema"][name], atol=5e-4, rtol=0)  # half a step of Adam
+            torch.testing.assert_close(
+                one["ema"][name], two["ema"][name], atol=5e-4, rtol=0
+            )  # half a step of Adam
 
 
 def test_distillation_makes_better_text_at_equal_steps_and_entropy(teacher, markov, tmp_path):
     """On a language whose law is known, judged by the truth: better than the teacher at a temperature that costs it as
     much entropy."""
-    kw = dict(orig_steps=16, rounds=3, iters_per_round=150, eval_interval=150, batch_size=64, ema=0.95)
+    kw = dict(
+        orig_steps=16, rounds=3, iters_per_round=150, eval_interval=150, batch_size=64, ema=0.95
+    )
     D.main(settings(teacher, tmp_path, warmup_iters=10, learning_rate=1e-3, sampler="spread", **kw))
     corpus = data.load(markov)
 
     def judged(path, temperature):
         model, _ = load_model(path)
-        x = unmask(model, torch.full((512, 16), model.mask_id), 2, "spread", temperature, generator=seeded(0))
+        x = unmask(
+            model,
+            torch.full((512, 16), model.mask_id),
+            2,
+            "spread",
+            temperature,
+            generator=seeded(0),
+        )
         return math.exp(metrics.markov_nats(x, corpus.meta)), metrics.entropies(x).mean().item()
 
     # measured, three seeds: the student 3.85 to 3.92 / 1.416 to 1.424; the teacher 4.54 / 1.436, at 0.9 4.15 / 1.411
-    (cool, its_entropy), (student, entropy) = judged(teacher, 0.9), judged(tmp_path / "round_3.pt", 1.0)
+    (cool, its_entropy), (student, entropy) = (
+        judged(teacher, 0.9),
+        judged(tmp_path / "round_3.pt", 1.0),
+    )
     assert student < 0.98 * cool and entropy > its_entropy - 0.02
 
 
@@ -539,12 +654,21 @@ def test_a_round_prints_samples_in_the_steps_it_aims_at(teacher, tmp_path, capsy
     monkeypatch.setattr(
         loop,
         "unmask",
-        lambda model, xt, steps, **kw: asked.append((steps, kw["sampler"])) or real(model, xt, steps, **kw),
+        lambda model, xt, steps, **kw: (
+            asked.append((steps, kw["sampler"])) or real(model, xt, steps, **kw)
+        ),
     )
     D.main(settings(teacher, tmp_path, sample_interval=4))
     said = capsys.readouterr().out
-    assert "--- step 4\n" in said and "--- step 8\n" in said and asked == [(4, "ancestral"), (2, "ancestral")]
-    assert load_checkpoint(tmp_path / "round_2.pt")["made_for"] == {"steps": 2, "sampler": "ancestral"}
+    assert (
+        "--- step 4\n" in said
+        and "--- step 8\n" in said
+        and asked == [(4, "ancestral"), (2, "ancestral")]
+    )
+    assert load_checkpoint(tmp_path / "round_2.pt")["made_for"] == {
+        "steps": 2,
+        "sampler": "ancestral",
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -561,9 +685,15 @@ def test_kd_loss_and_gradient_equal_the_dense_ones(kind, monkeypatch):
     grads = [p.grad.clone() for p in drafter.parameters()]
     drafter.zero_grad()
     logits, z = drafter(batch[:, :-1]), target(batch[:, :-1]).detach()
-    pair = (logits / 2, z / 2) if kind == "mse" else ((logits / 2).log_softmax(-1), (z / 2).log_softmax(-1))
+    pair = (
+        (logits / 2, z / 2)
+        if kind == "mse"
+        else ((logits / 2).log_softmax(-1), (z / 2).log_softmax(-1))
+    )
     kd = D.divergence_between(kind, *pair).mean() / (7 if kind == "mse" else 1)
-    slow = 0.7 * 4 * kd + 0.3 * torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    slow = 0.7 * 4 * kd + 0.3 * torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch[:, 1:].flatten()
+    )
     slow.backward()
     torch.testing.assert_close(fast, slow)
     for p, grad in zip(drafter.parameters(), grads, strict=True):
@@ -581,7 +711,14 @@ def test_nla_is_the_log_of_the_acceptance():
 def target(markov, tmp_path_factory):
     """The path of a small GPT that has learnt the markov language."""
     folder = tmp_path_factory.mktemp("target")
-    kw = dict(n_embd=32, batch_size=32, max_iters=200, eval_interval=200, learning_rate=3e-3, block_size=16)
+    kw = dict(
+        n_embd=32,
+        batch_size=32,
+        max_iters=200,
+        eval_interval=200,
+        learning_rate=3e-3,
+        block_size=16,
+    )
     train.main(knobs(folder, dataset=markov, objective="ar", warmup_iters=10, **kw))
     return str(folder / "ckpt.pt")
 
@@ -594,7 +731,14 @@ def kd_settings(target, out_dir, **kw):
 @pytest.mark.parametrize("kd_data", ["dataset", "teacher", "student"])
 @pytest.mark.parametrize("drafter", ["lstm", "cnn", "gpt"])
 def test_drafters_learn_their_target_from_every_kind_of_text(drafter, kd_data, target, tmp_path):
-    kw = dict(kd_data=kd_data, drafter=drafter, iters_per_round=60, learning_rate=1e-2, eval_interval=30, ema=0.0)
+    kw = dict(
+        kd_data=kd_data,
+        drafter=drafter,
+        iters_per_round=60,
+        learning_rate=1e-2,
+        eval_interval=30,
+        ema=0.0,
+    )
     D.main(kd_settings(target, tmp_path, **kw, batch_size=16))
     losses = [r["loss"] for r in map(json.loads, open(tmp_path / "log.jsonl")) if "loss" in r]
     assert losses[-1] < 0.5 * losses[0]
@@ -628,20 +772,26 @@ def test_pseudo_data_goes_on_where_it_was_cut_off(target, markov, tmp_path):
     whole = D.pseudo_data(model, corpus, cfg, "cpu").copy()
     assert whole.shape == (192, 16) and whole.max() < 8
     path = tmp_path / "pseudo.bin"
-    path.write_bytes(path.read_bytes()[: 16 * 64 * 2 + 77])  # in the middle of the second chunk of 16-bit tokens
+    path.write_bytes(
+        path.read_bytes()[: 16 * 64 * 2 + 77]
+    )  # in the middle of the second chunk of 16-bit tokens
     assert (D.pseudo_data(model, corpus, cfg, "cpu") == whole).all()
     cfg.pseudo_tokens = 16 * 64
     assert (D.pseudo_data(model, corpus, cfg, "cpu") == whole[:64]).all()
 
 
-def test_an_ngram_counts_the_text_of_the_target_and_a_baseline_can_be_distilled_further(target, markov, tmp_path):
+def test_an_ngram_counts_the_text_of_the_target_and_a_baseline_can_be_distilled_further(
+    target, markov, tmp_path
+):
     D.main(kd_settings(target, tmp_path / "ngram", drafter="ngram", ngram_n=2, pseudo_tokens=30000))
     model, meta = drafters.NGram.load(tmp_path / "ngram" / "ngram.txt")
     assert meta["vocab_size"] == 8 and model.counts[0].sum() >= 30000
     own = load_model(target)[0]
     x = data.blocks(data.load(markov).val, 16, 100)
     p, q = own(x).softmax(-1)[:, 2:], model(x)[:, 2:].exp()
-    assert torch.minimum(p, q).sum(-1).mean() > 0.9  # a markov language: two tokens tell the next one
+    assert (
+        torch.minimum(p, q).sum(-1).mean() > 0.9
+    )  # a markov language: two tokens tell the next one
     kw = dict(dataset=markov, objective="ar", arch="lstm", n_embd=16, n_layer=1)
     train.main(knobs(tmp_path / "base", **kw))
     D.main(kd_settings(target, tmp_path / "kd", drafter=str(tmp_path / "base" / "ckpt.pt")))
@@ -655,7 +805,9 @@ def test_an_ngram_counts_the_text_of_the_target_and_a_baseline_can_be_distilled_
 def labels(n=9, V=7, K=3, seed=0, scale=1.0):
     """-> logits (n, V) float64, and the top K of another distribution."""
     logits = torch.randn(n, V, generator=seeded(seed), dtype=torch.float64) * scale
-    logp, ids = torch.randn(n, V, generator=seeded(seed, 1), dtype=torch.float64).log_softmax(-1).topk(K)
+    logp, ids = (
+        torch.randn(n, V, generator=seeded(seed, 1), dtype=torch.float64).log_softmax(-1).topk(K)
+    )
     return logits, ids, logp
 
 
@@ -665,7 +817,9 @@ def test_soft_cross_entropy_equals_its_definition(missing):
     got = D.soft_cross_entropy(logits, ids, logp, missing)
     for i in range(len(logits)):
         p, w = logits[i].softmax(-1), logp[i].exp()
-        want = -sum(w[k] * p[ids[i, k]].log() for k in range(3)) / (w.sum() if missing == "renorm" else 1)
+        want = -sum(w[k] * p[ids[i, k]].log() for k in range(3)) / (
+            w.sum() if missing == "renorm" else 1
+        )
         if missing == "tail":
             want = want - (1 - w.sum()) * (1 - p[ids[i]].sum()).log()
         assert got[i].item() == pytest.approx(want.item())
@@ -682,7 +836,9 @@ def test_its_gradient_is_right_also_with_repeated_ids(missing):
     if missing == "none":  # W softmax(z) - scatter(w): the W matters
         (grad,) = torch.autograd.grad(D.soft_cross_entropy(logits, ids, logp).sum(), logits)
         w = logp.exp()
-        want = w.sum(-1, keepdim=True) * logits.softmax(-1) - torch.zeros_like(logits).scatter_add(1, ids, w)
+        want = w.sum(-1, keepdim=True) * logits.softmax(-1) - torch.zeros_like(logits).scatter_add(
+            1, ids, w
+        )
         torch.testing.assert_close(grad, want)
 
 
@@ -694,7 +850,9 @@ def test_all_of_the_vocabulary_is_the_dense_cross_entropy_and_one_hot_is_the_har
     for missing in ("none", "renorm", "tail"):
         torch.testing.assert_close(D.soft_cross_entropy(logits, ids, logp, missing), dense)
         one_hot = D.soft_cross_entropy(logits, ids[:, :1], torch.zeros(9, 1), missing)
-        torch.testing.assert_close(one_hot, torch.nn.functional.cross_entropy(logits, ids[:, 0], reduction="none"))
+        torch.testing.assert_close(
+            one_hot, torch.nn.functional.cross_entropy(logits, ids[:, 0], reduction="none")
+        )
 
 
 @pytest.mark.parametrize("missing", ["none", "renorm", "tail"])
@@ -729,7 +887,9 @@ def test_soft_labelling_that_is_killed_goes_on_to_the_same_labels(target, tmp_pa
     x = torch.randint(8, (11, 16), generator=seeded(0))
     soft_from_teacher(teacher, x, str(tmp_path / "a"), saved["meta"], 3, batch_size=2)
     real, batches = SoftWriter.add, []
-    monkeypatch.setattr(SoftWriter, "add", lambda *a: batches.append(1) or (real(*a) if len(batches) < 4 else 1 / 0))
+    monkeypatch.setattr(
+        SoftWriter, "add", lambda *a: batches.append(1) or (real(*a) if len(batches) < 4 else 1 / 0)
+    )
     with pytest.raises(ZeroDivisionError):
         soft_from_teacher(teacher, x, str(tmp_path / "b"), saved["meta"], 3, batch_size=2)
     with open(tmp_path / "b" / "tokens.bin.tmp", "ab") as f:
@@ -745,16 +905,28 @@ def test_soft_labelling_that_is_killed_goes_on_to_the_same_labels(target, tmp_pa
 @pytest.mark.parametrize("method", ["sdtt", "dimo", "kd", "soft"])
 def test_three_functions_stand_between_the_command_and_the_loss(method, target, teacher, tmp_path):
     ours = settings(teacher, tmp_path, method=method)
-    cfg = ours if method in ("sdtt", "dimo") else kd_settings(target, tmp_path, method=method, topk=3)
+    cfg = (
+        ours if method in ("sdtt", "dimo") else kd_settings(target, tmp_path, method=method, topk=3)
+    )
     way = ["distill.py:main", f"distill.py:{method}", "loop.py:fit"]
     assert way_to(D, f"{method}_loss", lambda: D.main(cfg)) == way
 
 
 @pytest.mark.parametrize("missing", ["none", "renorm", "tail"])
 def test_a_student_learns_from_soft_labels_and_resumes(missing, target, tmp_path):
-    kw = dict(method="soft", drafter="gpt", topk=3, missing=missing, learning_rate=1e-2, ema=0.0, batch_size=16)
+    kw = dict(
+        method="soft",
+        drafter="gpt",
+        topk=3,
+        missing=missing,
+        learning_rate=1e-2,
+        ema=0.0,
+        batch_size=16,
+    )
     D.main(kd_settings(target, tmp_path, **kw, iters_per_round=40, eval_interval=20))
-    losses = [r["val_loss"] for r in map(json.loads, open(tmp_path / "log.jsonl")) if "val_loss" in r]
+    losses = [
+        r["val_loss"] for r in map(json.loads, open(tmp_path / "log.jsonl")) if "val_loss" in r
+    ]
     assert losses[1] < losses[0] < math.log(8)
     assert load_soft(str(tmp_path / "soft")).ids.shape[1:] == (16, 3)
     saved = load_checkpoint(tmp_path / "ckpt.pt")
@@ -762,7 +934,9 @@ def test_a_student_learns_from_soft_labels_and_resumes(missing, target, tmp_path
     with pytest.MonkeyPatch.context() as patch:
         calls, real = [], D.soft_loss
         patch.setattr(
-            D, "soft_loss", lambda *a, **kw: calls.append(1) or (real(*a, **kw) if len(calls) < 30 else 1 / 0)
+            D,
+            "soft_loss",
+            lambda *a, **kw: calls.append(1) or (real(*a, **kw) if len(calls) < 30 else 1 / 0),
         )
         with pytest.raises(ZeroDivisionError):
             D.main(kd_settings(target, tmp_path / "again", **kw, eval_interval=20))
@@ -781,17 +955,30 @@ def test_texts_of_an_api_teacher(markov, tmp_path, refused):
     path.write_text(json.dumps(chat) + "\n" + json.dumps(old) + "\n")
     soft_from_jsonl(str(path), str(tmp_path / "soft"), meta, 4, 2)
     soft = load_soft(str(tmp_path / "soft"))
-    assert soft.tokens.tolist() == [[0, 1, 2, 0], [1, 0, 0, 0], [0, 2, 0, 0]] and soft.meta["unknown_candidates"] == 1
+    assert (
+        soft.tokens.tolist() == [[0, 1, 2, 0], [1, 0, 0, 0], [0, 2, 0, 0]]
+        and soft.meta["unknown_candidates"] == 1
+    )
     assert soft.ids[0, 1:].tolist() == [[2, 2], [0, 2], [1, 2]]
     inf = -math.inf
     assert soft.logp[0].tolist() == [[inf, inf], [-0.5, inf], [-0.5, -2.5], [-0.5, -1.5]]
     assert (soft.logp[1] == inf).all()
     np.testing.assert_allclose(soft.logp[2, 1], [-0.1, -2.5], rtol=1e-6)
     kw = dict(
-        method="soft", soft_data=str(path), dataset=markov, drafter="gpt", topk=2, soft_length=16, iters_per_round=1
+        method="soft",
+        soft_data=str(path),
+        dataset=markov,
+        drafter="gpt",
+        topk=2,
+        soft_length=16,
+        iters_per_round=1,
     )
     D.main(kd_settings("no teacher", tmp_path / "run", **kw))
-    for text, words in (("{}", "'tokens'"), ("[", "line 1"), ('{"tokens": ["?"], "top_logprobs": [{}]}', "'?'")):
+    for text, words in (
+        ("{}", "'tokens'"),
+        ("[", "line 1"),
+        ('{"tokens": ["?"], "top_logprobs": [{}]}', "'?'"),
+    ):
         path.write_text(text)
         assert words in refused(soft_from_jsonl, str(path), str(tmp_path / "x"), meta, 4, 2)
     kw["soft_data"] = str(tmp_path / "new.jsonl")
@@ -804,26 +991,40 @@ def test_texts_of_an_api_teacher(markov, tmp_path, refused):
     (tmp_path / "new.jsonl").write_text(json.dumps(chat))  # what was edited does not pass
     assert "soft_data holds" in refused(D.main, kd_settings("", tmp_path / "new", **kw))
     assert "holds no soft labels" in refused(load_soft, str(tmp_path / "x"))
-    assert "--soft_data needs --dataset" in refused(D.main, kd_settings("", tmp_path / "y", **(kw | {"dataset": ""})))
+    assert "--soft_data needs --dataset" in refused(
+        D.main, kd_settings("", tmp_path / "y", **(kw | {"dataset": ""}))
+    )
 
 
 def test_soft_label_mistakes(target, teacher, markov, tmp_path, refused):
     for method in ("kd", "soft"):  # it would see the tokens that it learns to predict
-        said = refused(D.main, kd_settings(target, tmp_path / method, method=method, drafter=teacher, topk=3))
+        said = refused(
+            D.main, kd_settings(target, tmp_path / method, method=method, drafter=teacher, topk=3)
+        )
         assert "no autoregressive model" in said
-    assert "counts texts" in refused(D.main, kd_settings(target, tmp_path / "d", method="soft", drafter="ngram"))
-    assert "no such file" in refused(D.main, kd_settings(target, tmp_path / "d", method="soft", soft_data="x.jsonl"))
-    assert "choose one of lstm, cnn" in refused(D.main, kd_settings(target, tmp_path / "d", drafter="lstn"))
+    assert "counts texts" in refused(
+        D.main, kd_settings(target, tmp_path / "d", method="soft", drafter="ngram")
+    )
+    assert "no such file" in refused(
+        D.main, kd_settings(target, tmp_path / "d", method="soft", soft_data="x.jsonl")
+    )
+    assert "choose one of lstm, cnn" in refused(
+        D.main, kd_settings(target, tmp_path / "d", drafter="lstn")
+    )
     assert not (tmp_path / "d").exists()
     assert "nothing to learn" in refused(D.main, kd_settings(target, tmp_path / "d", kd_weight=0.0))
     kw = dict(drafter="ngram", ngram_n=2)
     D.main(kd_settings(target, tmp_path / "e", **kw))
     os.remove(tmp_path / "e" / "ngram.txt")
     assert "seed 1337, not 2" in refused(D.main, kd_settings(target, tmp_path / "e", seed=2, **kw))
-    assert "topk is 9" in refused(D.main, kd_settings(target, tmp_path / "a", method="soft", topk=9))
+    assert "topk is 9" in refused(
+        D.main, kd_settings(target, tmp_path / "a", method="soft", topk=9)
+    )
     one = kd_settings(target, tmp_path / "c", method="soft", vocab_parallel=True)
     assert "torchrun --nproc_per_node=2" in refused(D.main, one)
-    assert "'drop'" in refused(D.main, kd_settings(target, tmp_path / "b", method="soft", missing="drop"))
+    assert "'drop'" in refused(
+        D.main, kd_settings(target, tmp_path / "b", method="soft", missing="drop")
+    )
 
 
 def test_kd_by_mse_is_on_logits():
@@ -838,8 +1039,16 @@ def test_kd_by_mse_is_on_logits():
 def odd_target(tmp_path_factory):
     """A GPT whose 9 tokens do not divide into two halves."""
     folder = tmp_path_factory.mktemp("odd")
-    run("data/markov/prepare.py", f"--out_dir={folder}/data", "--vocab_size=9", "--successors=2", "--n_tokens=20000")
-    train.main(knobs(folder / "ar", dataset=f"{folder}/data", objective="ar", max_iters=2, eval_interval=2))
+    run(
+        "data/markov/prepare.py",
+        f"--out_dir={folder}/data",
+        "--vocab_size=9",
+        "--successors=2",
+        "--n_tokens=20000",
+    )
+    train.main(
+        knobs(folder / "ar", dataset=f"{folder}/data", objective="ar", max_iters=2, eval_interval=2)
+    )
     return str(folder / "ar" / "ckpt.pt")
 
 
@@ -856,16 +1065,33 @@ def test_two_processes_with_half_of_the_vocabulary_each_equal_one(missing, odd_t
         "--topk=3",
         "--batch_size=24",  # three chunks of rows
     ]
-    args += ["--iters_per_round=3", "--eval_interval=3", "--eval_iters=1", "--log_interval=1", "--dtype=float32"]
-    args += ["--device=cpu", "--learning_rate=1e-2", "--warmup_iters=1", "--ce_weight=0.5", f"--missing={missing}"]
+    args += [
+        "--iters_per_round=3",
+        "--eval_interval=3",
+        "--eval_iters=1",
+        "--log_interval=1",
+        "--dtype=float32",
+    ]
+    args += [
+        "--device=cpu",
+        "--learning_rate=1e-2",
+        "--warmup_iters=1",
+        "--ce_weight=0.5",
+        f"--missing={missing}",
+    ]
     run(*args, "--gradient_accumulation_steps=1", f"--out_dir={tmp_path}/one")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    split = ["--gradient_accumulation_steps=2", "--vocab_parallel=True", f"--out_dir={tmp_path}/two"]
+    split = [
+        "--gradient_accumulation_steps=2",
+        "--vocab_parallel=True",
+        f"--out_dir={tmp_path}/two",
+    ]
     run(*launcher, *args, *split, env={"OMP_NUM_THREADS": "1"})
     one, two = (load_checkpoint(tmp_path / d / "ckpt.pt") for d in ("one", "two"))
     for n in one["model"]:
         torch.testing.assert_close(one["model"][n], two["model"][n], atol=2e-5, rtol=1e-4)
     logs = [
-        [r["loss"] for r in map(json.loads, open(tmp_path / d / "log.jsonl")) if "loss" in r] for d in ("one", "two")
+        [r["loss"] for r in map(json.loads, open(tmp_path / d / "log.jsonl")) if "loss" in r]
+        for d in ("one", "two")
     ]
     np.testing.assert_allclose(*logs, atol=2e-4)

@@ -27,7 +27,9 @@ from plumbing.randomness import seeded
 
 
 def settings(**kw):
-    return types.SimpleNamespace(**{**vars(E.cfg), "device": "cpu", "num_samples": 4, "eval_blocks": 8, **kw})
+    return types.SimpleNamespace(
+        **{**vars(E.cfg), "device": "cpu", "num_samples": 4, "eval_blocks": 8, **kw}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +66,13 @@ def test_judge_scores_every_token_once_but_the_first():
 def test_what_counts_is_judged_after_the_prefix_and_up_to_the_first_end_of_text():
     judge, eot = tiny_model(causal=True), 6
     x = torch.tensor([[1, 2, 3, 6, 4, 6, 6, 5], [6, 1, 6, 2, 3, 6, 4, 6]])
-    log_p = judge(x[:, :-1]).log_softmax(-1).gather(-1, x[:, 1:, None]).squeeze(-1)  # of tokens 1 ... 7
+    log_p = (
+        judge(x[:, :-1]).log_softmax(-1).gather(-1, x[:, 1:, None]).squeeze(-1)
+    )  # of tokens 1 ... 7
     for prefix, places in {0: ([1, 2, 3, 4, 7], [1, 3, 4, 6]), 3: ([3, 4, 7], [3, 4, 6])}.items():
-        picked = torch.cat([row[[i - 1 for i in where]] for row, where in zip(log_p, places, strict=True)])
+        picked = torch.cat(
+            [row[[i - 1 for i in where]] for row, where in zip(log_p, places, strict=True)]
+        )
         metas = ({"tokenizer": "char", "vocab_size": 7, "eot": eot}, {"eot": eot})
         row = E.quality(x, judge, metas, ["genppl"], settings(), prefix)
         assert row["genppl"] == pytest.approx(math.exp(-picked.mean()), rel=1e-5)
@@ -82,10 +88,14 @@ def test_retokenized_text_is_judged_as_the_judge_would_write_it():
     assert counted.tolist() == [[False, True, True, False, False], [False] * 4 + [True]]
     judge = tiny_model(V=4, causal=True)
     log_p = [judge(torch.tensor([row]))[0].log_softmax(-1) for row in ([3, 1, 2], [1, 0, 1, 0, 3])]
-    want = -(log_p[0][0, 1] + log_p[0][1, 2] + log_p[1][3, 3]) / 4  # per token of the text's own: abb is two
+    want = (
+        -(log_p[0][0, 1] + log_p[0][1, 2] + log_p[1][3, 3]) / 4
+    )  # per token of the text's own: abb is two
     row = E.quality(x, judge, (mine, its), ["genppl"], settings(retokenize=True), prefix=2)
     assert row["genppl"] == pytest.approx(want.exp().item(), rel=1e-5)
-    assert row["bits_per_char"] == pytest.approx(want.item() * 4 / 5 / math.log(2), rel=1e-5)  # abb, aa
+    assert row["bits_per_char"] == pytest.approx(
+        want.item() * 4 / 5 / math.log(2), rel=1e-5
+    )  # abb, aa
 
 
 def test_self_bleu_is_the_literal_one():
@@ -101,7 +111,11 @@ def test_self_bleu_is_the_literal_one():
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_last_word_of_a_passage(causal):
     model, V = tiny_model(V=4, causal=causal), 4
-    passages = [([1, 2, 3], [0, 2]), ([2], [1]), (list(range(4)) * 4, [3, 1, 0])]  # the last one is cut to 16 tokens
+    passages = [
+        ([1, 2, 3], [0, 2]),
+        ([2], [1]),
+        (list(range(4)) * 4, [3, 1, 0]),
+    ]  # the last one is cut to 16 tokens
     got = metrics.lambada(model, passages, settings(draws=3000))
     hits, nats = [], []
     for context, word in passages:
@@ -127,11 +141,24 @@ def test_lambada_from_files(trained, tmp_path, refused, capsys):
     meta = load_checkpoint(trained["ar"])["meta"]
     letters = meta["itos"]
     (tmp_path / "meta.json").write_text(json.dumps(meta))
-    lines = [{"context": letters[0] + letters[1], "word": letters[2]}, {"context": letters[3], "word": letters[4] * 9}]
+    lines = [
+        {"context": letters[0] + letters[1], "word": letters[2]},
+        {"context": letters[3], "word": letters[4] * 9},
+    ]
     (tmp_path / "passages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    E.main(settings(ckpt=",".join(trained.values()), what="lambada", passages=str(tmp_path), out=str(tmp_path / "out")))
+    E.main(
+        settings(
+            ckpt=",".join(trained.values()),
+            what="lambada",
+            passages=str(tmp_path),
+            out=str(tmp_path / "out"),
+        )
+    )
     report = json.loads((tmp_path / "out" / "eval.json").read_text())["lambada"]
-    assert [r["words_in_ppl"] for r in report.values()] == [1, 1]  # 2^9 subsets are too many: out for both
+    assert [r["words_in_ppl"] for r in report.values()] == [
+        1,
+        1,
+    ]  # 2^9 subsets are too many: out for both
     assert "LAMBADA accuracy" in capsys.readouterr().out
     (tmp_path / "meta.json").write_text(json.dumps({**meta, "itos": letters[::-1]}))
     kw = dict(ckpt=trained["ar"], what="lambada")
@@ -141,7 +168,9 @@ def test_lambada_from_files(trained, tmp_path, refused, capsys):
     assert "No passage ends" in refused(metrics.lambada, model, [([0], [1] * 9)], settings())
     assert "another vocabulary" in refused(E.evaluate, settings(**kw, passages=str(tmp_path)))
     (tmp_path / "passages.jsonl").unlink()
-    assert "passages.jsonl is missing" in refused(E.evaluate, settings(**kw, passages=str(tmp_path)))
+    assert "passages.jsonl is missing" in refused(
+        E.evaluate, settings(**kw, passages=str(tmp_path))
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -150,11 +179,27 @@ def test_lambada_from_files(trained, tmp_path, refused, capsys):
 
 def save(path, ckpt, processes=1, **kw):
     """sample.py --save."""
-    knobs = dict(ckpt=ckpt, save=str(path), num_samples=6, batch_size=2, steps=4, device="cpu", dtype="float32") | kw
+    knobs = (
+        dict(
+            ckpt=ckpt,
+            save=str(path),
+            num_samples=6,
+            batch_size=2,
+            steps=4,
+            device="cpu",
+            dtype="float32",
+        )
+        | kw
+    )
     if processes == 1:
         return S.main(types.SimpleNamespace(**{**vars(S.cfg), **knobs}))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    run(*launcher, "sample.py", *(f"--{k}={v}" for k, v in knobs.items()), env={"OMP_NUM_THREADS": "1"})
+    run(
+        *launcher,
+        "sample.py",
+        *(f"--{k}={v}" for k, v in knobs.items()),
+        env={"OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_samples_are_the_same_on_any_number_of_processes(trained, tmp_path):
@@ -167,7 +212,9 @@ def test_samples_are_the_same_on_any_number_of_processes(trained, tmp_path):
 
 def test_saved_samples_are_judged_as_those_drawn_now(trained, tmp_path):
     save(tmp_path / "a.jsonl", trained["diffusion"])
-    kw = dict(judge=trained["ar"], dtype="float32", what="genppl,selfbleu", num_samples=6, batch_size=2)
+    kw = dict(
+        judge=trained["ar"], dtype="float32", what="genppl,selfbleu", num_samples=6, batch_size=2
+    )
     drawn = E.evaluate(settings(ckpt=trained["diffusion"], steps=[4], **kw))["rows"]
     read = E.evaluate(settings(samples=str(tmp_path / "a.jsonl"), ckpt="none.pt", **kw))["rows"]
     for a, b in zip(drawn, read, strict=True):
@@ -177,11 +224,15 @@ def test_saved_samples_are_judged_as_those_drawn_now(trained, tmp_path):
 def test_self_bleu_is_of_as_many_samples_as_there_are_real_texts(trained, tmp_path, monkeypatch):
     save(tmp_path / "a.jsonl", trained["diffusion"])
     x, blocks = data.load_samples(tmp_path / "a.jsonl")[0], data.blocks
-    monkeypatch.setattr(data, "blocks", lambda tokens, length, limit: blocks(tokens, length, min(limit, 3)))
+    monkeypatch.setattr(
+        data, "blocks", lambda tokens, length, limit: blocks(tokens, length, min(limit, 3))
+    )
     said = settings(samples=str(tmp_path / "a.jsonl"), judge=trained["ar"], what="selfbleu")
     row, real = E.evaluate(said)["rows"]
     assert (row["texts"], real["texts"]) == (6, 3)
-    assert row["self_bleu"] == scores.self_bleu(x[[0, 2, 5]].tolist()) != scores.self_bleu(x.tolist())
+    assert (
+        row["self_bleu"] == scores.self_bleu(x[[0, 2, 5]].tolist()) != scores.self_bleu(x.tolist())
+    )
     row = E.quality(x, None, ({}, None), ["selfbleu"], said, continuations=3, n=2)
     assert row["self_bleu"] == scores.self_bleu(x[[0, 3]].tolist())
 
@@ -192,7 +243,14 @@ def test_evaluation_on_two_processes_says_the_same(trained, tmp_path):
         f"--judge={trained['ar']}",
         "--what=nelbo,genppl,selfbleu",
     ]
-    args += ["--steps=4", "--num_samples=6", "--batch_size=2", "--eval_blocks=9", "--device=cpu", "--dtype=float32"]
+    args += [
+        "--steps=4",
+        "--num_samples=6",
+        "--batch_size=2",
+        "--eval_blocks=9",
+        "--device=cpu",
+        "--dtype=float32",
+    ]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     for n, command in ((1, []), (2, launcher)):
         run(*command, "eval.py", *args, f"--out={tmp_path}/{n}", env={"OMP_NUM_THREADS": "1"})
@@ -203,7 +261,9 @@ def test_evaluation_on_two_processes_says_the_same(trained, tmp_path):
     assert one["rows"] == two["rows"] and one["likelihood"] == two["likelihood"]
 
 
-def test_continuations_begin_with_validation_text_and_compare_with_it(trained, markov, tmp_path, refused):
+def test_continuations_begin_with_validation_text_and_compare_with_it(
+    trained, markov, tmp_path, refused
+):
     for name, ckpt in trained.items():
         save(tmp_path / f"{name}.jsonl", ckpt, prefix=5, length=12, continuations=3)
         x, about = data.load_samples(tmp_path / f"{name}.jsonl")
@@ -216,10 +276,14 @@ def test_continuations_begin_with_validation_text_and_compare_with_it(trained, m
     with torch.no_grad():
         log_p = judge(texts[:, :-1]).log_softmax(-1).gather(-1, texts[:, 1:, None])[:, 4:]
     nats = -log_p.mean().item()
-    assert report["rows"][-1]["genppl"] == pytest.approx(math.exp(nats), rel=0.03)  # bfloat16 where there is any
+    assert report["rows"][-1]["genppl"] == pytest.approx(
+        math.exp(nats), rel=0.03
+    )  # bfloat16 where there is any
     save(tmp_path / "other.jsonl", trained["ar"], prefix=4, length=12)
     kw = dict(judge=trained["ar"], what="genppl")
-    assert "do not compare" in refused(E.evaluate, settings(samples=f"{both},{tmp_path}/other.jsonl", **kw))
+    assert "do not compare" in refused(
+        E.evaluate, settings(samples=f"{both},{tmp_path}/other.jsonl", **kw)
+    )
 
 
 def test_mauve_tells_text_from_noise(trained, markov, monkeypatch, tmp_path, refused):
@@ -251,9 +315,13 @@ def test_mistakes_with_samples(trained, tmp_path, refused, monkeypatch):
     save_checkpoint(tmp_path / "other.pt", other)
     kw = dict(samples=str(tmp_path / "a.jsonl"), what="genppl")
     assert "retokenize" in refused(E.evaluate, settings(**kw, judge=str(tmp_path / "other.pt")))
-    assert "nelbo needs a model" in refused(E.evaluate, settings(samples=kw["samples"], what="genppl,nelbo"))
+    assert "nelbo needs a model" in refused(
+        E.evaluate, settings(samples=kw["samples"], what="genppl,nelbo")
+    )
     monkeypatch.setattr(E.importlib.util, "find_spec", lambda name: None)
-    assert "pip install mauve-text" in refused(E.evaluate, settings(samples=kw["samples"], what="mauve"))
+    assert "pip install mauve-text" in refused(
+        E.evaluate, settings(samples=kw["samples"], what="mauve")
+    )
     for kw, words in (
         (dict(prefix=16), "prefix is 16"),
         (dict(continuations=4), "does not divide into 4"),
@@ -293,16 +361,20 @@ def test_likelihood_of_a_gpt_is_exact_and_of_diffusion_repeats():
 
 def test_the_report_has_every_row_and_the_plot_is_a_picture(trained, tmp_path, capsys):
     cfg = settings(
-        ckpt=",".join(trained.values()), judge=trained["ar"], steps=[1, 16], out=str(tmp_path / "out"), dtype="float32"
+        ckpt=",".join(trained.values()),
+        judge=trained["ar"],
+        steps=[1, 16],
+        out=str(tmp_path / "out"),
+        dtype="float32",
     )
     E.main(cfg)
     report = json.loads((tmp_path / "out" / "eval.json").read_text())
     kinds = {path: r["kind"] for path, r in report["likelihood"].items()}
     assert kinds == {trained["diffusion"]: "upper bound", trained["ar"]: "exact"}
     for r in report["likelihood"].values():
-        assert r["ppl"] == pytest.approx(math.exp(r["nats"])) and r["bits_per_char"] == pytest.approx(
-            r["nats"] / math.log(2)
-        )
+        assert r["ppl"] == pytest.approx(math.exp(r["nats"])) and r[
+            "bits_per_char"
+        ] == pytest.approx(r["nats"] / math.log(2))
         assert 1.0 < r["nats"] < 3.0
     assert [(r["model"], r["steps"]) for r in report["rows"]] == [
         (trained["diffusion"], 1),
@@ -313,13 +385,20 @@ def test_the_report_has_every_row_and_the_plot_is_a_picture(trained, tmp_path, c
     meta = load_checkpoint(trained["ar"])["meta"]
     rate, first = meta["entropy_rate"], meta["stationary_entropy"]
     assert report["likelihood"][trained["ar"]]["truth"] == rate
-    assert report["likelihood"][trained["diffusion"]]["truth"] == pytest.approx((first + 15 * rate) / 16)
-    assert all(r["genppl"] > 1 and r["true_ppl"] > 1 and 0 < r["entropy"] <= math.log(8) for r in report["rows"])
+    assert report["likelihood"][trained["diffusion"]]["truth"] == pytest.approx(
+        (first + 15 * rate) / 16
+    )
+    assert all(
+        r["genppl"] > 1 and r["true_ppl"] > 1 and 0 < r["entropy"] <= math.log(8)
+        for r in report["rows"]
+    )
     assert (tmp_path / "out" / "eval.png").read_bytes()[:4] == b"\x89PNG"
     assert "seed 1337" in capsys.readouterr().out
 
 
-def test_several_checkpoints_by_pattern_nucleus_rows_and_latency(trained, tmp_path, refused, capsys):
+def test_several_checkpoints_by_pattern_nucleus_rows_and_latency(
+    trained, tmp_path, refused, capsys
+):
     model = load_checkpoint(trained["diffusion"])
     for r in (2, 10, 1):
         save_checkpoint(tmp_path / f"round_{r}.pt", model)
@@ -327,17 +406,33 @@ def test_several_checkpoints_by_pattern_nucleus_rows_and_latency(trained, tmp_pa
     rounds = [f"{tmp_path}/round_{r}.pt" for r in (1, 2, 10)]
     assert checkpoints.paths_of(f"a.pt,{pattern},b.pt") == ["a.pt", *rounds, "b.pt"]
     assert "No file matches" in refused(checkpoints.paths_of, f"{tmp_path}/none_*.pt")
-    kw = dict(steps=[1, 2], ar_top_p=[1.0, 0.5], latency_batch=[1, 3], num_samples=2, out=str(tmp_path / "out"))
-    E.main(settings(ckpt=f"{pattern},{trained['ar']}", judge=trained["ar"], what="genppl,latency", **kw))
+    kw = dict(
+        steps=[1, 2],
+        ar_top_p=[1.0, 0.5],
+        latency_batch=[1, 3],
+        num_samples=2,
+        out=str(tmp_path / "out"),
+    )
+    E.main(
+        settings(
+            ckpt=f"{pattern},{trained['ar']}", judge=trained["ar"], what="genppl,latency", **kw
+        )
+    )
     report = json.loads((tmp_path / "out" / "eval.json").read_text())
     names = [(r["model"], r["steps"]) for r in report["rows"]]
     gpt = [(trained["ar"], 16), (f"{trained['ar']}, top_p 0.5", 16)]
     assert names == [(path, k) for path in rounds for k in (1, 2)] + gpt + [("real text", None)]
-    assert report["rows"][-3]["entropy"] > report["rows"][-2]["entropy"]  # half of the mass: fewer different tokens
+    assert (
+        report["rows"][-3]["entropy"] > report["rows"][-2]["entropy"]
+    )  # half of the mass: fewer different tokens
     timed = [(r["model"], r["batch"], r["steps"]) for r in report["latency"]]
-    assert timed == [(rounds[0], b, k) for b in (1, 3) for k in (1, 2)] + [(trained["ar"], b, 16) for b in (1, 3)]
+    assert timed == [(rounds[0], b, k) for b in (1, 3) for k in (1, 2)] + [
+        (trained["ar"], b, 16) for b in (1, 3)
+    ]
     assert all(0 < r["s_per_sample"] < 5 for r in report["latency"])
-    assert all((tmp_path / "out" / f).read_bytes()[:4] == b"\x89PNG" for f in ("eval.png", "latency.png"))
+    assert all(
+        (tmp_path / "out" / f).read_bytes()[:4] == b"\x89PNG" for f in ("eval.png", "latency.png")
+    )
     assert "seconds per sample" in capsys.readouterr().out
     assert report["timed"] == dict.fromkeys(rounds, rounds[0]) | {trained["ar"]: trained["ar"]}
 
@@ -347,8 +442,16 @@ def test_models_of_different_shapes_are_timed_separately(trained, markov, tmp_pa
     wide = str(tmp_path / "wide" / "ckpt.pt")
     monkeypatch.setattr(metrics, "seconds_per_sample", lambda model, *_: model.config.n_embd)
     drawn = []
-    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda self, x, y, style, label: drawn.append((label, x)))
-    kw = dict(what="genppl,latency", steps=[2], latency_batch=[1], num_samples=2, out=str(tmp_path / "out"))
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.plot", lambda self, x, y, style, label: drawn.append((label, x))
+    )
+    kw = dict(
+        what="genppl,latency",
+        steps=[2],
+        latency_batch=[1],
+        num_samples=2,
+        out=str(tmp_path / "out"),
+    )
     E.main(settings(ckpt=f"{trained['diffusion']},{wide}", judge=trained["ar"], **kw))
     assert drawn[-2:] == [(trained["diffusion"], (16,)), (wide, (32,))]
 
@@ -362,10 +465,18 @@ def test_a_student_is_compared_at_the_teachers_entropy():
     teacher = [texts(4.0, 3.0), texts(3.0, 1.0), texts(3.5, 1.5)]
     assert metrics.over_frontier(texts(3.75, 2.0), teacher) == pytest.approx(math.exp(2.0 - 2.25))
     assert metrics.over_frontier(texts(3.1, 2.0), teacher) == pytest.approx(math.exp(2.0 - 1.1))
-    assert metrics.over_frontier(texts(2.9, 2.0), teacher) is metrics.over_frontier(texts(4.1, 2.0), teacher) is None
+    assert (
+        metrics.over_frontier(texts(2.9, 2.0), teacher)
+        is metrics.over_frontier(texts(4.1, 2.0), teacher)
+        is None
+    )
     assert set(metrics.gain(texts(4.1, 2.0), teacher, 0).values()) == {None}
-    assert list(metrics.gain(texts(3.75, 2.0), teacher, 0).values()) == pytest.approx([math.exp(-0.25)] * 3)
-    noise = torch.randn(200, 2, 3, dtype=torch.float64, generator=seeded(0)) * torch.tensor([1.0, 0.0, 0.1])
+    assert list(metrics.gain(texts(3.75, 2.0), teacher, 0).values()) == pytest.approx(
+        [math.exp(-0.25)] * 3
+    )
+    noise = torch.randn(200, 2, 3, dtype=torch.float64, generator=seeded(0)) * torch.tensor(
+        [1.0, 0.0, 0.1]
+    )
     student, line = texts(3.75, 2.25)[:1] + noise[:, 0], [t[:1] + noise[:, 1] for t in teacher]
     ratio, low, high = metrics.gain(student, line, 0).values()
     assert low < ratio < high and low < 1 < high and high - low < 0.15
@@ -373,7 +484,9 @@ def test_a_student_is_compared_at_the_teachers_entropy():
 
 def test_repetition_is_counted_within_a_text():
     assert metrics.repeated(torch.tensor([[1, 2, 3, 4, 5, 6, 7]])) == 0
-    assert metrics.repeated(torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 2, 3, 4, 5, 6, 7]])) == pytest.approx(3 / 8)
+    assert metrics.repeated(
+        torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 2, 3, 4, 5, 6, 7]])
+    ) == pytest.approx(3 / 8)
 
 
 def test_the_frontier_of_a_teacher_and_its_student(trained, tmp_path, refused):
@@ -382,7 +495,9 @@ def test_the_frontier_of_a_teacher_and_its_student(trained, tmp_path, refused):
     save_checkpoint(trained["diffusion"] + ".copy.pt", load_checkpoint(trained["diffusion"]))
     E.main(settings(ckpt=both, judge=trained["ar"], **kw))
     report = json.load(open(tmp_path / "eval.json"))
-    assert len(report["frontier"]) == 2 * 4 + 2 + 1 and report["frontier"][-1]["model"] == "real text"
+    assert (
+        len(report["frontier"]) == 2 * 4 + 2 + 1 and report["frontier"][-1]["model"] == "real text"
+    )
     gains = [(r["steps"], round(r["ratio"], 6), r["tokens_per_step"]) for r in report["gains"]]
     assert gains == [(1, 1, 16), (4, 1, 4)]
     cold, warm = (next(r for r in report["frontier"] if r["temperature"] == t) for t in (0.5, 1.0))
@@ -396,7 +511,10 @@ def test_the_loss_of_a_run_is_plotted_from_its_log(trained, tmp_path, refused):
     E.main(settings(ckpt=f"{trained['diffusion']},{trained['ar']}", what="loss", out=str(tmp_path)))
     assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
     logs = json.load(open(tmp_path / "eval.json"))["losses"]
-    assert [r["step"] for r in logs[trained["ar"].removesuffix("/ckpt.pt")] if "val_loss" in r] == [3, 6]
+    assert [r["step"] for r in logs[trained["ar"].removesuffix("/ckpt.pt")] if "val_loss" in r] == [
+        3,
+        6,
+    ]
     other = tmp_path / "other.pt"
     save_checkpoint(other, load_checkpoint(trained["ar"]))
     assert "no log.jsonl" in refused(E.evaluate, settings(ckpt=str(other), what="loss"))
@@ -406,7 +524,9 @@ def test_latency_is_the_median_per_sample(monkeypatch):
     clock, calls = iter([0, 99, 100, 106, 200, 203, 300, 309]), []  # the first lap warms up
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(
-        metrics.speculative, "draw_samples", lambda model, template, *_: calls.append(template.shape) or template
+        metrics.speculative,
+        "draw_samples",
+        lambda model, template, *_: calls.append(template.shape) or template,
     )
     assert metrics.seconds_per_sample(tiny_model(), {}, settings(), 4, 16, batch=3) == 2.0
     assert calls == [(3, 16)] * 4
@@ -414,7 +534,10 @@ def test_latency_is_the_median_per_sample(monkeypatch):
 
 def test_evaluating_again_gives_the_same_numbers(trained):
     cfg = settings(ckpt=trained["diffusion"], judge=trained["ar"], steps=[4])
-    rows = [[{k: v for k, v in r.items() if k != "s_per_sample"} for r in E.evaluate(cfg)["rows"]] for _ in range(2)]
+    rows = [
+        [{k: v for k, v in r.items() if k != "s_per_sample"} for r in E.evaluate(cfg)["rows"]]
+        for _ in range(2)
+    ]
     assert rows[0] == rows[1]
 
 
@@ -423,13 +546,19 @@ def test_mistakes_are_refused_before_any_work(trained, pydoc, tmp_path, refused)
     assert "steps is [4, 0]" in refused(E.evaluate, settings(ckpt=trained["ar"], steps=[4, 0]))
     both = dict(ckpt=trained["diffusion"], judge=trained["diffusion"])
     assert "must be autoregressive" in refused(E.evaluate, settings(**both))
-    assert "another vocabulary" in refused(E.evaluate, settings(ckpt=trained["ar"], dataset=pydoc, what="nelbo"))
+    assert "another vocabulary" in refused(
+        E.evaluate, settings(ckpt=trained["ar"], dataset=pydoc, what="nelbo")
+    )
     other = load_checkpoint(trained["ar"])
     other["meta"] = {"tokenizer": "gpt2", "vocab_size": 8}
     save_checkpoint(tmp_path / "other.pt", other)
-    said = refused(E.evaluate, settings(ckpt=trained["diffusion"], judge=str(tmp_path / "other.pt")))
+    said = refused(
+        E.evaluate, settings(ckpt=trained["diffusion"], judge=str(tmp_path / "other.pt"))
+    )
     assert "another vocabulary" in said
-    assert "latency_batch is [0]" in refused(E.evaluate, settings(ckpt=trained["ar"], latency_batch=[0]))
+    assert "latency_batch is [0]" in refused(
+        E.evaluate, settings(ckpt=trained["ar"], latency_batch=[0])
+    )
     assert "ar_top_p is []" in refused(E.evaluate, settings(ckpt=trained["ar"], ar_top_p=[]))
     assert "length is -5" in refused(E.evaluate, settings(ckpt=trained["ar"], length=-5))
     assert "'best'" in refused(E.evaluate, settings(ckpt=trained["ar"], sampler="best"))
@@ -475,7 +604,12 @@ def test_the_table_of_drafters(trained, guessers, tmp_path, capsys):
     rows = json.loads((tmp_path / "out" / "eval.json").read_text())["drafters"]
     assert [r["drafter"] for r in rows] == paths
     for r in rows:
-        assert 0 <= r["alpha"] <= 1.0001 and len(r["counted_at"]) == 2 and r["speedup"] > 0 and r["c"] > 0
+        assert (
+            0 <= r["alpha"] <= 1.0001
+            and len(r["counted_at"]) == 2
+            and r["speedup"] > 0
+            and r["c"] > 0
+        )
         assert abs(r["alpha"] - r["counted_at"][0]) < 0.12  # two estimates of one number
         places = itertools.accumulate(r["counted_at"], lambda x, y: x * y)
         assert r["tokens_per_call"] == pytest.approx(1 + sum(places))
@@ -500,20 +634,33 @@ def test_mistakes_with_drafters(trained, guessers, pydoc, tmp_path, refused):
     assert "gamma is 0" in refuse("lookup", gamma=0)
     assert "num_samples is 4" in refuse("lookup")
     enough = dict(num_samples=8, gamma=2)
-    assert "of one target" in refuse("lookup", ckpt=f"{trained['ar']},{trained['diffusion']}", **enough)
+    assert "of one target" in refuse(
+        "lookup", ckpt=f"{trained['ar']},{trained['diffusion']}", **enough
+    )
     assert "length is 4; from 8" in refuse("lookup", length=4, **enough)
     assert "length is 40" in refuse("lookup", length=40, **enough)
     train.main(knobs(tmp_path, dataset=pydoc, arch="ngram", ngram_n=1))
     assert "another vocabulary" in refuse(f"{tmp_path}/ngram.txt")
-    assert "already holds a run" in refused(train.main, knobs(tmp_path, dataset=pydoc, arch="ngram"))
+    assert "already holds a run" in refused(
+        train.main, knobs(tmp_path, dataset=pydoc, arch="ngram")
+    )
 
 
 def test_the_gains_of_several_seeds_become_a_plot(tmp_path):
     for seed, ratio in (("a", 0.5), ("b", 0.72)):
-        own = {"steps": 2, "made_for": 2, "tokens_per_step": 8.0, "ratio": ratio, "low": ratio - 0.1, "high": 1.0}
+        own = {
+            "steps": 2,
+            "made_for": 2,
+            "tokens_per_step": 8.0,
+            "ratio": ratio,
+            "low": ratio - 0.1,
+            "high": 1.0,
+        }
         outside = own | {"steps": 4, "made_for": 4, "tokens_per_step": 4.0, "ratio": None}
         (tmp_path / seed).mkdir()
-        (tmp_path / seed / "eval.json").write_text(json.dumps({"gains": [own, own | {"steps": 1}, outside]}))
+        (tmp_path / seed / "eval.json").write_text(
+            json.dumps({"gains": [own, own | {"steps": 1}, outside]})
+        )
     out, _ = run("lessons/gains.py", f"{tmp_path}/gains.png", f"{tmp_path}/a", f"{tmp_path}/b")
     assert out.split() == ["8", "tokens", "a", "step:", "0.600"]  # the geometric mean
     assert (tmp_path / "gains.png").read_bytes()[:4] == b"\x89PNG"

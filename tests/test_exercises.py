@@ -26,7 +26,9 @@ WRONG = sorted(glob.glob(os.path.join(ROOT, "exercises", "wrong", "*.py")))
 def put(patch, spec, source):
     """The function file:name runs the body that it has in this source, wherever it was imported to."""
     file, name = spec.split(":")
-    function = inspect.unwrap(operator.attrgetter(name)(importlib.import_module(file[:-3].replace("/", "."))))
+    function = inspect.unwrap(
+        operator.attrgetter(name)(importlib.import_module(file[:-3].replace("/", ".")))
+    )
     node = M.find(source, name if "class " in source else name.split(".")[-1])
     node.decorator_list, node.args.defaults, scope = [], [], {}
     exec(compile(ast.Module([node], []), file, "exec"), scope)
@@ -59,7 +61,11 @@ def test_a_function_not_written_fails_its_grader_and_those_that_need_it_wait(exe
     for spec in exercise["functions"]:
         with monkeypatch.context() as patch:
             file, name = spec.split(":")
-            put(patch, spec, M.stripped(M.read(ROOT, file), name, f"exercise {n}: write {name} in {file}"))
+            put(
+                patch,
+                spec,
+                M.stripped(M.read(ROOT, file), name, f"exercise {n}: write {name} in {file}"),
+            )
             for m, said in verdicts().items():
                 seen.setdefault(m, set()).add(said)
     assert seen[n] == {"not done"}
@@ -103,7 +109,11 @@ def test_what_is_no_answer_is_one_line(monkeypatch):
     }.items():
         with monkeypatch.context() as patch:
             patch.setattr(grade, "SECONDS", 1)
-            put(patch, "model.py:reveal_rate", f"def reveal_rate(t, s, sampler='ancestral'):\n    {text}\n")
+            put(
+                patch,
+                "model.py:reveal_rate",
+                f"def reveal_rate(t, s, sampler='ancestral'):\n    {text}\n",
+            )
             said = grade.verdict(EXERCISES[5], "ada", NUMBERS["reveal_rate"])
         assert words in said and "\n" not in said, said
     shape = graders.Probe("its shape", torch.zeros(8).shape, 0)
@@ -119,9 +129,15 @@ def folder(tmp_path_factory):
 
 
 def test_a_student_is_given_none_of_the_solution(folder):
-    files = [os.path.relpath(os.path.join(d, f), folder) for d, _, names in os.walk(folder) for f in names]
+    files = [
+        os.path.relpath(os.path.join(d, f), folder)
+        for d, _, names in os.walk(folder)
+        for f in names
+    ]
     assert not [
-        f for f in files if f.endswith((".pyc", "reference.py", "make_student.py")) or f.startswith((".git/", ".ci"))
+        f
+        for f in files
+        if f.endswith((".pyc", "reference.py", "make_student.py")) or f.startswith((".git/", ".ci"))
     ]
     assert not os.path.exists(os.path.join(folder, "exercises", "wrong"))
     sources = {f: M.read(ROOT, f) for f in files if f.endswith(".py")}
@@ -133,7 +149,9 @@ def test_a_student_is_given_none_of_the_solution(folder):
             assert not found, (f, found)
     for file, name, why in M.targets(EXERCISES):
         left = M.find(M.read(folder, file), name)
-        assert [type(node) for node in left.body] == [ast.Expr, ast.Raise] and why in ast.unparse(left)
+        assert [type(node) for node in left.body] == [ast.Expr, ast.Raise] and why in ast.unparse(
+            left
+        )
         assert ast.get_docstring(left) == ast.get_docstring(M.find(M.read(ROOT, file), name))
 
 
@@ -153,7 +171,9 @@ def test_what_is_handed_in_is_its_functions_and_nothing_else(tmp_path, refused):
         (tmp_path / file).write_text(text)
     back = M.with_handed_in(files, tmp_path, EXERCISES)
     changed = {f for f in files if back[f] != files[f]}
-    assert all(back[f] == M.read(ROOT, f) for f in changed) and changed == {f.name for f in tmp_path.iterdir()}
+    assert all(back[f] == M.read(ROOT, f) for f in changed) and changed == {
+        f.name for f in tmp_path.iterdir()
+    }
     (tmp_path / "metrics.py").write_text("def entropies(x):\n    return (\n")
     assert "entropies cannot be taken from" in refused(M.with_handed_in, files, tmp_path, EXERCISES)
     (tmp_path / "metrics.py").unlink()
@@ -162,7 +182,9 @@ def test_what_is_handed_in_is_its_functions_and_nothing_else(tmp_path, refused):
     assert "inside the project" in refused(M.make_student, os.path.join(ROOT, "ada"), "ada")
 
 
-def test_a_folder_for_one_chapter_lacks_its_functions_only_and_needs_one_file_back(tmp_path, refused):
+def test_a_folder_for_one_chapter_lacks_its_functions_only_and_needs_one_file_back(
+    tmp_path, refused
+):
     chosen = M.of_lesson(EXERCISES, 4)
     assert [(e["number"], e["needs"]) for e in chosen] == [(10, []), (11, []), (12, [10, 11])]
     folder = str(tmp_path / "ada")
@@ -179,7 +201,11 @@ def test_a_folder_for_one_chapter_lacks_its_functions_only_and_needs_one_file_ba
 
 
 def flat(x):
-    return [value for part in x for value in flat(part)] if isinstance(x, list) else [math.nan if x is None else x]
+    return (
+        [value for part in x for value in flat(part)]
+        if isinstance(x, list)
+        else [math.nan if x is None else x]
+    )
 
 
 def test_the_teacher_s_page_has_every_exercise():
@@ -187,7 +213,9 @@ def test_the_teacher_s_page_has_every_exercise():
     rows = [f"| {e['number']} | {e['title']} | `" for e in EXERCISES]
     for exercise, row in zip(EXERCISES, rows, strict=True):
         line = next(line for line in page.splitlines() if line.startswith(row))
-        assert line.endswith(f"| {exercise['lesson']} | {exercise['minutes']} | {str(exercise['needs'])[1:-1]} |")
+        assert line.endswith(
+            f"| {exercise['lesson']} | {exercise['minutes']} | {str(exercise['needs'])[1:-1]} |"
+        )
         assert all(spec.split(":")[1] in line for spec in exercise["functions"])
     assert [e["number"] for e in EXERCISES] == list(range(1, len(EXERCISES) + 1))
     assert [e["lesson"] for e in EXERCISES] == sorted(e["lesson"] for e in EXERCISES)
@@ -195,4 +223,6 @@ def test_the_teacher_s_page_has_every_exercise():
     again = M.expected(EXERCISES, "ada")["numbers"]  # the same name, the same numbers
     assert again.keys() == NUMBERS.keys()
     for name in NUMBERS:
-        assert flat(again[name]) == pytest.approx(flat(NUMBERS[name]), rel=1e-4, abs=1e-6, nan_ok=True)
+        assert flat(again[name]) == pytest.approx(
+            flat(NUMBERS[name]), rel=1e-4, abs=1e-6, nan_ok=True
+        )

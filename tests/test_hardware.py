@@ -40,7 +40,9 @@ def test_a_cpu_gets_bfloat16_only_where_it_multiplies_it_faster(monkeypatch):
     ):
         cpu(monkeypatch, float32, bfloat16)
         _, autocast, note = pick_device("cpu")
-        assert note.endswith(dtype) and isinstance(autocast, torch.autocast) == (dtype == "bfloat16")
+        assert note.endswith(dtype) and isinstance(autocast, torch.autocast) == (
+            dtype == "bfloat16"
+        )
         assert ("without fast bfloat16" in note) == (dtype == "float32")
 
 
@@ -67,7 +69,9 @@ def test_asking_for_bfloat16_where_it_is_emulated_says_how_much_slower_it_is(mon
     hardware.say_how_slow.cache_clear()
     for _ in range(2):  # said once
         assert pick_device("cpu", "bfloat16")[2] == "cpu (as asked), bfloat16"
-    assert capsys.readouterr().out.count("a product takes 110.0 times as long as in float32 here") == 1
+    assert (
+        capsys.readouterr().out.count("a product takes 110.0 times as long as in float32 here") == 1
+    )
     pick_device("cpu", "float32")
     assert capsys.readouterr().out == ""
 
@@ -87,12 +91,30 @@ def test_nothing_runs_in_16_bits_where_they_are_emulated(markov, tmp_path, monke
     cpu(monkeypatch, 0.11, 0.001)
     with NoHalves():
         for objective in ("diffusion", "ar"):
-            train.main(knobs(tmp_path / objective, dataset=markov, objective=objective, ema=0.9, sample_interval=3))
+            train.main(
+                knobs(
+                    tmp_path / objective,
+                    dataset=markov,
+                    objective=objective,
+                    ema=0.9,
+                    sample_interval=3,
+                )
+            )
         ckpt = f"{tmp_path}/diffusion/ckpt.pt,{tmp_path}/ar/ckpt.pt"
-        few = dict(num_samples=4, eval_blocks=8, steps=[2], judge=f"{tmp_path}/ar/ckpt.pt", out=str(tmp_path / "out"))
+        few = dict(
+            num_samples=4,
+            eval_blocks=8,
+            steps=[2],
+            judge=f"{tmp_path}/ar/ckpt.pt",
+            out=str(tmp_path / "out"),
+        )
         what = dict(what="nelbo,genppl,selfbleu,latency", latency_batch=[1])
-        evaluation.main(types.SimpleNamespace(**{**vars(evaluation.cfg), "ckpt": ckpt, **few, **what}))
-        S.main(types.SimpleNamespace(**{**vars(S.cfg), "ckpt": ckpt.split(",")[1], "draft": "lookup"}))
+        evaluation.main(
+            types.SimpleNamespace(**{**vars(evaluation.cfg), "ckpt": ckpt, **few, **what})
+        )
+        S.main(
+            types.SimpleNamespace(**{**vars(S.cfg), "ckpt": ckpt.split(",")[1], "draft": "lookup"})
+        )
     with NoHalves(), pytest.raises(AssertionError):
         torch.ones(1).bfloat16()
 
@@ -110,13 +132,20 @@ def test_a_run_says_how_long_it_will_take_and_what_a_slow_machine_lacks(markov, 
     kw = dict(dataset=markov, max_iters=9, eval_interval=9, log_interval=2)
     train.main(knobs(tmp_path / "a", **kw))
     said = capsys.readouterr().out
-    assert said.count("the other 5 steps will take about 0.0 minutes here") == 1 and "laptop" not in said
+    assert (
+        said.count("the other 5 steps will take about 0.0 minutes here") == 1
+        and "laptop" not in said
+    )
     train.main(knobs(tmp_path / "b", **kw, laptop_minutes=1e-9))
     assert "times the README's time for a laptop (2 cores, AVX2" in capsys.readouterr().out
 
 
 def test_what_an_apple_gpu_cannot_do_is_one_line_with_the_way_out(capsys):
-    error = NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device. ...")
+    error = NotImplementedError(
+        "The operator 'aten::x' is not currently implemented for the MPS device. ..."
+    )
     configurator.one_line_for_user_errors(type(error), error, None)
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "PYTORCH_ENABLE_MPS_FALLBACK=1" in said and "--device=cpu" in said
+    assert (
+        said.count("\n") == 1 and "PYTORCH_ENABLE_MPS_FALLBACK=1" in said and "--device=cpu" in said
+    )

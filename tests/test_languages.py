@@ -57,11 +57,17 @@ def test_the_sampler_writes_what_the_enumeration_says(language, sampler):
 
 
 def test_what_is_lost_by_hand():
-    for K in (1, 2, 3):  # two tokens fall into one call of K in one case of K, and then agree by chance
+    for K in (
+        1,
+        2,
+        3,
+    ):  # two tokens fall into one call of K in one case of K, and then agree by chance
         assert L.valid(COINS, L.law_of(COINS, "ancestral", K)) == pytest.approx(1 - 1 / (2 * K))
         assert L.valid(COINS, L.law_of(COINS, "spread", K)) == pytest.approx(1 if K > 1 else 1 / 2)
     one = L.law_of(CONSTANT, "spread", 1)
-    assert L.valid(CONSTANT, one) == pytest.approx(3**-3) and L.lost(CONSTANT, one) == pytest.approx(3 * math.log(3))
+    assert L.valid(CONSTANT, one) == pytest.approx(3**-3) and L.lost(
+        CONSTANT, one
+    ) == pytest.approx(3 * math.log(3))
     assert L.valid(CONSTANT, L.law_of(CONSTANT, "spread", 2)) == pytest.approx(1 / 3)
     for language in L.LANGUAGES.values():  # a call for each token loses nothing
         assert L.lost(language, L.law_of(language, "spread", 6)) == pytest.approx(0, abs=1e-12)
@@ -70,4 +76,6 @@ def test_what_is_lost_by_hand():
 def test_a_temperature_does_not_make_coins_agree_and_distance_makes_a_chain():
     assert L.valid(COINS, L.law_of(COINS, "spread", 1, 0.1)) == pytest.approx(1 / 2)
     for K in (2, 3):
-        assert L.lost(CHAIN, L.law_of(CHAIN, "spread", K)) < 0.8 * L.lost(CHAIN, L.law_of(CHAIN, "ancestral", K))
+        assert L.lost(CHAIN, L.law_of(CHAIN, "spread", K)) < 0.8 * L.lost(
+            CHAIN, L.law_of(CHAIN, "ancestral", K)
+        )

@@ -17,7 +17,12 @@ from conftest import ROOT, run
 
 import configurator
 
-PAGES = ["README.md", *sorted(os.path.relpath(path, ROOT) for path in glob.glob(os.path.join(ROOT, "lessons", "*.md")))]
+PAGES = [
+    "README.md",
+    *sorted(
+        os.path.relpath(path, ROOT) for path in glob.glob(os.path.join(ROOT, "lessons", "*.md"))
+    ),
+]
 CHAPTERS = [page for page in PAGES if re.match(r"lessons/\d_", page)]
 PICTURES = types.SimpleNamespace(**runpy.run_path(os.path.join(ROOT, "lessons", "pictures.py")))
 
@@ -33,7 +38,11 @@ def names_in(path):
     for node in ast.parse(text_of(path)).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.add(node.name)
-            names |= {f"{node.name}.{f.name}" for f in getattr(node, "body", ()) if isinstance(f, ast.FunctionDef)}
+            names |= {
+                f"{node.name}.{f.name}"
+                for f in getattr(node, "body", ())
+                if isinstance(f, ast.FunctionDef)
+            }
     return names
 
 
@@ -47,7 +56,11 @@ def link_problem(page, text, target):
         return None
     module = path.removesuffix(".py").replace("/", ".").removeprefix("lessons.")
     name = dotted[1].removeprefix(f"{module}.")
-    return None if name != dotted[1] and name in names_in(path) else f"{page}: {path} has no {dotted[1]}"
+    return (
+        None
+        if name != dotted[1] and name in names_in(path)
+        else f"{page}: {path} has no {dotted[1]}"
+    )
 
 
 def links(page):
@@ -73,9 +86,14 @@ def commands(page):
     """-> the argv of each command, from its script on: lines of code, and `python ...` or `eval.py ...` in prose."""
     prose = re.sub(r"^```.*?^```", "", text_of(page), flags=re.M | re.S)
     lines = [part for line in re.findall(r"^    (.+)$", prose, re.M) for part in line.split(" && ")]
-    lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", re.sub(r"^    .+$", "", prose, flags=re.M))]
+    lines += [
+        " ".join(code.split())
+        for code in re.findall(r"`([^`]+)`", re.sub(r"^    .+$", "", prose, flags=re.M))
+    ]
     for line in lines:
-        found = re.match(r"(?:\$ )?(?:(?:\S*python3?|torchrun(?: --\S+)*) )?([\w/]+\.py)(?= |$)(?: .*)?", line)
+        found = re.match(
+            r"(?:\$ )?(?:(?:\S*python3?|torchrun(?: --\S+)*) )?([\w/]+\.py)(?= |$)(?: .*)?", line
+        )
         if found and "..." not in line and "NAME" not in line:
             yield shlex.split(line[found.start(1) :], comments=True)
 
@@ -85,7 +103,11 @@ def knobs_of(script):
     """A script -> its knobs, or None where it has none."""
     if "cfg = configure(" not in text_of(script):
         return None
-    return {k: v for k, v in runpy.run_path(os.path.join(ROOT, script)).items() if configurator.is_knob(k, v)}
+    return {
+        k: v
+        for k, v in runpy.run_path(os.path.join(ROOT, script)).items()
+        if configurator.is_knob(k, v)
+    }
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -93,9 +115,13 @@ def test_every_command_names_a_script_and_knobs_that_it_has(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for script, *argv in commands(page):
         assert os.path.exists(script), f"{page}: {script}"
-        if (knobs := knobs_of(script)) and "--learning_rat=1e-3" not in argv:  # README's example of a misspelt one
+        if (
+            knobs := knobs_of(script)
+        ) and "--learning_rat=1e-3" not in argv:  # README's example of a misspelt one
             monkeypatch.setattr("sys.argv", [script, *argv])  # config/debug.py looks at it
-            mentioned = {arg for arg in argv if arg.startswith("--") and "=" not in arg}  # `sample.py --save` in prose
+            mentioned = {
+                arg for arg in argv if arg.startswith("--") and "=" not in arg
+            }  # `sample.py --save` in prose
             assert mentioned <= {"--help", *(f"--{name}" for name in knobs)}, page
             configurator.parse([arg for arg in argv if arg not in mentioned], knobs)
 
@@ -103,21 +129,43 @@ def test_every_command_names_a_script_and_knobs_that_it_has(page, monkeypatch):
 def test_commands_are_found_and_wrong_ones_refused(refused):
     found = list(commands("README.md"))
     assert len(found) > 20 and ["eval.py", "config/eval_pydoc.py"] in found
-    assert any(script == "lessons/languages.py" for script, *_ in commands("lessons/3_sampling_and_orders.md"))
-    assert "Did you mean steps" in refused(configurator.parse, ["--stepps=3"], knobs_of("sample.py"))
+    assert any(
+        script == "lessons/languages.py"
+        for script, *_ in commands("lessons/3_sampling_and_orders.md")
+    )
+    assert "Did you mean steps" in refused(
+        configurator.parse, ["--stepps=3"], knobs_of("sample.py")
+    )
 
 
 @pytest.mark.parametrize("page", CHAPTERS)
 def test_a_chapter_has_its_parts_in_order(page):
-    parts = re.findall(r"^## (In words|On paper|In code|Run it|Predict|Break it|Open question)$", text_of(page), re.M)
-    assert parts == ["In words", "On paper", "In code", "Run it", "Predict", "Break it", "Open question"]
+    parts = re.findall(
+        r"^## (In words|On paper|In code|Run it|Predict|Break it|Open question)$",
+        text_of(page),
+        re.M,
+    )
+    assert parts == [
+        "In words",
+        "On paper",
+        "In code",
+        "Run it",
+        "Predict",
+        "Break it",
+        "Open question",
+    ]
     assert text_of(page).count("<details>") == text_of(page).count("</details>") == 2
 
 
 def test_pictures_are_drawn_and_each_is_in_a_chapter(tmp_path):
     drawn = {os.path.basename(path) for path in PICTURES.draw_all(tmp_path)}
     assert drawn == {f"{name}.png" for name in PICTURES.PICTURES}
-    shown = {os.path.basename(target) for page in CHAPTERS for _, target in links(page) if target.endswith(".png")}
+    shown = {
+        os.path.basename(target)
+        for page in CHAPTERS
+        for _, target in links(page)
+        if target.endswith(".png")
+    }
     for name in drawn:
         assert name in shown
         for folder in (tmp_path, os.path.join(ROOT, "assets")):
@@ -127,11 +175,27 @@ def test_pictures_are_drawn_and_each_is_in_a_chapter(tmp_path):
 
 
 def test_the_code_of_chapter_2_runs(pydoc, tmp_path, capsys):
-    toy = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=128", "--max_iters=1", "--eval_iters=1"]
-    run("train.py", f"--dataset={pydoc}", *toy, "--batch_size=2", "--device=cpu", f"--out_dir={tmp_path}")
+    toy = [
+        "--n_layer=1",
+        "--n_head=2",
+        "--n_embd=16",
+        "--block_size=128",
+        "--max_iters=1",
+        "--eval_iters=1",
+    ]
+    run(
+        "train.py",
+        f"--dataset={pydoc}",
+        *toy,
+        "--batch_size=2",
+        "--device=cpu",
+        f"--out_dir={tmp_path}",
+    )
     (code,) = re.findall(r"^```python\n(.*?)^```", text_of("lessons/2_the_bound.md"), re.M | re.S)
     code = code.replace("out/pydoc/ckpt.pt", f"{tmp_path}/ckpt.pt").replace('"pydoc"', repr(pydoc))
     with torch.no_grad():
         exec(compile(code.replace("128, 64)", "128, 4)"), "lessons/2_the_bound.md", "exec"), {})
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [int(n) for n, _ in rows] == [1, 8, 32, 64, 96, 120, 128] and all(3 < float(nats) < 7 for _, nats in rows)
+    assert [int(n) for n, _ in rows] == [1, 8, 32, 64, 96, 120, 128] and all(
+        3 < float(nats) < 7 for _, nats in rows
+    )

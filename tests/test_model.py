@@ -26,7 +26,9 @@ def test_attention_by_sdpa_and_by_hand_is_the_same_function(causal):
     slow = reference.attention(q, k, v, causal)
     for kind in ("sdpa", "manual"):
         torch.testing.assert_close(attend(q, k, v, causal, kind), slow)
-    torch.testing.assert_close(attend(q[:, :, 3:], k, v, causal, "sdpa"), slow[:, :, 3:])  # queries after a cache
+    torch.testing.assert_close(
+        attend(q[:, :, 3:], k, v, causal, "sdpa"), slow[:, :, 3:]
+    )  # queries after a cache
     torch.testing.assert_close(attend(q[:, :, 3:], k, v, causal, "manual"), slow[:, :, 3:])
 
 
@@ -39,7 +41,9 @@ def test_rope_turns_pairs_of_channels_as_complex_numbers():
     x = torch.randn(1, 6, 2, 1, 8)
     fast = M.rotate(x, *M.rope_tables(6, 8))
     for i in range(2):
-        torch.testing.assert_close(fast[0, :, i, 0], reference.rope(x[0, :, i, 0]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            fast[0, :, i, 0], reference.rope(x[0, :, i, 0]), atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("pos", ["rope", "learned"])
@@ -69,7 +73,9 @@ def test_chunked_nll_and_its_gradient_equal_cross_entropy(tie, bias, monkeypatch
     if bias:
         torch.nn.init.normal_(model.head_bias)
     x, y, w = torch.randint(50, (3, 16)), torch.randint(50, (48,)), torch.rand(48)
-    monkeypatch.setitem(head.ROWS_AT_ONCE, "cpu", (7, 1))  # chunks of 7 rows; the last one is smaller
+    monkeypatch.setitem(
+        head.ROWS_AT_ONCE, "cpu", (7, 1)
+    )  # chunks of 7 rows; the last one is smaller
     grads = []
     for loss in (
         model.nll(model.hidden(x).flatten(0, 1), y, w),
@@ -157,7 +163,9 @@ def test_every_architecture_continues_from_its_cache_also_where_rows_differ(arch
     got = model.head(model.hidden(x.gather(1, where), cache))  # and goes on, each row from its own
     torch.testing.assert_close(got, whole[rows, where], atol=1e-5, rtol=1e-5)
     assert cache.lengths == [11, 16, 7]
-    cache = KVCache(model.config, 3, "cpu")  # nothing before: rows read places that no row has written
+    cache = KVCache(
+        model.config, 3, "cpu"
+    )  # nothing before: rows read places that no row has written
     model.hidden(x[:, :1], cache)
     cache.lengths = [1, 5, 1]
     assert torch.isfinite(model.hidden(x[:, 1:3], cache)).all()
@@ -236,12 +244,17 @@ def test_impossible_shapes_are_refused(refused):
 
 def test_bf16_sampling_model_runs_with_a_cache_of_its_own_type():
     model = tiny_model(causal=True).bfloat16()
-    assert generate(model, torch.zeros(1, 1, dtype=torch.long), 20, generator=seeded(0)).shape == (1, 21)
+    assert generate(model, torch.zeros(1, 1, dtype=torch.long), 20, generator=seeded(0)).shape == (
+        1,
+        21,
+    )
 
 
 def test_gpt_is_initialised_so_that_the_first_loss_is_log_V():
     torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=32, vocab_size=100, n_layer=4, n_head=2, n_embd=64, causal=True))
+    model = GPT(
+        GPTConfig(block_size=32, vocab_size=100, n_layer=4, n_head=2, n_embd=64, causal=True)
+    )
     assert abs(M.ar_loss(model, torch.randint(100, (4, 33))).item() - math.log(100)) < 0.1
 
 
@@ -249,7 +262,9 @@ def test_gpt_is_initialised_so_that_the_first_loss_is_log_V():
 def test_evaluation_computes_logits_in_float32_even_under_autocast():
     """GPT-2's logits are about -100, where neighbours in bfloat16 are 0.5 apart."""
     model = tiny_model(V=50, causal=True, n_embd=64)
-    model.wte.weight.copy_(-100 / 64 + 0.02 * torch.randn(model.wte.weight.shape, generator=seeded(0)))
+    model.wte.weight.copy_(
+        -100 / 64 + 0.02 * torch.randn(model.wte.weight.shape, generator=seeded(0))
+    )
     h, y = torch.ones(30, 64), torch.arange(30)
     exact = F.cross_entropy(h.double() @ model.wte.weight[:50].double().T, y)
     with torch.autocast("cpu", torch.bfloat16):

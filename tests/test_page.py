@@ -23,9 +23,24 @@ from plumbing import page
 from plumbing.randomness import seeded
 from speculative import generate, speculate
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 R = types.SimpleNamespace(**runpy.run_path(os.path.join(ROOT, "lessons", "record.py")))
-EVIL = ["</script>", "<img src=x onerror=evil()>", "<!--", "&amp;", "DATA", "$&", "\n", "a", " b", "\u2028", "é", "\\"]
+EVIL = [
+    "</script>",
+    "<img src=x onerror=evil()>",
+    "<!--",
+    "&amp;",
+    "DATA",
+    "$&",
+    "\n",
+    "a",
+    " b",
+    "\u2028",
+    "é",
+    "\\",
+]
 POINTS = [
     {"model": model, "steps": steps, "temperature": t, "genppl": 40.0 * t / steps, "entropy": 3 + t}
     for model in ("<b>teacher</b>", "student")
@@ -44,7 +59,12 @@ def told(tmp_path_factory):
         save_tiny(path, EVIL, causal=causal, block_size=64)
     (folder / "eval.json").write_text(json.dumps({"frontier": POINTS}))
     drawn = {}
-    own = dict(ckpt=",".join(paths), html=str(folder / "page.html"), frontier=str(folder / "eval.json"), device="cpu")
+    own = dict(
+        ckpt=",".join(paths),
+        html=str(folder / "page.html"),
+        frontier=str(folder / "eval.json"),
+        device="cpu",
+    )
     own |= dict(draft=paths[0], gamma=3, steps=4, prompt="aé", temperature=1.5)
 
     def remember(names, samples):
@@ -79,9 +99,22 @@ def in_browser(told, tmp_path_factory):
             (async () => {{ {script}
               $("report").textContent = JSON.stringify(report) }})()</script>"""
         copy.write_text(whole + test, encoding="utf-8")
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={copy.parent}/profile"]
-        command += ["--enable-logging=stderr", "--virtual-time-budget=20000", "--window-size=1200,900", "--dump-dom"]
-        ran = subprocess.run([*command, copy.as_uri()], capture_output=True, text=True, timeout=120, encoding="utf-8")
+        command = [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={copy.parent}/profile",
+        ]
+        command += [
+            "--enable-logging=stderr",
+            "--virtual-time-budget=20000",
+            "--window-size=1200,900",
+            "--dump-dom",
+        ]
+        ran = subprocess.run(
+            [*command, copy.as_uri()], capture_output=True, text=True, timeout=120, encoding="utf-8"
+        )
         assert ":CONSOLE" not in ran.stderr, ran.stderr
         found = re.search(r'<pre id="report">(.*?)</pre>', ran.stdout, re.S)
         assert found and found[1], ran.stdout[-2000:] + ran.stderr
@@ -101,14 +134,18 @@ def test_the_page_shows_the_sampled_text_and_executes_none_of_it(told, in_browse
         report.images = document.images.length;
         report.legend = $("plot").textContent.includes("<b>teacher</b>") && !document.querySelector("b");
         report.foreign = [...document.querySelectorAll("[src],[href]")].length""")
-    assert r["names"][: len(drawn)] == list(drawn) and r["texts"] == r["dom"] == list(drawn.values())
+    assert r["names"][: len(drawn)] == list(drawn) and r["texts"] == r["dom"] == list(
+        drawn.values()
+    )
     assert all(any(evil in text for text in r["texts"]) for evil in EVIL) and all(
         t.startswith("aé") for t in r["texts"]
     )
     assert r["images"] == r["foreign"] == 0 and r["legend"]
     assert os.path.getsize(path) < 100_000
     with open(path, encoding="utf-8") as f:
-        assert set(re.findall(r"\w+://[\w./]+", f.read())) == {"http://www.w3.org/2000/svg"}  # a name, not a request
+        assert set(re.findall(r"\w+://[\w./]+", f.read())) == {
+            "http://www.w3.org/2000/svg"
+        }  # a name, not a request
 
 
 def test_play_pause_step_slider_and_keyboard(in_browser):
@@ -134,10 +171,18 @@ def test_play_pause_step_slider_and_keyboard(in_browser):
     first, second = r["moments"][1:3]
     assert r["step"][0] == first > 0 and sorted(r["step"][1]) == [0, 0, 1]
     assert r["two"] == second and r["back"] == first and r["zero"] == 0
-    assert r["end"][0] == float(r["end"][1]) == r["end_ms"] and r["end"][2][0] == 62 and r["end"][2][2] == 4
+    assert (
+        r["end"][0] == float(r["end"][1]) == r["end_ms"]
+        and r["end"][2][0] == 62
+        and r["end"][2][2] == 4
+    )
     shown, *rest = r["slid"][1].split()
-    assert r["slid"][0] == second and abs(float(shown) - second) < 0.06 and rest[0] == "of"  # a half is rounded up
-    assert not r["own"] and r["slow"] == "500" and r["label"] == "Pause" and r["moved"] and r["still"]
+    assert (
+        r["slid"][0] == second and abs(float(shown) - second) < 0.06 and rest[0] == "of"
+    )  # a half is rounded up
+    assert (
+        not r["own"] and r["slow"] == "500" and r["label"] == "Pause" and r["moved"] and r["still"]
+    )
     assert r["finished"] == [False, True, "Play"] and r["classes"] == "numbers"
 
 
@@ -153,12 +198,25 @@ def test_every_token_says_which_call_wrote_it_and_which_were_drafted(in_browser)
         toggle("refused"); report.hidden = [...document.querySelectorAll(".text del")].every(d => !d.offsetWidth)""")
     gpt, drafted, diffusion = r["runs"]
     assert r["seen"] == [[str(k) for k in run["calls"]] for run in r["runs"]]
-    assert gpt["calls"] == [0, 0, *range(1, 63)] and sorted(set(diffusion["calls"])) == [0, 1, 2, 3, 4]
-    assert r["colours"] == 4 and all(run["ms"] == sorted(run["ms"]) and run["ms"][0] > 0 for run in r["runs"])
+    assert gpt["calls"] == [0, 0, *range(1, 63)] and sorted(set(diffusion["calls"])) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert r["colours"] == 4 and all(
+        run["ms"] == sorted(run["ms"]) and run["ms"][0] > 0 for run in r["runs"]
+    )
     accepted = sum(a for a, _ in drafted["drafts"].values())
-    assert accepted + len(drafted["ms"]) == 62  # a round writes what it accepts, and a token of its own
+    assert (
+        accepted + len(drafted["ms"]) == 62
+    )  # a round writes what it accepts, and a token of its own
     assert r["drafted"] == [0, accepted, 0] and accepted > 0  # its own drafter: all of them
-    assert r["refused"] == [0, sum(bool(rest) for _, rest in drafted["drafts"].values()), 0] and r["hidden"]
+    assert (
+        r["refused"] == [0, sum(bool(rest) for _, rest in drafted["drafts"].values()), 0]
+        and r["hidden"]
+    )
     assert f"drafts: {accepted} accepted, {r['refused'][1]} refused" in r["status"]
 
 
@@ -182,7 +240,9 @@ def test_a_recording_of_the_page_has_the_same_text(told, tmp_path):
     R.main(path, str(tmp_path / "page.svg"))
     svg = (tmp_path / "page.svg").read_text(encoding="utf-8")
     texts = [
-        e.text for e in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text") if e.get("textLength")
+        e.text
+        for e in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+        if e.get("textLength")
     ]
     bare = lambda text: sorted(c for c in text if c.strip())  # noqa: E731
     assert bare("".join(texts)) == bare("".join(drawn.values()))
@@ -196,14 +256,21 @@ def test_a_recording_breaks_lines_where_the_text_does_and_at_its_edge():
         [(0, 5, "e"), (1, 0, "f")],
         [(2, 0, "123456"), (3, 0, "789")],
     ]
-    assert R.placed(["abcd", "efg", "", "h"], 6) == [[(0, 0, "abcd")], [(1, 0, "efg")], [], [(1, 3, "h")]]
+    assert R.placed(["abcd", "efg", "", "h"], 6) == [
+        [(0, 0, "abcd")],
+        [(1, 0, "efg")],
+        [],
+        [(1, 3, "h")],
+    ]
 
 
 def test_tokens_that_share_a_character_are_joined():
     text = "a\u4e16é!"
     pieces = page.pieces_of(list(text.encode()), lambda ids: bytes(ids).decode(errors="replace"))
     assert pieces == ["a", "", "", "\u4e16", "", "é", "!"]
-    assert page.pieces_of([195], lambda ids: bytes(ids).decode(errors="replace")) == ["\N{REPLACEMENT CHARACTER}"]
+    assert page.pieces_of([195], lambda ids: bytes(ids).decode(errors="replace")) == [
+        "\N{REPLACEMENT CHARACTER}"
+    ]
 
 
 def test_what_was_seen_of_a_diffusion_model_is_when_its_tokens_came():
@@ -234,12 +301,19 @@ def test_what_was_seen_of_a_gpt_is_what_it_wrote_with_and_without_drafts():
         assert way(generator=seeded(3), eos=0, watch=watch)[0].equal(x)
         n = S.end_of(x[0], 2, 0)
         run = page.run_of(x[0, :n].tolist(), events, write, None)
-        assert "".join(run["pieces"]) == write(x[0, :n].tolist()) and run["calls"][:2] == [0, 0] and not run["masks"]
+        assert (
+            "".join(run["pieces"]) == write(x[0, :n].tolist())
+            and run["calls"][:2] == [0, 0]
+            and not run["masks"]
+        )
         assert run["calls"] == sorted(run["calls"]) and run["calls"][2] == 1
         if counts is None:
             assert run["calls"][2:] == list(range(1, n - 1)) and run["drafts"] == {}
             continue
-        assert sum(a for a, _ in run["drafts"].values()) == counts.accepted.sum() and len(run["ms"]) == counts.row_calls
+        assert (
+            sum(a for a, _ in run["drafts"].values()) == counts.accepted.sum()
+            and len(run["ms"]) == counts.row_calls
+        )
         for k, (n_accepted, rest) in run["drafts"].items():
             assert 1 <= run["calls"].count(k) <= n_accepted + 1 or k == len(run["ms"])
             assert len(rest) <= 3 - n_accepted

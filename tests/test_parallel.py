@@ -16,7 +16,14 @@ import loop
 import train
 from plumbing.checkpoints import load_checkpoint, save_checkpoint
 
-KNOBS = dict(ema=0.9, eval_interval=2, gradient_accumulation_steps=4, eval_iters=1, log_interval=1, dtype="float32")
+KNOBS = dict(
+    ema=0.9,
+    eval_interval=2,
+    gradient_accumulation_steps=4,
+    eval_iters=1,
+    log_interval=1,
+    dtype="float32",
+)
 
 
 def launch(*script, **kw):
@@ -31,21 +38,32 @@ def assert_same(one, other, log="log.jsonl", atol=2e-5):
     """Two checkpoint files: the same but for the order of a sum, which Adam magnifies where a gradient is nearly 0."""
     a, b = load_checkpoint(one), load_checkpoint(other)
     parts = "model_config", "model", "ema", "optimizer", "step", "meta", "val_loss"
-    (a, spec_a), (b, spec_b) = (torch.utils._pytree.tree_flatten([c[k] for k in parts]) for c in (a, b))
+    (a, spec_a), (b, spec_b) = (
+        torch.utils._pytree.tree_flatten([c[k] for k in parts]) for c in (a, b)
+    )
     assert spec_a == spec_b  # the same keys in the same order
     for x, y in zip(a, b, strict=True):
         if isinstance(x, (torch.Tensor, float)):
             torch.testing.assert_close(x, y, atol=atol, rtol=1e-4)  # also type and shape
         else:
             assert x == y
-    logs = [[r["loss"] for r in map(json.loads, open(p.parent / log)) if "loss" in r] for p in (one, other)]
+    logs = [
+        [r["loss"] for r in map(json.loads, open(p.parent / log)) if "loss" in r]
+        for p in (one, other)
+    ]
     np.testing.assert_allclose(*logs, atol=2e-4)
 
 
 @pytest.mark.parametrize("objective", ["diffusion", "ar"])
 def test_sharded_or_not_two_processes_train_as_one(objective, markov, tmp_path, capsys):
     """Embedding rows that do not divide, head tied or not, and a clip that meets some of the gradients only."""
-    kw = {**TINY, **KNOBS, "dataset": markov, "objective": objective, "tie_weights": objective == "diffusion"}
+    kw = {
+        **TINY,
+        **KNOBS,
+        "dataset": markov,
+        "objective": objective,
+        "tie_weights": objective == "diffusion",
+    }
     kw |= dict(max_iters=4, sample_interval=4, grad_clip=1.9, dropout=0.1)
     kw["pos"] = "rope" if objective == "diffusion" else "learned"
     train.main(knobs(tmp_path / "one", **kw))
@@ -65,8 +83,22 @@ def teacher(markov, tmp_path_factory):
 
 def test_sharded_or_not_two_processes_distill_as_one(teacher, tmp_path):
     """Two rounds, the second with the optimizer of the first."""
-    kw = {**KNOBS, "teacher": teacher, "rounds": 2, "iters_per_round": 3, "orig_steps": 8, "batch_size": 4}
-    kw |= dict(reset_optimizer=False, warmup_iters=1, learning_rate=1e-3, eval_interval=3, grad_clip=0.02, device="cpu")
+    kw = {
+        **KNOBS,
+        "teacher": teacher,
+        "rounds": 2,
+        "iters_per_round": 3,
+        "orig_steps": 8,
+        "batch_size": 4,
+    }
+    kw |= dict(
+        reset_optimizer=False,
+        warmup_iters=1,
+        learning_rate=1e-3,
+        eval_interval=3,
+        grad_clip=0.02,
+        device="cpu",
+    )
     one = dict(kw, out_dir=str(tmp_path / "one"))
     D.main(type(D.cfg)(**{**vars(D.cfg), **one}))
     for fsdp in (True, False):
@@ -109,7 +141,9 @@ def test_a_run_continues_on_more_and_on_fewer_processes(fsdp, markov, tmp_path):
     out, _ = launch(tmp_path / "watched.py", "train.py", **kw, fsdp=fsdp, max_iters=4)
     saved = load_checkpoint(tmp_path / "parts/ckpt.pt")
     assert saved["step"] == 4
-    whole = 3 * 4 * sum(p.numel() for p in saved["model"].values())  # with AdamW's two moments, float32
+    whole = (
+        3 * 4 * sum(p.numel() for p in saved["model"].values())
+    )  # with AdamW's two moments, float32
     held = [int(n) / whole for n in re.findall(r"holds (\d+) bytes", out)]
     assert len(held) == 4 and all(0.45 < h < 0.6 if fsdp else 0.99 < h < 1.1 for h in held)
     train.main(knobs(**{"tmp_path": tmp_path, **kw}, max_iters=6))
@@ -134,10 +168,20 @@ def test_under_torchrun_a_process_reads_only_the_shards_that_it_takes(tmp_path, 
 
 def test_a_process_that_fails_ends_the_run_and_says_why(markov, tmp_path):
     (tmp_path / "watched.py").write_text(WATCHED.replace("FAILS", "'1'"))
-    kw = {**TINY, **KNOBS, "dataset": markov, "fsdp": True, "eval_interval": 1, "out_dir": tmp_path / "run"}
+    kw = {
+        **TINY,
+        **KNOBS,
+        "dataset": markov,
+        "fsdp": True,
+        "eval_interval": 1,
+        "out_dir": tmp_path / "run",
+    }
     _, said = launch(tmp_path / "watched.py", "train.py", **kw, ok=False)
     assert "the disk of this process is gone" in said
-    assert load_checkpoint(tmp_path / "run/ckpt.pt")["step"] in (1, 2)  # 2 if the first was done writing
+    assert load_checkpoint(tmp_path / "run/ckpt.pt")["step"] in (
+        1,
+        2,
+    )  # 2 if the first was done writing
 
 
 def test_what_does_not_go_with_shards_is_refused(tmp_path, monkeypatch, refused):
@@ -145,5 +189,7 @@ def test_what_does_not_go_with_shards_is_refused(tmp_path, monkeypatch, refused)
     assert "start them with torchrun" in refused(loop.check_loop, knobs(tmp_path, fsdp=True))
     monkeypatch.setenv("WORLD_SIZE", "2")
     for kw in (dict(vocab_parallel=True), dict(kd_data="student")):
-        said = refused(D.refuse_odd_distillation, type(D.cfg)(**{**vars(D.cfg), **kw, "fsdp": True}))
+        said = refused(
+            D.refuse_odd_distillation, type(D.cfg)(**{**vars(D.cfg), **kw, "fsdp": True})
+        )
         assert "--vocab_parallel=True nor --kd_data=student" in said

@@ -24,14 +24,22 @@ from plumbing.randomness import seeded
 
 V, C, L, E = 50257, 16, 2, 8
 MDLM = {"n_heads": 2, "hidden_dim": C, "model_length": 32, "time_conditioning": False}
-GPT2 = {"n_head": 2, "n_layer": L, "n_embd": C, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5}
+GPT2 = {
+    "n_head": 2,
+    "n_layer": L,
+    "n_embd": C,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+}
 
 
 def folder_of(path, config, w):
     """Writes what a hub gives -> the folder."""
     path.mkdir()
     (path / "config.json").write_text(json.dumps(config))
-    safetensors.torch.save_file({k: v.contiguous() for k, v in w.items()}, path / "model.safetensors")
+    safetensors.torch.save_file(
+        {k: v.contiguous() for k, v in w.items()}, path / "model.safetensors"
+    )
     return str(path)
 
 
@@ -82,12 +90,19 @@ def test_gpt2_is_the_published_one(gpt2, gpt2_folder):
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "backbone.backbone."])
-def test_any_number_of_prefixes_and_nested_settings_as_in_the_sdtt_files(prefix, mdlm, mdlm_folder, tmp_path):
-    config = {"config": {"model": {"n_heads": 2, "length": 32}, "time_conditioning": False}, "verbose": True}
+def test_any_number_of_prefixes_and_nested_settings_as_in_the_sdtt_files(
+    prefix, mdlm, mdlm_folder, tmp_path
+):
+    config = {
+        "config": {"model": {"n_heads": 2, "length": 32}, "time_conditioning": False},
+        "verbose": True,
+    }
     folder = folder_of(tmp_path / "sdtt", config, {prefix + k: v for k, v in mdlm.items()})
     same, model = GPT.from_pretrained(mdlm_folder), GPT.from_pretrained(folder)
     assert model.config == same.config and model.config.block_size == 32
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), same.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), same.parameters(), strict=True)
+    )
 
 
 def test_names_become_repositories_and_revisions():
@@ -103,7 +118,15 @@ def test_names_become_repositories_and_revisions():
         "hub:me/mine": ["me/mine", "main"],
     }.items():
         assert hub_address(name) == address
-    for name in ("gpt3", "gpt2-xxl", "sdtt:kld:8", "sdtt:kl:1", "mdlm", "out/pydoc/ckpt.pt", "xgpt2"):
+    for name in (
+        "gpt3",
+        "gpt2-xxl",
+        "sdtt:kld:8",
+        "sdtt:kl:1",
+        "mdlm",
+        "out/pydoc/ckpt.pt",
+        "xgpt2",
+    ):
         assert hub_address(name) is None
 
 
@@ -111,10 +134,14 @@ def test_the_hub_is_asked_for_three_files_of_the_revision(gpt2_folder, monkeypat
     import huggingface_hub
 
     asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **kw: asked.append((a, kw)) or gpt2_folder)
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *a, **kw: asked.append((a, kw)) or gpt2_folder
+    )
     assert GPT.from_pretrained("gpt2-large").config.n_embd == C
     files = ["config.json", "model.safetensors", "tokenizer.json"]
-    assert asked == [(("openai-community/gpt2-large",), {"revision": "main", "allow_patterns": files})]
+    assert asked == [
+        (("openai-community/gpt2-large",), {"revision": "main", "allow_patterns": files})
+    ]
 
 
 def test_no_network_is_one_line():
@@ -196,7 +223,11 @@ def test_files_that_are_cut_off_or_missing_are_refused(gpt2_folder, gpt2, tmp_pa
     content = open(f"{folder}/model.safetensors", "rb").read()
     (tmp_path / "cut" / "model.safetensors").write_bytes(content[: len(content) // 2])
     assert "cut" in refused(load_model, folder)
-    unknown = {"model_config": {"n_layer": 2, "wings": 2, "vocab_size": 5}, "meta": {"vocab_size": 5}, "dataset": "x"}
+    unknown = {
+        "model_config": {"n_layer": 2, "wings": 2, "vocab_size": 5},
+        "meta": {"vocab_size": 5},
+        "dataset": "x",
+    }
     for name, text in {"list": "[]", "unknown": json.dumps(unknown)}.items():
         odd = folder_of(tmp_path / name, GPT2, gpt2)
         (tmp_path / name / "config.json").write_text(text)
@@ -215,34 +246,81 @@ def test_a_model_is_exported_and_comes_back_the_same(mdlm_folder, tmp_path, refu
     save_published(str(tmp_path / "mine"), model, checkpoint)
     again, about = load_model(str(tmp_path / "mine"))
     assert again.config == model.config and about["meta"] == checkpoint["meta"] == data.GPT2_META
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True)
+    )
     assert "another folder" in refused(save_published, str(tmp_path / "mine"), model, checkpoint)
 
 
 def test_a_class_publishes_its_own(markov, tmp_path):
     """Trains, samples and exports; the folder then serves as a checkpoint in every script."""
-    tiny = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4", "--eval_iters=1"]
-    tiny += ["--max_iters=4", "--eval_interval=4", "--device=cpu", f"--dataset={markov}", "--ema=0.9"]
+    tiny = [
+        "--n_layer=1",
+        "--n_head=2",
+        "--n_embd=16",
+        "--block_size=16",
+        "--batch_size=4",
+        "--eval_iters=1",
+    ]
+    tiny += [
+        "--max_iters=4",
+        "--eval_interval=4",
+        "--device=cpu",
+        f"--dataset={markov}",
+        "--ema=0.9",
+    ]
     run("train.py", *tiny, f"--out_dir={tmp_path}/run")
     few = ["--num_samples=2", "--steps=4", "--device=cpu"]
     out, _ = run("sample.py", f"--ckpt={tmp_path}/run/ckpt.pt", f"--export={tmp_path}/mine", *few)
     again, _ = run("sample.py", f"--ckpt={tmp_path}/mine", *few)
     assert again.split("sample 1")[1].split(" in ")[0] == out.split("sample 1")[1].split(" in ")[0]
-    few = ["--iters_per_round=2", "--eval_interval=2", "--eval_iters=1", "--batch_size=2", "--device=cpu", "--rounds=1"]
+    few = [
+        "--iters_per_round=2",
+        "--eval_interval=2",
+        "--eval_iters=1",
+        "--batch_size=2",
+        "--device=cpu",
+        "--rounds=1",
+    ]
     few += ["--gradient_accumulation_steps=1"]
-    run("distill.py", f"--teacher={tmp_path}/mine", *few, f"--out_dir={tmp_path}/sdtt", f"--export={tmp_path}/student")
-    student, round_1 = (load_model(f"{tmp_path}/{name}")[0] for name in ("student", "sdtt/round_1.pt"))
-    assert all(torch.equal(p, q) for p, q in zip(student.parameters(), round_1.parameters(), strict=True))
-    _, said = run("distill.py", f"--teacher={tmp_path}/mine", f"--export={tmp_path}/student", ok=False)
+    run(
+        "distill.py",
+        f"--teacher={tmp_path}/mine",
+        *few,
+        f"--out_dir={tmp_path}/sdtt",
+        f"--export={tmp_path}/student",
+    )
+    student, round_1 = (
+        load_model(f"{tmp_path}/{name}")[0] for name in ("student", "sdtt/round_1.pt")
+    )
+    assert all(
+        torch.equal(p, q) for p, q in zip(student.parameters(), round_1.parameters(), strict=True)
+    )
+    _, said = run(
+        "distill.py", f"--teacher={tmp_path}/mine", f"--export={tmp_path}/student", ok=False
+    )
     assert "holds a model or a config.json already" in said
     run("train.py", *tiny, f"--init_from={tmp_path}/student", f"--out_dir={tmp_path}/more")
-    run("eval.py", f"--ckpt={tmp_path}/student", "--num_samples=4", "--steps=4", "--device=cpu", f"--out={tmp_path}/e")
+    run(
+        "eval.py",
+        f"--ckpt={tmp_path}/student",
+        "--num_samples=4",
+        "--steps=4",
+        "--device=cpu",
+        f"--out={tmp_path}/e",
+    )
 
 
 def test_gpt2_becomes_a_diffusion_model_with_a_shorter_context(gpt2_folder, tmp_path):
     folder = tmp_path / "words"
     data.write(str(folder), np.arange(400) % V, np.arange(400) % V, data.GPT2_META)
-    args = [f"--dataset={folder}", "--block_size=16", "--batch_size=2", "--max_iters=2", "--eval_iters=1"]
+    args = [
+        f"--dataset={folder}",
+        "--block_size=16",
+        "--batch_size=2",
+        "--max_iters=2",
+        "--eval_iters=1",
+    ]
     args += ["--device=cpu", f"--out_dir={tmp_path}/run", "--dtype=float32"]
     run("train.py", *args, f"--init_from={gpt2_folder}")
     saved = load_checkpoint(f"{tmp_path}/run/ckpt.pt")["model_config"]
@@ -259,8 +337,13 @@ def tokenizer_json(tokens=WORDS, **added):
     """What the package `tokenizers` saves: each character is a token, what is none is the first."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=tokens[0]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Split("", "isolated"), decoders.Fuse()
+    tokenizer = Tokenizer(
+        models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=tokens[0])
+    )
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.Split("", "isolated"),
+        decoders.Fuse(),
+    )
     tokenizer.add_special_tokens([AddedToken(token) for token in added.get("special", [])])
     return tokenizer.to_str()
 
@@ -275,7 +358,14 @@ def small_folder(path, tokenizer=None, V=11, **config):
 
 def sampled(ckpt, prompt):
     """sample.py's one text, and what it says before."""
-    said, _ = run("sample.py", f"--ckpt={ckpt}", "--device=cpu", "--num_samples=1", "--steps=4", f"--prompt={prompt}")
+    said, _ = run(
+        "sample.py",
+        f"--ckpt={ckpt}",
+        "--device=cpu",
+        "--num_samples=1",
+        "--steps=4",
+        f"--prompt={prompt}",
+    )
     told, sample = said.split("-" * 40 + " sample 1\n")
     return sample.split("\n" + "-" * 40)[0], told
 
@@ -288,13 +378,36 @@ def test_a_model_of_any_vocabulary_trains_distills_samples_and_is_exported(tmp_p
     literal = reference.mdlm_forward(reference.random_mdlm(11, C, L, E, seeded(0)), 2, xt)[..., :11]
     assert (model(xt) - literal).abs().max() < 1e-4
     (tmp_path / "mine.txt").write_text("abc hi " * 200)
-    run("data/text/prepare.py", f"--input={tmp_path}/mine.txt", f"--out_dir={tmp_path}/data", f"--tokenizer={folder}")
-    args = ["--device=cpu", "--eval_iters=1", "--batch_size=2", "--gradient_accumulation_steps=1", "--eval_interval=2"]
-    more = ["--block_size=16", "--max_iters=2", f"--dataset={tmp_path}/data", f"--init_from={folder}"]
+    run(
+        "data/text/prepare.py",
+        f"--input={tmp_path}/mine.txt",
+        f"--out_dir={tmp_path}/data",
+        f"--tokenizer={folder}",
+    )
+    args = [
+        "--device=cpu",
+        "--eval_iters=1",
+        "--batch_size=2",
+        "--gradient_accumulation_steps=1",
+        "--eval_interval=2",
+    ]
+    more = [
+        "--block_size=16",
+        "--max_iters=2",
+        f"--dataset={tmp_path}/data",
+        f"--init_from={folder}",
+    ]
     run("train.py", *args, *more, f"--out_dir={tmp_path}/run")
-    more = ["--iters_per_round=2", "--rounds=1", f"--teacher={tmp_path}/run/ckpt.pt", f"--export={tmp_path}/student"]
+    more = [
+        "--iters_per_round=2",
+        "--rounds=1",
+        f"--teacher={tmp_path}/run/ckpt.pt",
+        f"--export={tmp_path}/student",
+    ]
     run("distill.py", *args, *more, f"--out_dir={tmp_path}/sdtt")
-    assert data.same_vocabulary(load_checkpoint(f"{tmp_path}/student")["meta"], load_checkpoint(folder)["meta"])
+    assert data.same_vocabulary(
+        load_checkpoint(f"{tmp_path}/student")["meta"], load_checkpoint(folder)["meta"]
+    )
     assert (
         "json" not in json.loads((tmp_path / "student" / "config.json").read_text())["meta"]
     )  # it is a file beside it
@@ -305,13 +418,20 @@ def test_a_model_of_any_vocabulary_trains_distills_samples_and_is_exported(tmp_p
 def test_without_a_tokenizer_text_is_token_ids(tmp_path):
     folder = small_folder(tmp_path / "eleven")
     (tmp_path / "mine.txt").write_text("3 1 4 10 0 " * 200)
-    run("data/text/prepare.py", f"--input={tmp_path}/mine.txt", f"--out_dir={tmp_path}/data", f"--tokenizer={folder}")
+    run(
+        "data/text/prepare.py",
+        f"--input={tmp_path}/mine.txt",
+        f"--out_dir={tmp_path}/data",
+        f"--tokenizer={folder}",
+    )
     corpus = data.load(f"{tmp_path}/data")
     assert corpus.train[:6].tolist() == [3, 1, 4, 10, 0, 3] and data.same_vocabulary(
         corpus.meta, load_checkpoint(folder)["meta"]
     )
     sample, told = sampled(folder, "7 8 10 0")
-    assert sample.startswith("7 8 10 0 ") and len(sample.split()) == 32 and "no tokenizer.json" in told
+    assert (
+        sample.startswith("7 8 10 0 ") and len(sample.split()) == 32 and "no tokenizer.json" in told
+    )
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, refused):
@@ -325,16 +445,26 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, refused):
     ):
         said = refused(load_checkpoint, small_folder(tmp_path / str(i), text))
         assert all(word in said for word in words), said
-    meta = load_checkpoint(small_folder(tmp_path / "mask", tokenizer_json(special=["[MASK]"]), eos_token_id=4))["meta"]
+    meta = load_checkpoint(
+        small_folder(tmp_path / "mask", tokenizer_json(special=["[MASK]"]), eos_token_id=4)
+    )["meta"]
     encode, decode = data.encoder(meta)
-    assert encode("ab h") == [0, 1, 10, 7] and decode([0, 1, 10, 7]) == "ab h" and data.start_token(meta) == 4
+    assert (
+        encode("ab h") == [0, 1, 10, 7]
+        and decode([0, 1, 10, 7]) == "ab h"
+        and data.start_token(meta) == 4
+    )
     assert "cannot write" in refused(encode, "a[MASK]")
     encode, decode = data.encoder({"tokenizer": "ids", "vocab_size": 11})
     assert encode(decode([3, 1, 10])) == [3, 1, 10]
-    assert "'11' is no token id from 0 to 10" in refused(encode, "3 11") and "'a'" in refused(encode, "a")
+    assert "'11' is no token id from 0 to 10" in refused(encode, "3 11") and "'a'" in refused(
+        encode, "a"
+    )
 
 
-def test_without_the_package_the_model_loads_and_text_is_refused_in_one_line(tmp_path, monkeypatch, refused):
+def test_without_the_package_the_model_loads_and_text_is_refused_in_one_line(
+    tmp_path, monkeypatch, refused
+):
     folder = small_folder(tmp_path / "eleven", tokenizer_json())
     data.tokenizers.json_tokenizer.cache_clear()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
@@ -347,7 +477,9 @@ def test_a_gpt2_sized_vocabulary_is_gpt2s_only_if_its_words_are(gpt2, tmp_path):
     for name, word in {"english": "\u0120gazed", "other": "\u0120ol\u00e1"}.items():
         folder = folder_of(tmp_path / name, {**GPT2, "eos_token_id": V - 1}, gpt2)
         vocab = {f"t{i}": i for i in range(V - 2)} | {word: V - 2, "<|endoftext|>": V - 1}
-        text = json.dumps({"model": {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"}, "added_tokens": []})
+        text = json.dumps(
+            {"model": {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"}, "added_tokens": []}
+        )
         (tmp_path / name / "tokenizer.json").write_text(text)
         meta[name] = load_checkpoint(folder)["meta"]
     assert meta["english"] == data.GPT2_META
@@ -362,9 +494,20 @@ def test_what_is_published_has_a_card_with_its_numbers(tmp_path, refused):
     save_published(str(tmp_path / "mine"), model, checkpoint)
     n = sum(p.numel() for p in model.parameters())
     card = (tmp_path / "mine" / "README.md").read_text()
-    for words in (f"{n:,}: 2 layers", "context 32", "1,200", "0.4322, kl_bwd", "| trained on | texts |", "11 tokens"):
+    for words in (
+        f"{n:,}: 2 layers",
+        "context 32",
+        "1,200",
+        "0.4322, kl_bwd",
+        "| trained on | texts |",
+        "11 tokens",
+    ):
         assert words in card
-    assert "steps 2, sampler spread" in card and "sample.py --ckpt=hub:OWNER/mine" in card and "/home" not in card
+    assert (
+        "steps 2, sampler spread" in card
+        and "sample.py --ckpt=hub:OWNER/mine" in card
+        and "/home" not in card
+    )
     assert load_model(str(tmp_path / "mine"))[1]["made_for"] == {"steps": 2, "sampler": "spread"}
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "README.md").write_text("by hand")
@@ -384,7 +527,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, refused):
     said = refused(checkpoints.save_checkpoint, path, {"model_config": {}, "step": 2})
     assert "No space left" in said and "still there" in said
     assert load_checkpoint(path)["step"] == 1 and not (tmp_path / "ckpt.pt.tmp").exists()
-    assert "Nothing was saved" in refused(checkpoints.save_checkpoint, str(tmp_path / "other.pt"), {})
+    assert "Nothing was saved" in refused(
+        checkpoints.save_checkpoint, str(tmp_path / "other.pt"), {}
+    )
 
 
 def test_published_models_are_data_only():

@@ -42,15 +42,24 @@ def test_what_is_shown_is_what_the_functions_computed(models, capsys):
         held = W.inside(diffusion_loss, lambda: diffusion_loss(model, x0, noise()))  # noqa: B023
         total = numbers("The sum,", loss)[0]
         assert total == pytest.approx(diffusion_loss(model, x0, noise()).item(), abs=1e-3)
-        assert total == pytest.approx(reference.diffusion_loss(model, x0, held["xt"], held["t"]).item(), abs=1e-3)
+        assert total == pytest.approx(
+            reference.diffusion_loss(model, x0, held["xt"], held["t"]).item(), abs=1e-3
+        )
         assert sum(numbers("adds", loss)) == pytest.approx(total, abs=0.01)
-        assert loss.count(" adds ") == reverse.count(" drawn, ") == int((held["xt"] == model.mask_id).sum()) > 0
+        assert (
+            loss.count(" adds ")
+            == reverse.count(" drawn, ")
+            == int((held["xt"] == model.mask_id).sum())
+            > 0
+        )
         assert "0.50, 1.00" in reverse and "░" not in reverse.strip().splitlines()[-1]
         q, p, chance = (numbers(name, speculation) for name in (" q", " p", "min(1, p / q)"))
         for q_x, p_x, c in zip(q, p, chance, strict=True):
             assert c == pytest.approx(min(1, p_x / q_x), abs=0.002 / q_x)
         judged = re.findall("accepted|refused|not judged", speculation)
-        assert len(judged) == len(q) == 4 and judged == sorted(judged, key=["accepted", "refused", "not judged"].index)
+        assert len(judged) == len(q) == 4 and judged == sorted(
+            judged, key=["accepted", "refused", "not judged"].index
+        )
         assert ("refused" in judged) == ("residual" in speculation) and judged.count("refused") <= 1
         refused.add("refused" in judged)
     assert True in refused

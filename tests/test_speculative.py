@@ -35,12 +35,25 @@ def drafter(name, V=V, block_size=16):
     if name == "lookup":
         return Lookup(V)
     if name.startswith("diffusion"):
-        kw = {"diffusion": {}, "diffusion, 2 groups": {"steps": 2}, "diffusion, short window": {"window": 1}}[name]
+        kw = {
+            "diffusion": {},
+            "diffusion, 2 groups": {"steps": 2},
+            "diffusion, short window": {"window": 1},
+        }[name]
         return Diffusion(tiny_model(V=V, seed=2, block_size=block_size), **kw)
     return tiny_model(V=V, causal=True, seed=2, arch=name, block_size=block_size)
 
 
-DRAFTERS = ["ngram", "lookup", "diffusion", "diffusion, 2 groups", "diffusion, short window", "gpt", "lstm", "cnn"]
+DRAFTERS = [
+    "ngram",
+    "lookup",
+    "diffusion",
+    "diffusion, 2 groups",
+    "diffusion, short window",
+    "gpt",
+    "lstm",
+    "cnn",
+]
 
 
 class Paths:
@@ -62,7 +75,9 @@ class Paths:
 
     def draw_from(self, p, generator=None):
         flat = p.reshape(-1, p.size(-1)).double()
-        return torch.tensor([self.choose((row / row.sum()).tolist()) for row in flat]).view(p.shape[:-1])
+        return torch.tensor([self.choose((row / row.sum()).tolist()) for row in flat]).view(
+            p.shape[:-1]
+        )
 
     def bernoulli(self, chance, generator):
         out = []
@@ -96,7 +111,9 @@ def target_law(target, prompt, n_new, eos=None, **settings):
             if eos is not None and eos in new[:i]:
                 weight *= new[i] == eos
                 continue
-            p = probabilities(target(torch.tensor([[*prompt, *new[:i]]]))[0, -1], *settings.values())
+            p = probabilities(
+                target(torch.tensor([[*prompt, *new[:i]]]))[0, -1], *settings.values()
+            )
             weight *= p[new[i]].item()
         if weight > 0:
             law[(*prompt, *new)] = weight
@@ -113,19 +130,27 @@ PROMPT = [0, 1, 1, 0, 1]
 def speculative_law(monkeypatch, name, gamma, n_new=3, eos=None, V=V, **settings):
     paths = Paths(monkeypatch)
     target, guess, idx = target_model(V), drafter(name, V), torch.tensor([PROMPT])
-    return paths.law(lambda: tuple(speculate(target, guess, idx, n_new, gamma, eos=eos, **settings)[0][0].tolist()))
+    return paths.law(
+        lambda: tuple(
+            speculate(target, guess, idx, n_new, gamma, eos=eos, **settings)[0][0].tolist()
+        )
+    )
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 3])
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_the_law_is_the_targets_by_enumeration(name, gamma, monkeypatch):
-    n_new, V = (3, 3) if gamma < 3 else (4, 2)  # 4 more tokens are at most 3 drafted ones and a free one
+    n_new, V = (
+        (3, 3) if gamma < 3 else (4, 2)
+    )  # 4 more tokens are at most 3 drafted ones and a free one
     law = speculative_law(monkeypatch, name, gamma, n_new, V=V)
     assert sum(law.values()) == pytest.approx(1)
     assert distance(law, target_law(target_model(V), PROMPT, n_new)) < 1e-5
 
 
-@pytest.mark.parametrize("settings", [(0.7, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.8), (0.0, 0, 1.0), (1.5, 2, 0.9)])
+@pytest.mark.parametrize(
+    "settings", [(0.7, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.8), (0.0, 0, 1.0), (1.5, 2, 0.9)]
+)
 @pytest.mark.parametrize("name", ["gpt", "lookup", "diffusion"])
 def test_the_law_holds_for_temperature_top_k_and_top_p(name, settings, monkeypatch):
     settings = dict(zip(("temperature", "top_k", "top_p"), settings, strict=True))
@@ -162,7 +187,9 @@ def off_by_one_target(model, cache, x, n, k, real=speculative.logits_after):
 
 def counts_after_the_first_refusal(monkeypatch):
     real = torch.Tensor.cumprod
-    monkeypatch.setattr(torch.Tensor, "cumprod", lambda x, dim: x if x.dtype == torch.int64 else real(x, dim))
+    monkeypatch.setattr(
+        torch.Tensor, "cumprod", lambda x, dim: x if x.dtype == torch.int64 else real(x, dim)
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt", "lookup"])
@@ -176,14 +203,18 @@ def test_known_mistakes_are_seen(name, monkeypatch):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(speculative, attribute, wrong)
             assert distance(speculative_law(patch, name, 2), exact) > 0.01, wrong
-    assert distance(speculative_law(monkeypatch, name, 2), exact) < 1e-5  # and without them, nothing
+    assert (
+        distance(speculative_law(monkeypatch, name, 2), exact) < 1e-5
+    )  # and without them, nothing
 
 
 def test_counting_after_the_first_refusal_is_seen(monkeypatch):
     """bernoulli must answer for every token here, as it does in a real run."""
     exact = target_law(target_model(), PROMPT, 3)
     monkeypatch.setattr(
-        Paths, "bernoulli", lambda self, a, g: torch.tensor([[self.choose([1 - p, p]) == 1 for p in a[0].tolist()]])
+        Paths,
+        "bernoulli",
+        lambda self, a, g: torch.tensor([[self.choose([1 - p, p]) == 1 for p in a[0].tolist()]]),
     )
     with pytest.MonkeyPatch.context() as patch:
         assert distance(speculative_law(patch, "gpt", 2), exact) < 1e-5
@@ -201,7 +232,9 @@ def test_an_lstm_that_sees_the_future_is_seen(monkeypatch):
 
     monkeypatch.setattr(drafters.nn, "LSTM", Both)
     with pytest.raises(AssertionError):
-        test_model.test_small_architectures_see_the_past_only_and_train_in_every_weight("lstm", None)
+        test_model.test_small_architectures_see_the_past_only_and_train_in_every_weight(
+            "lstm", None
+        )
 
 
 def test_a_draft_in_any_order_is_refused_with_the_reason(refused):
@@ -243,7 +276,9 @@ def test_batched_sampling_has_the_targets_frequencies_for_every_prompt(name):
     """Rows of different prompts accept differently; eos ends some of them. Chi-square against the exact law."""
     target, n = tiny_model(V=2, causal=True, seed=1), 2000
     prompts = torch.tensor([[0, 1, 1], [1, 0, 0]])
-    got, _ = speculate(target, drafter(name, 2), prompts.repeat(n, 1), 4, 2, generator=seeded(1), eos=1)
+    got, _ = speculate(
+        target, drafter(name, 2), prompts.repeat(n, 1), 4, 2, generator=seeded(1), eos=1
+    )
     for prompt in prompts.tolist():
         exact = target_law(target, prompt, 4, eos=1)
         rows = [tuple(x) for x in got.tolist() if x[:3] == prompt]
@@ -256,7 +291,10 @@ def test_batched_sampling_has_the_targets_frequencies_for_every_prompt(name):
 @pytest.mark.parametrize("name", ["gpt", "lstm", "cnn"])
 def test_a_drafter_never_reads_what_was_refused(name, monkeypatch):
     """Its distributions are those of a forward pass without a cache in every round, also where other rows end first."""
-    target, guess = tiny_model(V=V, causal=True, seed=1, block_size=32), drafter(name, block_size=32)
+    target, guess = (
+        tiny_model(V=V, causal=True, seed=1, block_size=32),
+        drafter(name, block_size=32),
+    )
     real, checked = speculative.propose, []
 
     def propose(model, cache, x, n, gamma, *args):
@@ -264,12 +302,16 @@ def test_a_drafter_never_reads_what_was_refused(name, monkeypatch):
         for row in range(len(n)):
             for j in range(gamma):
                 text = torch.cat([x[row, : n[row]], drafts[row, :j]])[None]
-                torch.testing.assert_close(q[row, j], model(text)[0, -1].softmax(-1), atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(
+                    q[row, j], model(text)[0, -1].softmax(-1), atol=1e-5, rtol=1e-4
+                )
                 checked.append(1)
         return drafts, q
 
     monkeypatch.setattr(speculative, "propose", propose)
-    speculate(target, guess, torch.randint(V, (6, 3), generator=seeded(0)), 25, 3, generator=seeded(1))
+    speculate(
+        target, guess, torch.randint(V, (6, 3), generator=seeded(0)), 25, 3, generator=seeded(1)
+    )
     assert len(checked) > 100
 
 
@@ -294,11 +336,17 @@ def test_predicted_speedup_by_hand():
     counts = types.SimpleNamespace(draft_s=2.0, drafts=40, target_s=15.0, rounds=10)
     assert speculative.costs(counts, step_s=0.5) == (0.1, 3.0)
     measured = {1: (0.1, 1.0), 2: (0.1, 1.1), 4: (0.1, 2.0)}
-    assert speculative.best_gamma(None, None, 0.8, measured) == (2, pytest.approx((1 + 0.8 + 0.64) / 1.3))
+    assert speculative.best_gamma(None, None, 0.8, measured) == (
+        2,
+        pytest.approx((1 + 0.8 + 0.64) / 1.3),
+    )
     by_place = types.SimpleNamespace(
         accepted=torch.tensor([80, 8]), tested=torch.tensor([100, 80])
     )  # 0.8, 0.1: not 0.8 and 0.64
-    assert speculative.best_gamma(Diffusion(None), by_place, 0.8, measured) == (1, pytest.approx(1.8 / 1.1))
+    assert speculative.best_gamma(Diffusion(None), by_place, 0.8, measured) == (
+        1,
+        pytest.approx(1.8 / 1.1),
+    )
     assert speculative.predicted_speedup(0.0, 0.5, 2) == pytest.approx(0.5)
 
 
@@ -320,7 +368,9 @@ def test_ngram_equals_the_nested_loops_also_for_unseen_contexts(n, smoothing):
     contexts = [list(c) for c in itertools.product(range(5), repeat=n - 1)][:: 1 if n < 5 else 17]
     got = model.log_probs(np.array(contexts, dtype=np.int64).reshape(len(contexts), n - 1)).exp()
     if smoothing == "laplace":
-        want = torch.stack([reference.DictNGram(n, 5).fit(tokens).log_probs(c).exp() for c in contexts])
+        want = torch.stack(
+            [reference.DictNGram(n, 5).fit(tokens).log_probs(c).exp() for c in contexts]
+        )
     else:
         want = torch.tensor([reference.kneser_ney(tokens.tolist(), c, n, 5) for c in contexts])
     torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
@@ -347,7 +397,9 @@ def test_ngram_files_are_readable_text_and_load_to_the_same_model(n, tmp_path, r
     lines = (tmp_path / "ngram.txt").read_text().splitlines()
     assert '"smoothing": "kneser_ney"' in lines[0]
     count, *gram = map(int, lines[-1].split())
-    assert len(gram) == n and count == sum(tokens[i : i + n].tolist() == gram for i in range(501 - n))
+    assert len(gram) == n and count == sum(
+        tokens[i : i + n].tolist() == gram for i in range(501 - n)
+    )
     (tmp_path / "cut.txt").write_text("\n".join(lines[: len(lines) // 2]))
     assert "damaged" in refused(NGram.load, tmp_path / "cut.txt")
     (tmp_path / "none.txt").write_text("hello\n")
@@ -365,4 +417,7 @@ def test_the_knobs_of_an_ngram_reach_its_file(markov, tmp_path, refused):
 def test_lookup_continues_the_longest_match():
     x = torch.tensor([[1, 2, 0, 3, 2, 0, 1, 2, 0, 0], [3, 3, 1, 4, 2, 4, 2, 4, 0, 0]])
     guess = Lookup(5).next_logits(x, torch.tensor([9, 8])).argmax(-1)
-    assert guess.tolist() == [3, 2]  # 1 2 0 was followed by 3, though 2 0 was followed by 1 later; 4 2 4 by 2
+    assert guess.tolist() == [
+        3,
+        2,
+    ]  # 1 2 0 was followed by 3, though 2 0 was followed by 1 later; 4 2 4 by 2

@@ -27,7 +27,9 @@ def same(a, b):
     """Two checkpoints' weights, averages and optimizer states, bit for bit."""
     assert a["step"] == b["step"]
     flat = [torch.utils._pytree.tree_leaves([c["model"], c["ema"], c["optimizer"]]) for c in (a, b)]
-    return all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(*flat, strict=True))
+    return all(
+        torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(*flat, strict=True)
+    )
 
 
 def trained(cfg):
@@ -61,7 +63,10 @@ def test_n_plus_n_steps_equal_2n(objective, pydoc, tmp_path, monkeypatch):
 @pytest.mark.parametrize("objective", ["ar", "diffusion"])
 def test_two_functions_stand_between_the_command_and_the_loss(objective, pydoc, tmp_path):
     cfg = knobs(tmp_path, dataset=pydoc, objective=objective)
-    assert way_to(train, f"{objective}_loss", lambda: train.main(cfg)) == ["train.py:main", "loop.py:fit"]
+    assert way_to(train, f"{objective}_loss", lambda: train.main(cfg)) == [
+        "train.py:main",
+        "loop.py:fit",
+    ]
 
 
 def test_validation_and_samples_do_not_change_training(pydoc, tmp_path):
@@ -79,7 +84,14 @@ def test_accumulated_steps_are_one_big_batch_in_pieces(pydoc, tmp_path):
         seen.append(batch)
         return M.ar_loss(model, batch)
 
-    cfg = knobs(tmp_path, dataset=pydoc, objective="ar", gradient_accumulation_steps=2, max_iters=1, grad_clip=0.0)
+    cfg = knobs(
+        tmp_path,
+        dataset=pydoc,
+        objective="ar",
+        gradient_accumulation_steps=2,
+        max_iters=1,
+        grad_clip=0.0,
+    )
     model, _ = train.make_model(cfg, data.load(pydoc).meta, "cpu")
     twin, _ = train.make_model(cfg, data.load(pydoc).meta, "cpu")
     corpus = data.load(pydoc).train
@@ -100,12 +112,22 @@ def test_a_gpt_converts_to_diffusion_and_back(pydoc, tmp_path):
     gpt = trained(knobs(tmp_path / "gpt", dataset=pydoc, objective="ar", ema=0.5))
     kw = dict(dataset=pydoc, max_iters=1, learning_rate=0.0, block_size=32)
     diffusion = trained(
-        knobs(tmp_path / "d", **kw, objective="diffusion", init_from=str(tmp_path / "gpt" / "ckpt.pt"), n_embd=64)
+        knobs(
+            tmp_path / "d",
+            **kw,
+            objective="diffusion",
+            init_from=str(tmp_path / "gpt" / "ckpt.pt"),
+            n_embd=64,
+        )
     )
-    assert diffusion["model_config"]["n_embd"] == 16 and diffusion["model_config"]["block_size"] == 32
+    assert (
+        diffusion["model_config"]["n_embd"] == 16 and diffusion["model_config"]["block_size"] == 32
+    )
     assert diffusion["model"]["wte.weight"].size(0) == gpt["model"]["wte.weight"].size(0) + 1
     assert torch.equal(diffusion["model"]["wte.weight"][:-1], gpt["ema"]["wte.weight"])
-    back = trained(knobs(tmp_path / "b", **kw, objective="ar", init_from=str(tmp_path / "d" / "ckpt.pt")))
+    back = trained(
+        knobs(tmp_path / "b", **kw, objective="ar", init_from=str(tmp_path / "d" / "ckpt.pt"))
+    )
     assert torch.equal(back["model"]["wte.weight"], gpt["ema"]["wte.weight"])
 
 
@@ -119,13 +141,19 @@ def test_the_average_starts_fast_and_is_what_gets_loaded(pydoc, tmp_path):
 def test_learning_rate_warms_up_and_decays():
     cfg = knobs("x", learning_rate=1.0, warmup_iters=4, max_iters=14, min_lr=0.1)
     lrs = [loop.learning_rate_at(i, cfg) for i in range(15)]
-    assert lrs[:5] == [0.25, 0.5, 0.75, 1.0, 1.0] and lrs[9] == pytest.approx(0.55) and lrs[14] == pytest.approx(0.1)
+    assert (
+        lrs[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+        and lrs[9] == pytest.approx(0.55)
+        and lrs[14] == pytest.approx(0.1)
+    )
     assert sorted(lrs[4:], reverse=True) == lrs[4:]
     cfg.lr_schedule = "constant"
     assert loop.learning_rate_at(13, cfg) == 1.0
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_rate_and_checkpoint(pydoc, tmp_path, monkeypatch, refused):
+def test_a_loss_that_is_not_finite_stops_with_step_rate_and_checkpoint(
+    pydoc, tmp_path, monkeypatch, refused
+):
     real, calls = M.diffusion_loss, []
 
     def loss(*args, **kw):
@@ -140,7 +168,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_and_checkpoint(pydoc, tm
 
 def test_weights_that_are_not_finite_are_never_saved(pydoc, tmp_path, monkeypatch, refused):
     """The loss of the last step was fine; its gradient was not."""
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda ps, c: [p.grad.mul_(float("nan")) for p in ps])
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda ps, c: [p.grad.mul_(float("nan")) for p in ps]
+    )
     said = refused(train.main, knobs(tmp_path, dataset=pydoc, eval_interval=1))
     assert "nan at step 1" in said and "No checkpoint was saved yet: start again" in said
     assert not os.path.exists(tmp_path / "ckpt.pt")
@@ -160,13 +190,17 @@ def test_a_killed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert load_checkpoint(path)["step"] == 1
 
 
-def test_checkpoints_that_are_missing_damaged_or_foreign_are_refused(pydoc, tmp_path, refused, monkeypatch):
+def test_checkpoints_that_are_missing_damaged_or_foreign_are_refused(
+    pydoc, tmp_path, refused, monkeypatch
+):
     assert "no checkpoint" in refused(load_checkpoint, str(tmp_path / "none.pt"))
     with monkeypatch.context() as m:
         m.chdir(tmp_path)
         assert "python train.py config/train_pydoc_ar.py" in how_to_train("out/pydoc_ar")
         assert "python distill.py config/sdtt_pydoc.py" in how_to_train("out/sdtt_pydoc")
-    assert "nothing to resume" in refused(train.main, knobs(tmp_path / "no", dataset=pydoc, init_from="resume"))
+    assert "nothing to resume" in refused(
+        train.main, knobs(tmp_path / "no", dataset=pydoc, init_from="resume")
+    )
     saved = trained(knobs(tmp_path, dataset=pydoc))
     whole = (tmp_path / "ckpt.pt").read_bytes()
     assert "holds ckpt.pt." in refused(load_checkpoint, str(tmp_path / "none.pt"))
@@ -178,45 +212,76 @@ def test_checkpoints_that_are_missing_damaged_or_foreign_are_refused(pydoc, tmp_
     assert "already holds a run" in said and "--init_from=resume" in said
     said = refused(train.main, knobs(tmp_path, dataset=pydoc, init_from=str(tmp_path / "ckpt.pt")))
     assert "already holds a run" in said
-    said = refused(train.main, knobs(tmp_path, dataset=pydoc, init_from="resume", max_iters=9, ema=0.9))
+    said = refused(
+        train.main, knobs(tmp_path, dataset=pydoc, init_from="resume", max_iters=9, ema=0.9)
+    )
     assert "--ema=0.0" in said
     said = refused(train.main, knobs(tmp_path, dataset=pydoc, objective="ar", init_from="resume"))
     assert "another objective than 'ar'" in said
     save_checkpoint(tmp_path / "ckpt.pt", {**saved, "meta": {**saved["meta"], "sha256": "0"}})
-    assert "is another text" in refused(train.main, knobs(tmp_path, dataset=pydoc, init_from="resume", max_iters=9))
+    assert "is another text" in refused(
+        train.main, knobs(tmp_path, dataset=pydoc, init_from="resume", max_iters=9)
+    )
     saved["meta"]["itos"] = saved["meta"]["itos"][::-1]  # as many characters, but others
     save_checkpoint(tmp_path / "v.pt", saved)
-    said = refused(train.main, knobs(tmp_path / "v", dataset=pydoc, init_from=str(tmp_path / "v.pt")))
+    said = refused(
+        train.main, knobs(tmp_path / "v", dataset=pydoc, init_from=str(tmp_path / "v.pt"))
+    )
     assert "another vocabulary" in said and f"--tokenizer={tmp_path}/v.pt" in said
 
 
 def test_a_run_of_an_older_version_resumes_unless_muon_trained_it(pydoc, tmp_path, refused):
     """Its checkpoint has a list of optimizers, and a knob that names them."""
     kw = dict(dataset=pydoc, lr_schedule="constant")
-    whole, old = trained(knobs(tmp_path / "a", **kw)), trained(knobs(tmp_path / "b", **kw, max_iters=3))
+    whole, old = (
+        trained(knobs(tmp_path / "a", **kw)),
+        trained(knobs(tmp_path / "b", **kw, max_iters=3)),
+    )
     old["optimizers"], old["config"]["optimizer"] = [old.pop("optimizer")], "adamw"
     save_checkpoint(tmp_path / "b" / "ckpt.pt", old)
     assert same(whole, trained(knobs(tmp_path / "b", **kw, init_from="resume")))
     old["optimizers"], old["config"]["optimizer"] = [{}, {}], "muon"
     save_checkpoint(tmp_path / "b" / "ckpt.pt", old)
-    assert "trained with Muon" in refused(train.main, knobs(tmp_path / "b", **kw, init_from="resume"))
+    assert "trained with Muon" in refused(
+        train.main, knobs(tmp_path / "b", **kw, init_from="resume")
+    )
 
 
 def test_the_shape_of_a_resumed_run_is_its_own_and_that_is_said(pydoc, tmp_path, capsys):
     train.main(knobs(tmp_path, dataset=pydoc))
     was = load_checkpoint(tmp_path / "ckpt.pt")["model_config"]
     assert "the shape is that of" not in capsys.readouterr().out
-    train.main(knobs(tmp_path, dataset=pydoc, init_from="resume", max_iters=7, n_embd=3 * was["n_embd"], n_head=5))
-    said = f"the shape is that of {tmp_path}/ckpt.pt: n_head {was['n_head']}, n_embd {was['n_embd']}"
-    assert said in capsys.readouterr().out and load_checkpoint(tmp_path / "ckpt.pt")["model_config"] == was
+    train.main(
+        knobs(
+            tmp_path,
+            dataset=pydoc,
+            init_from="resume",
+            max_iters=7,
+            n_embd=3 * was["n_embd"],
+            n_head=5,
+        )
+    )
+    said = (
+        f"the shape is that of {tmp_path}/ckpt.pt: n_head {was['n_head']}, n_embd {was['n_embd']}"
+    )
+    assert (
+        said in capsys.readouterr().out
+        and load_checkpoint(tmp_path / "ckpt.pt")["model_config"] == was
+    )
 
 
 def test_a_finished_run_resumes_to_nothing(pydoc, tmp_path, capsys):
     train.main(knobs(tmp_path, dataset=pydoc))
     before = (tmp_path / "ckpt.pt").read_bytes()
     train.main(knobs(tmp_path, dataset=pydoc, init_from="resume", export=str(tmp_path / "mine")))
-    assert "already trained for 6 steps" in capsys.readouterr().out and (tmp_path / "ckpt.pt").read_bytes() == before
-    assert load_checkpoint(tmp_path / "mine")["model"].keys() == load_checkpoint(tmp_path / "ckpt.pt")["model"].keys()
+    assert (
+        "already trained for 6 steps" in capsys.readouterr().out
+        and (tmp_path / "ckpt.pt").read_bytes() == before
+    )
+    assert (
+        load_checkpoint(tmp_path / "mine")["model"].keys()
+        == load_checkpoint(tmp_path / "ckpt.pt")["model"].keys()
+    )
 
 
 def test_other_mistakes_are_refused_before_any_work(pydoc, tmp_path, refused):
@@ -225,30 +290,50 @@ def test_other_mistakes_are_refused_before_any_work(pydoc, tmp_path, refused):
         assert repr(value) in refused(train.main, knobs(tmp_path, dataset=pydoc, **{knob: value}))
     assert "Did you mean shakespeare?" in refused(train.main, knobs(tmp_path, dataset="shakespear"))
     for knob in ("max_iters", "batch_size", "block_size", "n_head", "log_interval"):
-        assert f"{knob} is 0; it must be at least" in refused(train.main, knobs(tmp_path, dataset=pydoc, **{knob: 0}))
+        assert f"{knob} is 0; it must be at least" in refused(
+            train.main, knobs(tmp_path, dataset=pydoc, **{knob: 0})
+        )
     for knob in ("dropout", "ema", "random_length"):
-        assert f"{knob} is 1.5" in refused(train.main, knobs(tmp_path, dataset=pydoc, **{knob: 1.5}))
+        assert f"{knob} is 1.5" in refused(
+            train.main, knobs(tmp_path, dataset=pydoc, **{knob: 1.5})
+        )
     assert "multiple" in refused(train.main, knobs(tmp_path, dataset=pydoc, sample_interval=4))
     assert "pip install wandb" in refused(train.main, knobs(tmp_path, dataset=pydoc, wandb="x"))
     assert "sees 0" in refused(train.main, knobs(tmp_path, dataset=pydoc, device="cuda:7"))
     assert "'cpu:x'" in refused(train.main, knobs(tmp_path, dataset=pydoc, device="cpu:x"))
-    assert "ngram.txt: --export" in refused(train.main, knobs(tmp_path, dataset=pydoc, arch="ngram", export="mine"))
+    assert "ngram.txt: --export" in refused(
+        train.main, knobs(tmp_path, dataset=pydoc, arch="ngram", export="mine")
+    )
     assert not os.path.exists(tmp_path / "ckpt.pt")
 
 
 TOY = [
     f"--{k}={v}"
     for k, v in dict(
-        block_size=16, n_layer=2, n_head=2, n_embd=16, batch_size=4, warmup_iters=2, eval_iters=1, ema=0.9, dropout=0.1
+        block_size=16,
+        n_layer=2,
+        n_head=2,
+        n_embd=16,
+        batch_size=4,
+        warmup_iters=2,
+        eval_iters=1,
+        ema=0.9,
+        dropout=0.1,
     ).items()
 ]
 
 
 def test_two_runs_never_share_a_folder(pydoc, tmp_path, refused):
     """Not even before the first checkpoint. The lock of a run that was killed is gone with it."""
-    hold = f"from plumbing.runs import claim; claim('{tmp_path}'); print('held', flush=True); input()"
+    hold = (
+        f"from plumbing.runs import claim; claim('{tmp_path}'); print('held', flush=True); input()"
+    )
     other = subprocess.Popen(
-        [sys.executable, "-c", hold], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", hold],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert other.stdout.readline() == "held\n"
     assert "Another run is writing" in refused(train.main, knobs(tmp_path, dataset=pydoc))
@@ -286,16 +371,27 @@ def test_kill_9_at_random_moments_and_resume_to_the_same_bits(pydoc, tmp_path):
     else:
         pytest.fail("the run never finished")
     assert process.returncode == 0 and kills >= 2
-    assert same(load_checkpoint(tmp_path / "whole/ckpt.pt"), load_checkpoint(tmp_path / "killed/ckpt.pt"))
+    assert same(
+        load_checkpoint(tmp_path / "whole/ckpt.pt"), load_checkpoint(tmp_path / "killed/ckpt.pt")
+    )
     logs = [(tmp_path / d / "log.jsonl").read_text().splitlines() for d in ("whole", "killed")]
-    strip = [[{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in log] for log in logs]
+    strip = [
+        [{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in log]
+        for log in logs
+    ]
     assert strip[0] == strip[1]
 
 
 def test_two_processes_train_as_one(pydoc, tmp_path):
     """Same global batch, same noise, same loss; weights equal but for the order of a sum."""
     args = [f"--dataset={pydoc}", *TOY[:-1], "--dropout=0.0", "--gradient_accumulation_steps=4"]
-    args += ["--max_iters=6", "--eval_interval=3", "--log_interval=1", "--dtype=float32", "--device=cpu"]
+    args += [
+        "--max_iters=6",
+        "--eval_interval=3",
+        "--log_interval=1",
+        "--dtype=float32",
+        "--device=cpu",
+    ]
     run("train.py", *args, f"--out_dir={tmp_path}/one")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     run(*launcher, "train.py", *args, f"--out_dir={tmp_path}/two", env={"OMP_NUM_THREADS": "1"})
@@ -303,11 +399,19 @@ def test_two_processes_train_as_one(pydoc, tmp_path):
     for name in one["model"]:
         torch.testing.assert_close(one["model"][name], two["model"][name], atol=2e-5, rtol=1e-4)
     losses = [
-        [r["loss"] for r in map(json.loads, open(tmp_path / d / "log.jsonl")) if "loss" in r] for d in ("one", "two")
+        [r["loss"] for r in map(json.loads, open(tmp_path / d / "log.jsonl")) if "loss" in r]
+        for d in ("one", "two")
     ]
     assert len(losses[0]) == 6
     np.testing.assert_allclose(*losses, atol=2e-4)
-    _, said = run(*launcher, "train.py", *args, "--gradient_accumulation_steps=3", f"--out_dir={tmp_path}/x", ok=False)
+    _, said = run(
+        *launcher,
+        "train.py",
+        *args,
+        "--gradient_accumulation_steps=3",
+        f"--out_dir={tmp_path}/x",
+        ok=False,
+    )
     assert "does not divide into 2 processes" in said
 
 
@@ -317,7 +421,9 @@ def test_the_loss_approaches_the_known_entropy_from_above(objective, markov, tmp
     meta = data.load(markov).meta
     floor = (meta["stationary_entropy"] + 15 * meta["entropy_rate"]) / 16  # of a block of 16 tokens
     kw = dict(n_embd=64, batch_size=64, max_iters=600, eval_interval=600, learning_rate=3e-3)
-    saved = trained(knobs(tmp_path, dataset=markov, objective=objective, **kw, warmup_iters=20, eval_iters=30))
+    saved = trained(
+        knobs(tmp_path, dataset=markov, objective=objective, **kw, warmup_iters=20, eval_iters=30)
+    )
     if objective == "ar":
         floor = meta["entropy_rate"]  # its first token is context
     assert -0.02 < saved["val_loss"] - floor < 0.1

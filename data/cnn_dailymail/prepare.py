@@ -13,20 +13,30 @@ import collections
 import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so that it runs from anywhere
+sys.path.insert(
+    0, os.path.join(os.path.dirname(__file__), "..", "..")
+)  # so that it runs from anywhere
 import data
 from configurator import UserError, check, configure
 from data.documents import documents, hold_out, write_documents
 
 # ----------------------------------------------------------------------------------------------------------------------
-out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin, prompts.jsonl and meta.json go
+out_dir = os.path.dirname(
+    os.path.abspath(__file__)
+)  # where train.bin, val.bin, prompts.jsonl and meta.json go
 input = ""  # files of your own (a glob) instead of the download
 tokenizer = "gpt2"  # or hf:NAME_OR_FOLDER, also of an encoder-decoder such as T5
 prompt_tokens = 512  # of a prompt, TL;DR: included; an article is cut to fit
 prefix = "summarize: "  # of a source that an encoder reads
-summary_tokens = 128  # of the row of an encoder-decoder: start, summary and end; a longer one is cut, at least 3
-n_prompts = 1000  # at most; {"prompt", "reference"} a line, all exactly prompt_tokens long, at least 1
-val_fraction = 0.05  # of the pairs of your own files; prompts come from these. The download has its own splits
+summary_tokens = (
+    128  # of the row of an encoder-decoder: start, summary and end; a longer one is cut, at least 3
+)
+n_prompts = (
+    1000  # at most; {"prompt", "reference"} a line, all exactly prompt_tokens long, at least 1
+)
+val_fraction = (
+    0.05  # of the pairs of your own files; prompts come from these. The download has its own splits
+)
 num_proc = os.cpu_count() or 1  # processes, at least 1
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
@@ -56,7 +66,9 @@ def prompt_ids(article, prompt_tokens, meta=data.GPT2_META):
     For an encoder: of the prefix, its beginning, and the end that the tokenizer gives to a text.
     """
     if "row" in meta:
-        *ids, end, _ = data.encode_prompt(meta, meta["prefix"] + article.strip())  # at last the decoder's start
+        *ids, end, _ = data.encode_prompt(
+            meta, meta["prefix"] + article.strip()
+        )  # at last the decoder's start
         return [*ids[: prompt_tokens - 1], end]
     encode = encoder_of(meta)
     tail = encode(TLDR)
@@ -64,7 +76,11 @@ def prompt_ids(article, prompt_tokens, meta=data.GPT2_META):
 
 
 def tokenize(row, prompt_tokens, meta=data.GPT2_META):
-    encode, ids, summary = encoder_of(meta), prompt_ids(row["article"], prompt_tokens, meta), row["highlights"].strip()
+    encode, ids, summary = (
+        encoder_of(meta),
+        prompt_ids(row["article"], prompt_tokens, meta),
+        row["highlights"].strip(),
+    )
     if "row" in meta:
         ids += [meta["pad"]] * (prompt_tokens - len(ids)) + [meta["start"], *encode(summary)]
         ids = ids[: meta["row"] - 1]
@@ -104,7 +120,9 @@ def splits():
     if input:
         train, val = hold_out(documents(HUB, input, COLUMNS).filter(is_pair), val_fraction)
         return train, val, val
-    found = [documents({**HUB, "split": s}, input, COLUMNS) for s in ("train", "validation", "test")]
+    found = [
+        documents({**HUB, "split": s}, input, COLUMNS) for s in ("train", "validation", "test")
+    ]
     return [split.filter(is_pair) for split in found]
 
 
@@ -115,15 +133,28 @@ if __name__ == "__main__":
     if prompt_tokens <= n_tail:
         raise UserError(f"prompt_tokens is {prompt_tokens}; it must be at least {n_tail + 1}.")
     *parts, test = splits()
-    kept, left_out = prompts(test.shuffle(seed=2357), prompt_tokens, meta)  # the download is in order of newspaper
+    kept, left_out = prompts(
+        test.shuffle(seed=2357), prompt_tokens, meta
+    )  # the download is in order of newspaper
     if not kept:
-        raise UserError(f"No article of {len(test)} fills --prompt_tokens={prompt_tokens} exactly. Lower it.")
+        raise UserError(
+            f"No article of {len(test)} fills --prompt_tokens={prompt_tokens} exactly. Lower it."
+        )
     given = {"prompt_tokens": prompt_tokens, "meta": meta}
-    how = {"fn_kwargs": given, "remove_columns": test.column_names, "desc": "tokenizing", "num_proc": num_proc}
+    how = {
+        "fn_kwargs": given,
+        "remove_columns": test.column_names,
+        "desc": "tokenizing",
+        "num_proc": num_proc,
+    }
     parts = [part.map(tokenize, **how) for part in parts]
     counts = write_documents(out_dir, *parts, meta["vocab_size"])
     data.write_jsonl(os.path.join(out_dir, "prompts.jsonl"), kept[:n_prompts])
-    meta |= {"source": input or HUB["path"], "train_pairs": len(parts[0]), "val_pairs": len(parts[1])}
+    meta |= {
+        "source": input or HUB["path"],
+        "train_pairs": len(parts[0]),
+        "val_pairs": len(parts[1]),
+    }
     meta |= {**counts, "prompt_tokens": prompt_tokens, "prompts": len(kept[:n_prompts]), **left_out}
     data.write_meta(out_dir, meta)
     unused = f"{left_out['too_short']} too short, {left_out['not_exact']} not the same when encoded again"

@@ -11,7 +11,9 @@ import os
 import re
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so that it runs from anywhere
+sys.path.insert(
+    0, os.path.join(os.path.dirname(__file__), "..", "..")
+)  # so that it runs from anywhere
 import data
 from configurator import UserError, configure
 from data.documents import documents
@@ -64,7 +66,9 @@ if __name__ == "__main__":
     kept, lengths, left_out = passages((row["text"] or "" for row in found), encode)
     said = ", ".join(f"{n} ({why.replace('_', ' ')})" for why, n in left_out.items()) or "none"
     if not kept:
-        raise UserError(f"{input or HUB['path']} has no passage that can be used; left out: {said}.")
+        raise UserError(
+            f"{input or HUB['path']} has no passage that can be used; left out: {said}."
+        )
     data.remove_meta(out_dir)
     data.write_jsonl(os.path.join(out_dir, "passages.jsonl"), kept)
     meta = {k: meta[k] for k in (*data.VOCABULARY, "eot") if k in meta}

@@ -13,7 +13,9 @@ import sys
 
 import numpy as np
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so that it runs from anywhere
+sys.path.insert(
+    0, os.path.join(os.path.dirname(__file__), "..", "..")
+)  # so that it runs from anywhere
 import data
 from configurator import UserError, configure
 
@@ -60,7 +62,9 @@ def walk(P, pi, n, rng):
 
 if __name__ == "__main__":
     if not (1 <= successors <= vocab_size and 2 <= vocab_size <= 52):
-        raise UserError(f"vocab_size {vocab_size} must be from 2 to 52, successors {successors} from 1 to vocab_size.")
+        raise UserError(
+            f"vocab_size {vocab_size} must be from 2 to 52, successors {successors} from 1 to vocab_size."
+        )
     rng = np.random.default_rng(seed)
     P = transition_matrix(vocab_size, successors, rng)
     pi = stationary(P)

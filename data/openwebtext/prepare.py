@@ -9,7 +9,9 @@ Stopped half-way, it continues: downloads and tokenized shards stay in the cache
 import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so that it runs from anywhere
+sys.path.insert(
+    0, os.path.join(os.path.dirname(__file__), "..", "..")
+)  # so that it runs from anywhere
 import data
 from configurator import configure
 from data.documents import documents, hold_out, write_documents
@@ -22,12 +24,18 @@ num_proc = os.cpu_count() or 1  # processes
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
-HUB = {"path": "Skylion007/openwebtext", "revision": "refs/convert/parquet"}  # the hub's own parquet copy: no script
+HUB = {
+    "path": "Skylion007/openwebtext",
+    "revision": "refs/convert/parquet",
+}  # the hub's own parquet copy: no script
 
 
 def tokenize(row):
     bpe = data.gpt2()
-    ids = [*bpe.encode_ordinary(row["text"]), bpe.eot_token]  # the end-of-text token closes every document
+    ids = [
+        *bpe.encode_ordinary(row["text"]),
+        bpe.eot_token,
+    ]  # the end-of-text token closes every document
     return {"ids": ids, "len": len(ids)}
 
 

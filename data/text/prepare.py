@@ -10,7 +10,9 @@ Of less than ten files the last tenth of each validates, of more every tenth fil
 import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))  # so that it runs from anywhere
+sys.path.insert(
+    0, os.path.join(os.path.dirname(__file__), "..", "..")
+)  # so that it runs from anywhere
 from configurator import UserError, check, choose, configure
 from data.texts import TOKENIZERS, files_of, write_texts
 from plumbing.checkpoints import load_checkpoint, names_a_model
@@ -28,7 +30,9 @@ cfg = configure(globals())
 if __name__ == "__main__":
     check(cfg, __file__)
     if not input:
-        raise UserError("Which text? Give a file, a folder or a glob: python data/text/prepare.py --input=FILE")
+        raise UserError(
+            "Which text? Give a file, a folder or a glob: python data/text/prepare.py --input=FILE"
+        )
     meta = None
     if names_a_model(tokenizer):
         meta = load_checkpoint(tokenizer)["meta"]

@@ -4,7 +4,9 @@
 def spread_order(blank, steps, generator):
     K = blank.sum(1, keepdim=True).clamp(min=1, max=steps)  # (B, 1)
     u = uniform((len(blank), int(K.max())), generator, blank.device)
-    u = u.masked_fill(torch.arange(u.size(1), device=u.device) >= K, 2)  # above any u: a row's own classes rank below
+    u = u.masked_fill(
+        torch.arange(u.size(1), device=u.device) >= K, 2
+    )  # above any u: a row's own classes rank below
     number = blank.cumsum(1) - 1  # (B, T), of each blank
     return torch.where(
         blank, torch.arange(u.size(1)).expand(u.shape).gather(1, number % K) + 1, 0

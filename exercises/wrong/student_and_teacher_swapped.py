@@ -1,7 +1,17 @@
 # distill.py:sdtt_loss, exercise 12: the divergence of the teacher from the student: the arguments are swapped
 
 
-def sdtt_loss(student, x0, generator, teacher, dt, k=2, divergence="kl_bwd", sampler="ancestral", dtype=torch.float32):
+def sdtt_loss(
+    student,
+    x0,
+    generator,
+    teacher,
+    dt,
+    k=2,
+    divergence="kl_bwd",
+    sampler="ancestral",
+    dtype=torch.float32,
+):
     given = x0, dt, k, student.mask_id, generator
     # (B, T) both; N places with call > 0 are learnt
     xt, call = spread_states(*given) if sampler == "spread" else ancestral_states(*given, sampler)

@@ -14,5 +14,7 @@ def sdtt_targets(teacher, xt, call, generator):
         h = full[reveal]
         needed = reveal & (i < last)  # another call will look at them
         h = h[needed[reveal]]  # needed[reveal] (n,): the hidden states of these
-        z[needed] = in_chunks(lambda part: draw(teacher.head(part), generator), h, teacher.config.vocab_size)
+        z[needed] = in_chunks(
+            lambda part: draw(teacher.head(part), generator), h, teacher.config.vocab_size
+        )
     return targets

@@ -8,8 +8,12 @@ def sdtt_targets(teacher, xt, call, generator):
         reveal = call == i
         rows = reveal.any(1)
         h = teacher.hidden(z[rows])[reveal[rows]]  # (n, C)
-        targets[reveal[wanted]] = h.float()  # reveal[wanted] (N,): which of the N targets this call fills
+        targets[reveal[wanted]] = (
+            h.float()
+        )  # reveal[wanted] (N,): which of the N targets this call fills
         needed = reveal & (i < last)  # another call will look at them
         h = h[needed[reveal]]  # needed[reveal] (n,): the hidden states of these
-        z[needed] = in_chunks(lambda part: teacher.head(part).argmax(-1), h, teacher.config.vocab_size)
+        z[needed] = in_chunks(
+            lambda part: teacher.head(part).argmax(-1), h, teacher.config.vocab_size
+        )
     return targets

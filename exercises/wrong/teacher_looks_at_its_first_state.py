@@ -8,8 +8,12 @@ def sdtt_targets(teacher, xt, call, generator):
         reveal = call == i
         rows = reveal.any(1)
         h = teacher.hidden(z[rows])[reveal[rows]]  # (n, C)
-        targets[reveal[wanted]] = h.float()  # reveal[wanted] (N,): which of the N targets this call fills
+        targets[reveal[wanted]] = (
+            h.float()
+        )  # reveal[wanted] (N,): which of the N targets this call fills
         needed = reveal & (i < last)  # another call will look at them
         h = h[needed[reveal]]  # needed[reveal] (n,): the hidden states of these
-        _ = in_chunks(lambda part: draw(teacher.head(part), generator), h, teacher.config.vocab_size)
+        _ = in_chunks(
+            lambda part: draw(teacher.head(part), generator), h, teacher.config.vocab_size
+        )
     return targets

@@ -1,7 +1,9 @@
 # distill.py:kd_loss, exercise 14: without temp^2 the gradient shrinks with the temperature
 
 
-def kd_loss(drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd_weight=1.0, ce_weight=0.0):
+def kd_loss(
+    drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd_weight=1.0, ce_weight=0.0
+):
     x, y = batch[:, :-1], batch[:, 1:].flatten()
     with torch.no_grad():
         h_target = target.hidden(x).flatten(0, 1)  # (B T, C of the target)
@@ -10,11 +12,17 @@ def kd_loss(drafter, batch, generator, target, divergence="kl_fwd", temp=1.0, kd
     def loss_of(logits, h_target, y):
         """(n, V), (n, C), (n) -> (n)."""
         z_drafter, z_target = logits / temp, head(h_target) / temp
-        if divergence == "mse":  # DIFFERS from sdtt: of logits, and a mean; on log-probabilities it hardly learns here
+        if (
+            divergence == "mse"
+        ):  # DIFFERS from sdtt: of logits, and a mean; on log-probabilities it hardly learns here
             loss = (z_drafter - z_target).square().mean(-1)
         else:
-            loss = divergence_between(divergence, z_drafter.log_softmax(-1), z_target.log_softmax(-1))
+            loss = divergence_between(
+                divergence, z_drafter.log_softmax(-1), z_target.log_softmax(-1)
+            )
         loss = kd_weight * loss
-        return loss + ce_weight * F.cross_entropy(logits, y, reduction="none") if ce_weight else loss
+        return (
+            loss + ce_weight * F.cross_entropy(logits, y, reduction="none") if ce_weight else loss
+        )
 
     return drafter.head_loss(drafter.hidden(x).flatten(0, 1), loss_of, h_target, y) / len(y)

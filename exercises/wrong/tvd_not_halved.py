@@ -7,10 +7,14 @@ def divergence_between(divergence, log_p, log_q):
     if divergence == "kl_fwd":
         return (log_q.exp() * (log_q - log_p)).sum(-1)  # KL(q || p)
     if divergence == "tvd":
-        return (log_p.exp() - log_q.exp()).abs().sum(-1)  # DIFFERS: the released code has log_p - log_q here
+        return (
+            (log_p.exp() - log_q.exp()).abs().sum(-1)
+        )  # DIFFERS: the released code has log_p - log_q here
     if divergence == "mse":
         return (log_p - log_q).square().sum(-1)
-    if divergence == "nla":  # negative log acceptance: sum min(p, q) = 1 - tvd is the chance that a draft is accepted
+    if (
+        divergence == "nla"
+    ):  # negative log acceptance: sum min(p, q) = 1 - tvd is the chance that a draft is accepted
         return -torch.minimum(log_p, log_q).logsumexp(-1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)  # jsd, against the mixture m
     return (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1) / 2

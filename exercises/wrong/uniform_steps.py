@@ -11,7 +11,9 @@ def reveal_order(blank, times, sampler, generator):
     else:
         # The step that reveals a token: invert the distribution function of that step, 1 - P(still masked after it).
         times = times.to(device)
-        kept = (1 - reveal_rate(times[..., :-1], times[..., 1:], sampler)).cumprod(-1)  # (K) or (B, K), falls to 0
+        kept = (1 - reveal_rate(times[..., :-1], times[..., 1:], sampler)).cumprod(
+            -1
+        )  # (K) or (B, K), falls to 0
         step = (u * kept.size(-1)).floor() + 1  # (B, T); K takes all that is left
     step = step.masked_fill(~blank.to(device), 0)
     # Number the steps that do occur in a row 1, 2, ...: one more wherever the sorted steps rise, put back in place.
