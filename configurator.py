@@ -1,16 +1,16 @@
 """
 Knobs: a script's own globals, changed by python config files and by --key=value, later ones winning.
-$ python train.py config/train_pydoc.py --batch_size=32 --learning_rate=1e-3      (--help prints every knob)
+$ python train.py config/train_pydoc.py --batch_size=32         (--help prints every knob)
 
-How it differs from nanoGPT's configurator: it is imported, not exec'd, so a debugger can step through it; a misspelt
-knob is refused in a file as well as on the command line; and importing a script parses nothing.
+How it differs from nanoGPT's configurator: it is imported, not exec'd, so a debugger can step
+through it; a misspelled knob raises an error, in a file as well as on the command line; and
+importing a script parses nothing.
 """
 
 import ast
 import difflib
 import json
 import os
-import re
 import runpy
 import sys
 import types
@@ -98,34 +98,6 @@ def choose(name, value, choices):
         raise UserError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}.")
 
 
-def check(cfg, script):
-    """Refuses a value that the comment beside its knob does not allow. script: the file that describes the knobs.
-
-    'a' | 'b' (a note) | 'c'    no other value, unless one of the alternatives is not quoted
-    at least 1, from 0 to 1     the limits, after a comma or at the start
-    """
-    for name, comment in re.findall(r"^(\w+) = .*?  # (.+)$", knob_block(script), re.M):
-        value = getattr(cfg, name)
-        if choices := alternatives(comment):
-            choose(name, value, choices)
-        limits = re.search(r"(?:^|, )(at least|from) ([\d.e-]+)(?: to ([\d.e-]+))?", comment)
-        if limits:
-            low, high = float(limits[2]), float(limits[3] or "inf")
-            values = value if isinstance(value, list) else [value]
-            if not (values and all(low <= v <= high for v in values)):
-                raise UserError(f"{name} is {value}; it must be {limits[0].removeprefix(', ')}.")
-
-
-def alternatives(comment):
-    """ "'a' | 'b' (why)" -> ['a', 'b']; of a comment that is no such list, or an open one: []."""
-    parts = comment.split(" | ")
-    return (
-        [part.split("'")[1] for part in parts]
-        if len(parts) > 1 and all(p[0] == "'" for p in parts)
-        else []
-    )
-
-
 def is_knob(name, value):
     return not name.startswith("_") and isinstance(value, (bool, int, float, str, list))
 
@@ -136,22 +108,12 @@ def is_helper(value):
 
 
 def knob_block(path):
-    """The source of a script's knobs, those first that it shares: names, defaults and their comments.
-
-    A script's own stand between its first rule and the configurator call, the shared ones in config/NAME.py, of which
-    it imports all. Where it gives a shared one another value, the last one counts.
-    """
+    """The source of a script's knobs, names, defaults and comments: from its first rule to configure."""
     with open(path, encoding="utf-8") as f:
         source = f.read()
-    blocks = []
-    for name in re.findall(r"^from config\.(\w+) import \*", source, re.M):
-        with open(
-            os.path.join(os.path.dirname(os.path.abspath(path)), "config", f"{name}.py"),
-            encoding="utf-8",
-        ) as f:
-            blocks.append(f.read().split('"""', 2)[2].strip())
-    own = source[source.index("# ---") : source.index("cfg = configure(")].strip()
-    return "\n\n".join([*blocks, own])
+    start = source.index("# ---")
+    end = source.index("cfg = configure(")
+    return source[start:end].strip()
 
 
 def save_config(cfg, out_dir, **more):

@@ -1,8 +1,11 @@
 """
-What guesses the next tokens of a GPT: an LSTM, a CNN, a small GPT, n-grams, the prompt itself, a diffusion model.
+What proposes the next tokens of a GPT: n-grams, prompt lookup, an LSTM, a CNN. (A small GPT is
+model.py's; speculative.Network makes any of the networks propose.)
+
+N-grams: Chen & Goodman 1999 (interpolated Kneser-Ney). Prompt lookup: Saxena 2023.
 """
 
-import contextlib
+import importlib
 import os
 
 import numpy as np
@@ -11,20 +14,20 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import data
-from configurator import UserError, choose, print_once, save_config
-from model import GPT, Block, config_of, draw_from, probabilities
-from plumbing.checkpoints import load_checkpoint, load_weights, weights_of
-from plumbing.hardware import compile_trunk, pick_device
-from plumbing.huggingface import HuggingFaceModel, is_foreign, padded_as
+from configurator import UserError, choose, first_line, print_once
+from model import GPT, Block, GPTConfig, draw, probabilities
+from plumbing.checkpoints import how_to_train, load_checkpoint, load_weights, weights_of
 from plumbing.ngram_files import read_counts, write_counts
-from plumbing.runs import refuse_used
+from speculative import Network
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # small causal networks: GPT with other blocks
+
+KERNEL_SIZE = 5  # tokens that a convolution sees
 
 
 class LSTMBlock(nn.Module):
-    """x + LSTM(norm(x)). The cache keeps the state after every token, so that a rollback is an index."""
+    """x + LSTM(norm(x)). The cache keeps the state after every token: to forget is to go back."""
 
     def __init__(self, config):
         super().__init__()
@@ -32,333 +35,318 @@ class LSTMBlock(nn.Module):
         self.lstm = nn.LSTM(config.n_embd, config.n_embd, batch_first=True)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, rope, cache=None):
+    def forward(self, x, rope, cache=None, layer=0):
         y = self.ln(x).float()  # (B, T, C)
         with torch.autocast(x.device.type, enabled=False):  # on CUDA it would choose float16
             if cache is None:
                 return x + self.dropout(self.lstm(y)[0])
-            h, c = (
-                cache.before(1).transpose(1, 2).contiguous()
-            )  # of (2, 1, B, C): the states after the last token
+            # token by token, for the state after each of them is kept
+            h, c = cache.last(layer, 1)[:, :, 0].transpose(1, 2).contiguous()  # (1, B, C) each
             states = []
-            for y_i in y.split(1, 1):
+            for y_i in y.split(1, dim=1):
                 _, (h, c) = self.lstm(y_i, (h, c))
                 states.append(torch.cat([h, c]))  # (2, B, C)
-        states = torch.stack(states, 2)  # (2, B, T, C)
-        cache(*states[:, :, None])  # h and c, (B, 1, T, C) each, in the places of keys and values
-        return x + states[0].to(x.dtype)
+        h, c = torch.stack(states, dim=2)  # (B, T, C) each
+        cache.append(layer, h[:, None], c[:, None])  # in place of keys and values, as one head
+        return x + h.to(x.dtype)
 
 
 class ConvBlock(nn.Module):
-    """x + GELU(conv(norm(x))), padded on the left only: position i sees i - kernel_size + 1 ... i."""
+    """x + GELU(conv(norm(x))), padded on the left only: a position sees itself and the past."""
 
     def __init__(self, config):
         super().__init__()
         self.ln = nn.LayerNorm(config.n_embd, bias=config.ln_bias)
-        self.conv = nn.Conv1d(config.n_embd, config.n_embd, config.kernel_size)
+        self.conv = nn.Conv1d(config.n_embd, config.n_embd, KERNEL_SIZE)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, rope, cache=None):
-        y, before = self.ln(x), self.conv.kernel_size[0] - 1  # (B, T, C)
+    def forward(self, x, rope, cache=None, layer=0):
+        y = self.ln(x)  # (B, T, C)
         if cache is None:
-            y = F.pad(y, (0, 0, before, 0))  # (B, before + T, C)
+            padded = F.pad(y, (0, 0, KERNEL_SIZE - 1, 0))  # (B, KERNEL_SIZE - 1 + T, C)
         else:
-            cache(y[:, None], y[:, None])  # in both places: a cache holds pairs
-            y = torch.cat([cache.before(before)[0], y], 1)
-        return x + self.dropout(F.gelu(self.conv(y.transpose(1, 2))).transpose(1, 2))
+            before = cache.last(layer, KERNEL_SIZE - 1)[0, :, 0].to(y.dtype)
+            padded = torch.cat([before, y], dim=1)
+            cache.append(layer, y[:, None], y[:, None])  # twice: a cache holds pairs
+        y = self.conv(padded.transpose(1, 2)).transpose(1, 2)  # (B, T, C)
+        return x + self.dropout(F.gelu(y))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# drafters without a network, and one with
+# --------------------------------------------------------------------------------------------------
+# drafters without a network
 
 
 class NGram:
-    """Counts of all sequences of up to n tokens in sorted integer keys: fitted without a loop over tokens.
+    """
+    Counts of all sequences of up to n tokens in sorted integer keys, without a loop over tokens.
 
-    An m-gram's key is (number of its first m - 1 tokens in the table of (m - 1)-grams) * V + its last token: all
-    continuations of a context are neighbours. smoothing: 'kneser_ney' (interpolated, absolute discount) or 'laplace'
-    (adds alpha to every count after the longest context that was seen).
+    The key of an m-gram is (index of its first m - 1 tokens in the table of (m - 1)-grams) * V +
+    its last token: so all continuations of a context are neighbors in the table.
+    smoothing: 'kneser_ney' (interpolated) or 'laplace' (adds alpha to every count).
     """
 
     def __init__(self, n, vocab_size, smoothing="kneser_ney", discount=0.75, alpha=0.1):
-        self.n, self.V, self.smoothing, self.discount, self.alpha = (
-            n,
-            vocab_size,
-            smoothing,
-            discount,
-            alpha,
-        )
+        choose("smoothing", smoothing, ("kneser_ney", "laplace"))
+        self.n = n
+        self.V = vocab_size
+        self.smoothing = smoothing
+        self.discount = discount
+        self.alpha = alpha
 
     def fit(self, tokens):
         """(N,) token ids, or (R, N) of R texts -> self."""
         tokens = np.atleast_2d(np.asarray(tokens, dtype=np.int64))  # no m-gram spans two texts
         if tokens.shape[1] < self.n:
-            raise UserError(
-                f"The corpus has {tokens.shape[1]} tokens, fewer than one {self.n}-gram."
-            )
-        self.keys, self.counts = (
-            [np.arange(self.V)],
-            [np.bincount(tokens.ravel(), minlength=self.V)],
-        )
-        number = tokens  # of the m-gram that ends at each position
+            n = tokens.shape[1]
+            raise UserError(f"The corpus has {n} tokens, fewer than one {self.n}-gram.")
+        self.keys = [np.arange(self.V)]
+        self.counts = [np.bincount(tokens.ravel(), minlength=self.V)]
+        index = tokens  # of the m-gram that ends at each position
         for m in range(2, self.n + 1):
-            key = number[:, :-1] * self.V + tokens[:, m - 1 :]
-            keys, number, counts = np.unique(key, return_inverse=True, return_counts=True)
-            number = number.reshape(key.shape)
+            key = index[:, :-1] * self.V + tokens[:, m - 1 :]
+            keys, index, counts = np.unique(key, return_inverse=True, return_counts=True)
+            index = index.reshape(key.shape)
             self.keys.append(keys)
             self.counts.append(counts)
         return self.prepare()
 
     def prepare(self):
-        """For each m: where a context's m-grams start, the share of each, the weight of what shorter contexts say."""
+        """
+        What log_probs looks up. unigram (V,); and for contexts, the (m - 1)-grams, in lists whose
+        item m - 1 is of m-grams: start (their number + 1), where a context's continuations start
+        among the m-grams; fraction (number of m-grams), of each continuation; backoff (number of
+        contexts), the weight of what shorter contexts say.
+        """
         used = self.counts
-        if (
-            self.smoothing == "kneser_ney"
-        ):  # below the top, an m-gram counts once for each token that came before it
-            longer = range(2, self.n + 1)
-            suffixes = [
-                self.find(self.grams(m)[:, 1:])[0] for m in longer
-            ]  # of each m-gram, without its first token
-            used = [
-                np.bincount(s, minlength=len(keys))
-                for s, keys in zip(suffixes, self.keys, strict=False)
-            ]
-            used.append(self.counts[-1])
-            free = self.discount * (used[0] > 0).sum() / self.V  # for tokens never seen
-            self.unigram = (np.maximum(used[0] - self.discount, 0) + free) / used[0].sum()
+        V = self.V
+        if self.smoothing == "kneser_ney":
+            used = self.continuation_counts()
+            left = self.discount * (used[0] > 0).sum() / V  # for each token, also if never seen
+            self.unigram = (np.maximum(used[0] - self.discount, 0) + left) / used[0].sum()
         else:
-            self.unigram = (used[0] + self.alpha) / (used[0].sum() + self.alpha * self.V)
+            self.unigram = (used[0] + self.alpha) / (used[0].sum() + self.alpha * V)
         self.unigram = self.unigram.astype(np.float32)
-        # [m - 1] is of m-grams: a share for each, a start and a backoff for each context, an (m - 1)-gram
-        self.start, self.share, self.backoff = [None], [None], [None]
-        for keys, shorter, count in zip(self.keys[1:], self.keys, used[1:], strict=False):
-            context, size = keys // self.V, len(shorter)
-            total = np.bincount(context, count, size)
+
+        self.start = [None]
+        self.fraction = [None]
+        self.backoff = [None]
+        for m in range(2, self.n + 1):
+            context = self.keys[m - 1] // V  # (number of m-grams)
+            count = used[m - 1]
+            n_contexts = len(self.keys[m - 2])
+            total = np.bincount(context, count, n_contexts)
             if self.smoothing == "kneser_ney":
-                backoff = (
-                    self.discount * np.bincount(context, count > 0, size) / np.maximum(total, 1)
-                )
+                seen = np.bincount(context, count > 0, n_contexts)
+                backoff = self.discount * seen / np.maximum(total, 1)
                 backoff[total == 0] = 1
-                share = np.maximum(count - self.discount, 0) / np.maximum(total, 1)[context]
+                discounted = np.maximum(count - self.discount, 0)
+                fraction = discounted / np.maximum(total, 1)[context]
             else:
-                backoff = self.alpha / (
-                    total + self.alpha * self.V
-                )  # the share of a token that never followed
-                share = count / (total + self.alpha * self.V)[context]
-            self.start.append(np.concatenate([[0], np.bincount(context, minlength=size).cumsum()]))
-            self.share.append(share.astype(np.float32))
+                backoff = self.alpha / (total + self.alpha * V)  # of a token that never followed
+                fraction = count / (total + self.alpha * V)[context]
+            n_continuations = np.bincount(context, minlength=n_contexts)
+            self.start.append(np.concatenate([[0], n_continuations.cumsum()]))
+            self.fraction.append(fraction.astype(np.float32))
             self.backoff.append(backoff.astype(np.float32))
         return self
 
+    def continuation_counts(self):
+        """Kneser-Ney: below the longest, an m-gram counts once for each token found before it."""
+        used = []
+        for m in range(1, self.n):
+            suffix = self.find(self.grams(m + 1)[:, 1:])[0]  # of each (m + 1)-gram
+            used.append(np.bincount(suffix, minlength=len(self.keys[m - 1])))
+        return [*used, self.counts[-1]]
+
     def grams(self, m):
         """-> (M, m): all m-grams in the order of their table."""
-        columns, number = [], np.arange(len(self.keys[m - 1]))
+        columns = []
+        index = np.arange(len(self.keys[m - 1]))
         for keys in self.keys[m - 1 : 0 : -1]:
-            number, last = np.divmod(keys[number], self.V)
+            index, last = np.divmod(keys[index], self.V)
             columns.append(last)
-        return np.stack([number, *columns[::-1]], 1)
+        return np.stack([index, *columns[::-1]], 1)
 
     def find(self, grams):
-        """(B, m) -> (B,) their numbers in the table of m-grams, (B,) bool: whether they are in it."""
-        number, found = np.maximum(grams[:, 0], 0), grams[:, 0] >= 0
+        """(B, m) -> (B,) their index in the table of m-grams, (B,) bool: whether they are in it."""
+        index = np.maximum(grams[:, 0], 0)
+        found = grams[:, 0] >= 0
         for keys, token in zip(self.keys[1:], grams.T[1:], strict=False):
-            key = number * self.V + token
-            number = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
-            found &= keys[number] == key
-        return number, found
+            key = index * self.V + token
+            index = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+            found &= keys[index] == key
+        return index, found
 
     def log_probs(self, context):
-        """(B, n - 1) int64, -1 where the text has not begun -> (B, V) float32 log-probabilities of the next token.
+        """
+        (B, n - 1) int64, -1 where the text has not begun -> (B, V) float32 log-probabilities.
 
-        Kneser-Ney interpolates, from short to long contexts: p_m(x) = share(x) + backoff * p_(m-1)(x), with p_1 the
-        unigram; a context that was never seen changes nothing. Laplace: p_m(x) = share(x) + backoff.
+        Kneser-Ney, from short contexts to long: p_m(x) = fraction(x) + backoff * p_(m-1)(x), with
+        p_1 the unigram. Laplace: p_m(x) = fraction(x) + backoff. A context that was never seen, or
+        never continued, changes nothing.
         """
         p = np.tile(self.unigram, (len(context), 1))  # (B, V)
         for m in range(2, self.n + 1):
-            number, found = self.find(context[:, self.n - m :])  # of the last m - 1 tokens
-            start, share, tokens = self.start[m - 1], self.share[m - 1], self.keys[m - 1]
-            for row in (found & (start[number] < start[number + 1])).nonzero()[0]:
-                first, end = start[
-                    number[row] : number[row] + 2
-                ]  # its continuations are neighbours in the table
-                backoff = self.backoff[m - 1][number[row]]
+            index, found = self.find(context[:, self.n - m :])  # of the last m - 1 tokens
+            start = self.start[m - 1]
+            found &= start[index] < start[index + 1]
+            for row in found.nonzero()[0]:
+                first, end = start[index[row] : index[row] + 2]
+                tokens = self.keys[m - 1][first:end] % self.V  # what has followed
+                backoff = self.backoff[m - 1][index[row]]
                 p[row] = backoff if self.smoothing == "laplace" else backoff * p[row]
-                p[row, tokens[first:end] % self.V] += share[first:end]
+                p[row, tokens] += self.fraction[m - 1][first:end]
         return torch.from_numpy(p).log_()
 
-    def __call__(self, idx):
+    def logits(self, idx):
         """(B, T) int64 -> (B, T, V): position i has the log-probabilities of token i + 1."""
-        contexts = F.pad(idx.cpu(), (self.n - 1, 0), value=-1).unfold(1, self.n - 1, 1)[
-            :, 1:
-        ]  # (B, T, n - 1)
-        return self.log_probs(contexts.flatten(0, 1).numpy()).view(*idx.shape, -1).to(idx.device)
+        padded = F.pad(idx.cpu(), (self.n - 1, 0), value=-1)
+        contexts = padded.unfold(1, self.n - 1, 1)[:, 1:]  # (B, T, n - 1)
+        log_p = self.log_probs(contexts.flatten(0, 1).numpy())
+        return log_p.view(*idx.shape, -1).to(idx.device)
 
-    def next_logits(self, x, n):
-        """(B, L) int64, (B,) -> (B, V): of what follows the first n tokens."""
-        where = n[:, None] + torch.arange(self.n - 1, device=x.device)
-        context = F.pad(x, (self.n - 1, 0), value=-1).gather(1, where)
-        return self.log_probs(context.cpu().numpy()).to(x.device)
+    def propose(self, x, n, settings, generator):
+        """(T,) int64 -> drafts (n,), q (n of (V,)): see speculative.py."""
+        start = len(x)
+        q = []
+        for _ in range(n):
+            padded = F.pad(x.cpu(), (self.n - 1, 0), value=-1)
+            context = padded[None, len(x) :]  # (1, n - 1): the last tokens
+            log_p = self.log_probs(context.numpy())[0]  # (V)
+            q.append(probabilities(log_p.to(x.device), **settings))  # (V)
+            x = torch.cat([x, draw(q[-1], generator)[None]])
+        return x[start:], q
 
     def save(self, path, meta):
         """To a readable file: what it is, then each m-gram with its count."""
-        how = {"smoothing": self.smoothing, "discount": self.discount, "alpha": self.alpha}
-        about = {"n": self.n, "vocab_size": self.V, **how, "meta": meta}
-        write_counts(
-            path, about, [np.column_stack([c, self.grams(m)]) for m, c in enumerate(self.counts, 1)]
-        )
+        about = {"n": self.n, "vocab_size": self.V, "smoothing": self.smoothing}
+        about |= {"discount": self.discount, "alpha": self.alpha, "meta": meta}
+        tables = []
+        for m, count in enumerate(self.counts, 1):
+            tables.append(np.column_stack([count, self.grams(m)]))
+        write_counts(path, about, tables)
 
     @classmethod
     def load(cls, path):
         """-> the model that save wrote, and its meta. Raises UserError if the file is damaged."""
         if not os.path.isfile(path):
             raise UserError(
-                f"There is no n-gram file {path}. Make one with: python train.py --arch=ngram"
+                f"There is no n-gram file {path}. Make one: python train.py --arch=ngram"
             )
         try:
             about, tables = read_counts(path)
             meta = about.pop("meta")
             self = cls(**about)
-            choose("smoothing", self.smoothing, ("kneser_ney", "laplace"))
-            self.keys, self.counts = [np.arange(self.V)], [table[:, 0] for table in tables]
+            self.keys = [np.arange(self.V)]
+            self.counts = [table[:, 0] for table in tables]
             for table in tables[1:]:
                 self.keys.append(self.find(table[:, 1:-1])[0] * self.V + table[:, -1])
             return self.prepare(), meta
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path} is damaged or not an n-gram file ({str(error)[:80]})."
-            ) from None
+            why = first_line(error)
+            raise UserError(f"{path} is damaged or not an n-gram file ({why}).") from None
 
 
 class Lookup:
-    """Prompt lookup: the longest of the last 1 to 3 tokens that the text had before is continued as it was then."""
-
-    def __init__(self, vocab_size, longest=3):
-        self.V, self.longest = vocab_size, longest
-
-    def next_logits(self, x, n):
-        """(B, L), (B,) -> (B, V): all probability on one token. Nothing alike: on the last token, as good as any."""
-        guesses = []
-        for row, length in zip(x, n.tolist(), strict=True):
-            guess = row[length - 1]
-            for m in range(min(self.longest, length - 1), 0, -1):
-                windows = row[: length - 1].unfold(0, m, 1)  # all places but the end itself
-                same = (windows == row[length - m : length]).all(1).nonzero()
-                if len(same):
-                    guess = row[same[-1, 0] + m]
-                    break
-            guesses.append(guess)
-        return F.one_hot(torch.stack(guesses), self.V).float().log()
-
-
-class Diffusion:
-    """A masked diffusion model that drafts: masks after the last token, revealed in `steps` groups from left to right.
-
-    Speculation needs q(x_j | what stands before j). Within a group the tokens are drawn independently of each other,
-    and a group sees only what stands to its left: so q is known. In any other order a token would depend on later ones,
-    and q would be a sum over all of these: refused. window: tokens seen before the masks; 0: all that fit.
+    """
+    Prompt lookup: where the last tokens stood before, propose what followed them then; without a
+    match of at least `shortest` tokens, nothing.
     """
 
-    def __init__(self, model, steps=1, order="left", window=0):
-        choose("order", order, ("left", "any"))
-        if order == "any" and steps > 1:
-            raise UserError(
-                "In any order there is no q(x_j | x before j): not lossless. Use one step or order 'left'."
-            )
-        self.model, self.steps, self.window = model, steps, window
+    def __init__(self, vocab_size, shortest=2, longest=3):
+        self.V = vocab_size
+        self.shortest = shortest
+        self.longest = longest
 
-    def propose(self, x, n, gamma, settings, generator):
-        """(B, L), (B,) -> (B, gamma) tokens, (B, gamma, V) the distributions that they were drawn from."""
-        size = self.model.config.block_size
-        known = min(int(n.min()), self.window or size, size - gamma)
-        where = (
-            n[:, None] - known + torch.arange(known + gamma, device=x.device)
-        )  # (B, known + gamma)
-        z = x.gather(1, where)
-        z[:, known:] = self.model.mask_id
-        qs = []
-        for group in torch.arange(gamma).tensor_split(min(self.steps, gamma)):
-            at = known + group.to(x.device)
-            q = probabilities(
-                self.model.head(self.model.hidden(z)[:, at]), *settings
-            )  # (B, group, V)
-            z[:, at] = draw_from(q, generator)
-            qs.append(q)
-        return z[:, known:], torch.cat(qs, 1)
+    def propose(self, x, n, settings, generator):
+        """(T,) int64 -> drafts (g,) with g <= n, q (g, V): see speculative.py."""
+        text = x.tolist()
+        for m in range(self.longest, self.shortest - 1, -1):
+            for start in range(len(text) - m - 1, -1, -1):  # the latest match first
+                if text[start : start + m] == text[-m:]:
+                    drafts = x[start + m : start + m + n]
+                    q = F.one_hot(drafts, self.V).float()  # all of it on the one token
+                    return drafts, q
+        return x[:0], []
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+def fit_ngram(tokens, corpus, n, smoothing, out_dir):
+    """Counts the tokens and writes out_dir/ngram.txt."""
+    path = os.path.join(out_dir, "ngram.txt")
+    model = NGram(n, corpus.meta["vocab_size"], smoothing).fit(tokens)
+    nats = []
+    for part in data.blocks(corpus.val, 129, 200).split(8):
+        log_p = model.logits(part[:, :-1])  # (8, 128, V)
+        nats.append(-log_p.gather(2, part[:, 1:, None]))
+    nats = torch.cat(nats).mean()
+    model.save(path, corpus.meta)
+    n_grams = sum(map(len, model.keys))
+    print_once(f"validation {nats:.4f} nats per token, {n_grams:,} n-grams saved to {path}")
+
+
+# --------------------------------------------------------------------------------------------------
 # loading
-
-
-class HuggingFace(HuggingFaceModel, GPT):
-    """A model that runs through transformers, with the head and the losses of a GPT."""
 
 
 def new_model(config):
     """GPTConfig -> a GPT of the blocks that its arch names."""
-    return GPT(config, {"gpt": Block, "lstm": LSTMBlock, "cnn": ConvBlock}[config.arch])
+    blocks = {"gpt": Block, "lstm": LSTMBlock, "cnn": ConvBlock}
+    return GPT(config, blocks[config.arch])
+
+
+def model_of(checkpoint, path, attention="sdpa"):
+    """A checkpoint's dict -> its model, with averaged weights where there are any, in eval mode."""
+    try:
+        config = GPTConfig(**{**checkpoint["model_config"], "attention": attention})
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{path} is no model that can be read: {first_line(error)}.") from None
+    model = new_model(config)
+    load_weights(model, weights_of(checkpoint))
+    return model.eval()
 
 
 def load_model(path, device="cpu", attention="sdpa"):
-    """-> GPT in eval mode with the averaged weights where there are any, and the checkpoint's dict without weights."""
-    saved = load_checkpoint(path)
-    if is_foreign(saved["model_config"]):
-        model = HuggingFace(saved["model_config"], attention)
-    else:
-        model = new_model(
-            config_of(saved, path, attention=attention)
-        )  # not the one it was trained with
-    load_weights(model, weights_of(saved))
-    left = ("model", "ema", "optimizer", "optimizers")
-    return model.to(device).eval(), {k: v for k, v in saved.items() if k not in left}
-
-
-def load_to_sample(path, cfg):
-    """-> model, its checkpoint, the context to sample it in, and a note on device and number format.
-
-    Whole sequences go through in bfloat16. A cached autoregressive step on a CPU multiplies one row: float32 is faster.
     """
-    device, autocast, note = pick_device(cfg.device, cfg.dtype)
-    model, checkpoint = load_model(path, device, cfg.attention)
-    if model.config.causal and device.type == "cpu":
-        autocast, note = contextlib.nullcontext(), note.rpartition(", ")[0] + ", float32"
-    if cfg.compile == "on":
-        compile_trunk(model, device)
-    return model, checkpoint, autocast, note
+    -> GPT in eval mode, and the checkpoint's dict without its weights.
+
+    path: a ckpt.pt; or, what extras/ knows, a published name such as gpt2 or mdlm-owt, hf:NAME, a
+    folder with a model.safetensors. This is the one place where the core looks there.
+    """
+    saved = load_checkpoint(path) if os.path.isfile(path) else None
+    name = saved["model_config"].get("arch", "gpt") if saved else path
+    if saved and not name.startswith("hf:"):
+        model = model_of(saved, path, attention)
+        left = ("model", "ema", "optimizer")
+        checkpoint = {key: value for key, value in saved.items() if key not in left}
+        return model.to(device), checkpoint
+
+    extra = "huggingface" if name.startswith("hf:") else "published"
+    try:
+        module = importlib.import_module(f"extras.{extra}")
+    except ModuleNotFoundError as error:
+        if not error.name.startswith("extras"):
+            raise
+        folder = os.path.dirname(path)
+        raise UserError(f"There is no checkpoint {path}. {how_to_train(folder)}") from None
+    if saved:
+        return module.from_checkpoint(saved, device, attention)
+    return module.load_model(path, device, attention)
 
 
-def load_drafter(path, target, meta, cfg):
-    """-> a drafter for the target: 'lookup', an n-gram file (.txt) or a checkpoint, of the same vocabulary."""
+def load_drafter(path, target, meta, attention="sdpa"):
+    """-> a drafter for the target: 'lookup', an n-gram file (.txt) or a model, of its vocabulary."""
     if not target.config.causal:
-        raise UserError(
-            "--draft makes an autoregressive model faster; this checkpoint is a diffusion model."
-        )
+        raise UserError("--draft makes a GPT faster; this checkpoint is a diffusion model.")
     if path == "lookup":
         return Lookup(target.config.vocab_size)
     if path.endswith(".txt"):
-        drafter, its_meta = NGram.load(path)
+        drafter, drafter_meta = NGram.load(path)
     else:
-        drafter, checkpoint = load_model(path, target.wte.weight.device, cfg.attention)
-        its_meta = padded_as(drafter, checkpoint["meta"], meta["vocab_size"])
-        if drafter.config.block_size < (cfg.length or target.config.block_size):
-            raise UserError(
-                f"The text is longer than {path}'s context: use --length={drafter.config.block_size}."
-            )
-        drafter = drafter if drafter.config.causal else Diffusion(drafter, cfg.draft_steps)
-    if not data.same_vocabulary(meta, its_meta):
+        model, checkpoint = load_model(path, target.wte.weight.device, attention)
+        if not model.config.causal:
+            raise UserError(f"{path} is a diffusion model: python -m extras.diffusion_drafter.")
+        drafter = Network(model)
+        drafter_meta = checkpoint["meta"]
+    if not data.same_vocabulary(meta, drafter_meta):
         raise UserError(f"The drafter {path} has another vocabulary than the target.")
     return drafter
-
-
-def fit_ngram(cfg, tokens, corpus):
-    """Counts the tokens and writes out_dir/ngram.txt."""
-    refuse_used(cfg.out_dir)
-    path = os.path.join(cfg.out_dir, "ngram.txt")
-    V, how = corpus.meta["vocab_size"], (cfg.smoothing, cfg.ngram_discount, cfg.ngram_alpha)
-    model, val = NGram(cfg.ngram_n, V, *how).fit(tokens), data.blocks(corpus.val, 129, 200)
-    nats = -torch.cat([model(b[:, :-1]).gather(2, b[:, 1:, None]) for b in val.split(8)]).mean()
-    model.save(path, corpus.meta)
-    save_config(cfg, cfg.out_dir)
-    print_once(
-        f"validation {nats:.4f} nats per token, {sum(map(len, model.keys)):,} n-grams saved to {path}"
-    )

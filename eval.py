@@ -26,11 +26,11 @@ import time
 import types
 
 import torch
+from config.common import *
+from config.sampling import *
 
 import data
 import metrics
-from config.common import *
-from config.sampling import *
 from configurator import UserError, check, choose, configure
 from drafters import load_drafter, load_model, load_to_sample
 from plumbing.checkpoints import paths_of

@@ -12,11 +12,10 @@ from tqdm import tqdm
 import data
 import speculative
 from configurator import UserError
-from drafters import Diffusion, Lookup
-from model import ar_loss, nelbo, probabilities, ranks
-from plumbing.parallel import share_out
+from model import ar_loss, nelbo, probabilities, rank_in_row
+from plumbing.parallel import map_over_ranks
 from plumbing.randomness import seeded
-from plumbing.scores import but_repeated_ends, retokenized, rouge_2_f1
+from plumbing.scores import but_repeated_ends, retokenized
 
 
 @torch.no_grad()
@@ -32,7 +31,7 @@ def likelihood(model, x, cfg):
         return (ar_loss(model, b) if ar else nelbo(model, b, noise)).item()
 
     batches = [b for _ in range(1 if ar else cfg.draws) for b in x.split(cfg.batch_size)]
-    values = torch.tensor(share_out(nats_of, range(len(batches)), "likelihood"))
+    values = torch.tensor(map_over_ranks(nats_of, range(len(batches)), "likelihood"))
     weights = torch.tensor([float(len(b)) for b in x.split(cfg.batch_size)])
     values = values.view(-1, len(weights)).mean(0)  # over the draws: only other text is independent
     mean = (values * weights).sum() / weights.sum()
@@ -59,7 +58,7 @@ def judge_nats(judge, x, counted, batch_size):
             total = total + torch.stack([judge.nll(*part) for part in parts]).cpu()
         return total
 
-    return torch.cat(share_out(nats_of, range(0, len(x), batch_size), "judging"))
+    return torch.cat(map_over_ranks(nats_of, range(0, len(x), batch_size), "judging"))
 
 
 def judged(x, judge, metas, cfg, prefix=0):
@@ -123,7 +122,7 @@ def last_word(model, x, m, draws, noise, largest):
     # which is m times the mean over a random l and a random set
     ways = torch.tensor([math.comb(m, k) for k in subsets.sum(1).tolist()], device=x.device)
     n_masks = torch.randint(1, m + 1, (draws, 1), generator=noise)
-    drawn = ranks(torch.rand(draws, m, generator=noise)) < n_masks
+    drawn = rank_in_row(torch.rand(draws, m, generator=noise)) < n_masks
     return (
         hits.all().item(),
         (nats / ways).sum().item(),
@@ -152,7 +151,7 @@ def lambada(model, passages, cfg, largest=8):
         x = torch.tensor((context + word)[-size:], device=device)
         return last_word(model, x, len(word), cfg.draws, seeded(cfg.seed, "lambada", i), largest)
 
-    rows = share_out(one, range(len(passages)), "lambada")
+    rows = map_over_ranks(one, range(len(passages)), "lambada")
     exact = [r[1] for r in rows if r[1] is not None]
     row = {
         "accuracy": sum(r[0] for r in rows) / len(rows),
@@ -237,93 +236,227 @@ def seconds_per_sample(model, meta, cfg, n_steps, size, batch, repeats=3):
     return sorted(times[1:])[repeats // 2]
 
 
-@torch.no_grad()
-def overlap(target, drafter, text, prompt, cfg):
-    """(n, L) int64 written by the target after `prompt` tokens -> (n) mean over its tokens of sum_x min(p, q).
+# --------------------------------------------------------------------------------------------------
+# drafters: how many of their tokens a target accepts, and how much faster they make it
 
-    The chance that a draft is accepted, without the noise of drawing it. For diffusion and lookup: at 16 places.
+
+class Rounds:
+    """What speculate does, counted: give it as `watch`, start afresh for each text."""
+
+    def __init__(self, gamma):
+        self.tested = torch.zeros(gamma, dtype=torch.int64)  # drafts, by their position in a round
+        self.accepted = torch.zeros(gamma, dtype=torch.int64)
+        self.n_forwards = 0  # of the target
+        self.n_tokens = 0  # new ones
+        self.drafted = []  # of the present text: whether each new token was a draft
+
+    def start(self, n_known):
+        """A new text, of which n_known tokens are given."""
+        self.length = n_known
+        self.drafted = []
+
+    def __call__(self, x, drafts):
+        """x (n,): the text after a round, drafts (g,): what was verified in it."""
+        new = x[self.length :]
+        m = min(len(new), len(drafts))
+        n_accepted = int((new[:m] == drafts[:m]).cumprod(0).sum())
+        # drafts after the first rejection, or after an end of text, were never tested
+        n_tested = n_accepted + (n_accepted < m)
+        self.tested[:n_tested] += 1
+        self.accepted[:n_accepted] += 1
+        self.n_forwards += 1
+        self.n_tokens += len(new)
+        self.drafted += [True] * n_accepted + [False] * (len(new) - n_accepted)
+        self.length = len(x)
+
+
+def acceptance(rounds):
     """
-    if len(text) > cfg.batch_size:
-        return torch.cat(
-            [overlap(target, drafter, part, prompt, cfg) for part in text.split(cfg.batch_size)]
-        )
-    settings, size = (cfg.temperature, cfg.top_k, cfg.top_p), text.size(1)
-    h, skip = target.hidden(text[:, :-1]), speculative.unseen(target, drafter)
-    p = probabilities(
-        target.head(h[:, prompt - 1 :]), *settings
-    )  # (n, L - prompt, V), of the target's own tokens
-    if isinstance(drafter, (Diffusion, Lookup)):
-        noise, q = seeded(cfg.seed, "overlap", device=text.device), []
-        places = torch.linspace(prompt, size - cfg.gamma, 16).long().unique()
-        for n in places.to(text.device)[:, None].expand(-1, len(text)):
-            seen = text[:, skip:].clone()
-            q.append(
-                speculative.propose(drafter, None, seen, n - skip, cfg.gamma, settings, noise)[1][
-                    :, 0
-                ]
-            )
-        p, q = p[:, places - prompt], torch.stack(q, 1)
+    -> alpha, accepted / (accepted + first rejections). What follows a rejection was never tested:
+    counting it would make alpha too small.
+    """
+    return (rounds.accepted.sum() / rounds.tested.sum().clamp(min=1)).item()
+
+
+def tokens_per_forward(rounds):
+    return rounds.n_tokens / max(rounds.n_forwards, 1)
+
+
+def predicted_speedup(alpha, c, gamma, verify=1.0):
+    """
+    Tokens per round over the round's cost in plain steps (Leviathan et al., theorem 3.8).
+
+    c: what a draft costs. verify: what the target's forward pass over the gamma drafts costs: in
+    theory one step, on a CPU it grows with the tokens.
+    """
+    if alpha == 1:
+        tokens = gamma + 1
     else:
-        q = probabilities(drafter(text[:, skip:-1])[:, prompt - skip - 1 :], *settings)
-    return torch.minimum(p, q).sum(-1).mean(1)
+        tokens = (1 - alpha ** (gamma + 1)) / (1 - alpha)  # 1 + alpha + ... + alpha^gamma
+    return tokens / (gamma * c + verify)
+
+
+GAMMAS = (1, 2, 3, 4, 6, 8)  # that are tried
+
+
+def median_seconds(f, *args, repeats=5):
+    """-> seconds of f(*args), the median; a first call warms up."""
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        f(*args)
+        times.append(time.perf_counter() - began)
+    return sorted(times[1:])[repeats // 2]
+
+
+def read_again(target, cache, x, n):
+    """The target reads the last n of x (T,) once more, with its head; waits for the device."""
+    cache.length = len(x) - n
+    target.head(target.hidden(x[None, len(x) - n :], cache)).sum().item()
+
+
+def draft_again(drafter, x, n, settings, generator):
+    drafts, _ = drafter.propose(x, n, settings, generator)
+    return drafts.tolist()  # waits for the device
+
+
+@torch.no_grad()
+def measure_costs(target, drafter, x, settings, generator):
+    """
+    x (T,) int64, a text of the target, longer than the largest gamma -> {gamma: (c, verify)}, in
+    plain steps of the target: see predicted_speedup.
+    """
+    cache = speculative.new_cache(target)
+    target.hidden(x[None], cache)
+    step = median_seconds(read_again, target, cache, x, 1)
+    costs = {}
+    for gamma in GAMMAS:
+        known = x[: len(x) - gamma]
+        draft = median_seconds(draft_again, drafter, known, gamma, settings, generator)
+        verify = median_seconds(read_again, target, cache, x, gamma + 1)
+        costs[gamma] = (draft / gamma / step, verify / step)
+    return costs
+
+
+def best_gamma(alpha, costs):
+    """-> the gamma with the highest predicted speed, and that speed."""
+    speeds = {gamma: predicted_speedup(alpha, c, gamma, v) for gamma, (c, v) in costs.items()}
+    return max(speeds.items(), key=lambda pair: pair[1])
+
+
+def choose_gamma(target, drafter, x, n_new, settings, generator):
+    """x (T,) int64, known text -> the gamma that is fastest by what a short trial tells."""
+    n_trial = min(64, n_new)
+    if n_trial <= max(GAMMAS):
+        return min(4, n_new)
+    rounds = Rounds(max(GAMMAS))
+    rounds.start(len(x))
+    text = speculative.speculate(
+        target,
+        drafter,
+        x,
+        n_trial,
+        gamma=max(GAMMAS),
+        generator=generator,
+        watch=rounds,
+        **settings,
+    )
+    costs = measure_costs(target, drafter, text, settings, generator)
+    return best_gamma(acceptance(rounds), costs)[0]
+
+
+@torch.no_grad()
+def overlap(target, drafter, text, n_known, settings, batch_size):
+    """
+    text (n, L) int64, written by the target after n_known tokens -> (n,): for each, the mean over
+    its tokens of sum_x min(p, q), the probability that a draft is accepted.
+
+    For networks and n-grams all positions at once; a drafter that only proposes is asked at 16, and
+    counted where it proposes (nan: nowhere).
+    """
+    found = []
+    for part in text.split(batch_size):
+        h = target.hidden(part[:, :-1])[:, n_known - 1 :]
+        p = probabilities(target.head(h), **settings)  # (b, L - n_known, V), of the target's tokens
+        if hasattr(drafter, "logits"):
+            q = probabilities(drafter.logits(part[:, :-1])[:, n_known - 1 :], **settings)
+            found.append(torch.minimum(p, q).sum(-1).mean(1))  # (b)
+            continue
+        for row, p_row in zip(part, p, strict=True):
+            found.append(overlap_of_proposals(drafter, row, p_row, n_known, settings)[None])
+    return torch.cat(found)
+
+
+def overlap_of_proposals(drafter, row, p, n_known, settings):
+    """row (L,), p (L - n_known, V) -> the mean of sum_x min(p, q) at those of 16 positions."""
+    generator = seeded("overlap", device=row.device)
+    accepted = []
+    for n in torch.linspace(n_known, len(row) - 1, 16).long().unique().tolist():
+        drafts, q = drafter.propose(row[:n], 1, settings, generator)
+        if len(drafts):
+            accepted.append(torch.minimum(p[n - n_known], q[0]).sum())
+    return torch.stack(accepted).mean() if accepted else torch.tensor(math.nan, device=row.device)
 
 
 def mean_and_error(values):
-    """(n) -> mean, half the width of its 95 % confidence interval by Student's t."""
+    """(n,) -> the mean of those that are known, half the width of its 95 % interval (Student's t)."""
+    values = values[~values.isnan()]
+    if len(values) < 3:
+        return (values.mean().item() if len(values) else 0.0), math.nan
     t = 1.96 + 2.5 / (len(values) - 1)  # the quantile, to 2 % for n > 6
     return values.mean().item(), t * (values.std() / len(values) ** 0.5).item()
 
 
-def rouge_2(texts, P, references, meta):
-    """{who: (n, L) int64, the first P a prompt} -> {who: (mean ROUGE-2 F1 against references, its standard error)}."""
-    decode, scores = data.encoder(meta)[1], {}
-    for who, x in texts.items():
-        ended = (x[:, P:] == meta.get("eot", -1)).cumsum(1) > 0
-        written = [decode(row[~end].tolist()) for row, end in zip(x[:, P:], ended, strict=True)]
-        scores[who] = rouge_2_f1(references, written)
-    return scores
+def race(target, drafter, x, n_new, gamma, settings, seed, rounds):
+    """x (T,) -> how many times as fast the target writes n_new tokens with drafts as without."""
+    generator = seeded(seed, device=x.device)
+    began = time.perf_counter()
+    speculative.generate(target, x[None], n_new, generator=generator, **settings).cpu()
+    plain = time.perf_counter() - began
 
-
-def drafters_table(target, drafters, prompts, size, cfg):
-    """(n, P) int64 prompts -> a dict a drafter: acceptance on n texts of `size` tokens, speed one text at a time; and
-    {who: (n, size) int64}, the texts that the target wrote, alone and with each of them.
-    """
-    settings, n_new = (cfg.temperature, cfg.top_k, cfg.top_p), size - prompts.size(1)
-    device, rows = prompts.device, []
-    text = speculative.generate(
-        target, prompts, n_new, *settings, seeded(cfg.seed, "target", device=device)
+    generator = seeded(seed, device=x.device)
+    rounds.start(len(x))
+    began = time.perf_counter()
+    speculative.speculate(
+        target, drafter, x, n_new, gamma=gamma, generator=generator, watch=rounds, **settings
     )
-    texts = {"the target alone": text}
-    for path, drafter in tqdm(drafters.items(), desc="drafters", leave=False):
-        row = {"drafter": path}
-        row["alpha"], row["alpha_error"] = mean_and_error(
-            overlap(target, drafter, text, prompts.size(1), cfg)
-        )
-        noise = seeded(cfg.seed, "speculate", device=device)
-        texts[path], counts = speculative.speculate(
-            target, drafter, prompts, n_new, cfg.gamma, *settings, noise
-        )
-        row["counted"] = speculative.acceptance(counts)
-        places = zip(counts.accepted.tolist(), counts.tested.tolist(), strict=True)
-        row["counted_at"] = [a / t if t else None for a, t in places]
-        row["tokens_per_call"] = speculative.tokens_per_call(counts)
-        measured = speculative.time_gammas(target, drafter, prompts[:1], n_new, settings, noise)
-        gamma, predicted = speculative.best_gamma(drafter, counts, row["alpha"], measured)
-        c, call = measured[gamma]
-        row |= {"gamma": gamma, "predicted": predicted, "c": c, "call": call}
-        ratios = []
-        for i, one in enumerate(
-            prompts[:24].split(1)
-        ):  # the same prompt with and without, one after the other
-            began = time.perf_counter()
-            speculative.generate(
-                target, one, n_new, *settings, seeded(cfg.seed, i, device=device)
-            ).cpu()
-            plain = time.perf_counter()
-            speculative.speculate(
-                target, drafter, one, n_new, gamma, *settings, seeded(cfg.seed, i, device=device)
-            )
-            ratios.append((plain - began) / (time.perf_counter() - plain))
-        row["speedup"], row["speedup_error"] = mean_and_error(torch.tensor(ratios))
-        rows.append(row)
-    return rows, texts
+    return plain / (time.perf_counter() - began)
+
+
+def drafter_row(target, drafter, text, prompts, settings, seed, batch_size, n_races=24):
+    """
+    text (n, L) int64: what the target wrote after prompts (n, P) -> a dict: alpha on all texts, then
+    costs, the best gamma, and speed and counts over n_races texts, one at a time.
+    """
+    n_new = text.size(1) - prompts.size(1)
+    row = {}
+    by_text = overlap(target, drafter, text, prompts.size(1), settings, batch_size)
+    row["alpha"], row["alpha_error"] = mean_and_error(by_text)
+    generator = seeded(seed, "costs", device=text.device)
+    costs = measure_costs(target, drafter, text[0], settings, generator)
+    gamma, predicted = best_gamma(row["alpha"], costs)
+    c, verify = costs[gamma]
+    row |= {"gamma": gamma, "predicted": predicted, "c": c, "verify": verify}
+
+    rounds = Rounds(gamma)
+    ratios = []
+    for i, x in enumerate(prompts[:n_races]):
+        ratios.append(race(target, drafter, x, n_new, gamma, settings, seed + i, rounds))
+    row["speedup"], row["speedup_error"] = mean_and_error(torch.tensor(ratios))
+    row["counted"] = acceptance(rounds)
+    counts = zip(rounds.accepted.tolist(), rounds.tested.tolist(), strict=True)
+    row["counted_at"] = [accepted / tested if tested else None for accepted, tested in counts]
+    row["tokens_per_forward"] = tokens_per_forward(rounds)
+    return row
+
+
+def drafters_table(target, drafters, prompts, size, settings, seed, batch_size):
+    """{name: drafter}, prompts (n, P) int64 -> a dict a drafter; their texts have `size` tokens."""
+    generator = seeded(seed, "target", device=prompts.device)
+    n_new = size - prompts.size(1)
+    text = speculative.generate(target, prompts, n_new, generator=generator, **settings)
+    rows = []
+    for name, drafter in tqdm(drafters.items(), desc="drafters", leave=False):
+        row = drafter_row(target, drafter, text, prompts, settings, seed, batch_size)
+        rows.append({"drafter": name, **row})
+    return rows

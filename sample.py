@@ -15,11 +15,12 @@ import sys
 import time
 
 import torch
+from config.common import *
+from config.sampling import *
+from plumbing.refusals import refuse_odd_sampling
 
 import data
 import speculative
-from config.common import *
-from config.sampling import *
 from configurator import UserError, check, configure, print_once
 from drafters import load_drafter, load_to_sample
 from plumbing.checkpoints import paths_of
@@ -27,7 +28,6 @@ from plumbing.page import frontier_of, recorder, run_of, write_page
 from plumbing.parallel import join_processes, leave_processes, rank_and_world
 from plumbing.published import save_published
 from plumbing.randomness import seeded
-from plumbing.refusals import refuse_odd_sampling
 from plumbing.terminal import coloured, print_samples, tracer
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,130 +1,175 @@
 """
-Train a GPT or a masked diffusion language model.
-$ python train.py config/train_pydoc.py           (4 minutes on 2 laptop cores; --help prints the knobs)
-$ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py    (--fsdp=True: in shards)
+Train a GPT, or a masked diffusion language model.
+$ python train.py config/train_pydoc.py           (4 minutes on 2 laptop cores; --help: all knobs)
+$ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py
 
-`fit` is the only training loop of the project. A diffusion model converts from a GPT: --init_from=out/gpt/ckpt.pt.
+A diffusion model converts from a GPT: --init_from=out/gpt/ckpt.pt. Sahoo et al. 2024, arXiv
+2406.07524.
 """
 
 import dataclasses
 import functools
-import os
 
 import torch
 
 import data
-from config.common import *
-from config.loop import *
-from configurator import UserError, check, configure, print_once, save_config
+from configurator import UserError, choose, configure, print_once, save_config
 from drafters import fit_ngram, load_model, new_model
 from loop import check_loop, fit, validator
-from model import GPTConfig, ar_loss, config_of, diffusion_loss, nelbo
-from plumbing.checkpoints import load_checkpoint, load_weights, weights_of
+from model import GPTConfig, ar_loss, convert, diffusion_loss, nelbo
+from plumbing.checkpoints import load_checkpoint, load_weights
 from plumbing.parallel import join_processes, leave_processes, on_first_process, rank_and_world
-from plumbing.published import refuse_used_export, save_published
-from plumbing.runs import claim, refuse_used, release, to_resume
+from plumbing.runs import check_unused, claim, release, to_resume
 
-# ----------------------------------------------------------------------------------------------------------------------
-dataset = "pydoc"
+# --------------------------------------------------------------------------------------------------
+dataset = "pydoc"  # a name under data/, or a folder that a prepare.py wrote
 objective = "diffusion"  # 'diffusion' | 'ar'
 out_dir = "out/train"
-init_from = "scratch"  # 'scratch' | 'resume' (out_dir) | a ckpt.pt or a published model such as gpt2 or mdlm-owt, also
-# of the other objective: it is converted
+init_from = "scratch"  # 'scratch' | 'resume' (out_dir) | a ckpt.pt or a published model, as gpt2,
+# also of the other objective: it is converted
 # model
 arch = (
     "gpt"  # 'gpt' | 'lstm' | 'cnn' | 'ngram': small ones that draft for a GPT, for objective 'ar'
 )
-block_size = 256  # tokens, at least 2
-n_layer = 6  # at least 1
-n_head = 6  # at least 1
-n_embd = 384  # at least 1
+block_size = 256  # tokens
+n_layer = 6
+n_head = 6
+n_embd = 384
 pos = "rope"  # 'rope' | 'learned'
-tie_weights = True
-max_iters = 2000  # optimizer steps, at least 1
-t_weight = (
-    1.0  # diffusion: noise t weighs 1/t^t_weight; 1 is the bound, 0.5 learns faster, from 0 to 1
-)
-random_length = (
-    0.0  # fraction of diffusion batches cut to a random length (LLaDA: 0.01), from 0 to 1
-)
+tie_weights = True  # the head shares the token embedding
+ngram_n = 5  # of an n-gram, from 1 to 8
+smoothing = "kneser_ney"  # 'kneser_ney' | 'laplace', of an n-gram
+# diffusion
+t_weight = 1.0  # noise t has weight 1/t^t_weight; 1 is the bound, 0.5 learns faster
+random_length = 0.0  # fraction of batches cut to a random length (LLaDA: 0.01)
+# optimizer: AdamW
+max_iters = 2000  # optimizer steps
+batch_size = 16  # sequences per forward pass, on each process
+gradient_accumulation_steps = 1  # forward passes per step, over all processes
+learning_rate = 1e-3
+warmup_iters = 100  # steps, linear, up to learning_rate
+min_lr = 0.1  # fraction of learning_rate at the end of a cosine; 1: constant
+weight_decay = 0.1  # of matrices
+beta2 = 0.99  # beta1 is 0.9
+grad_clip = 1.0  # gradient norm; 0: off
+dropout = 0.0  # of the model that is trained
+ema = 0.0  # decay of the averaged weights, which are validated and sampled; 0: off
+# the run
+eval_interval = 500  # steps between validations, which save the checkpoint
+eval_iters = 20  # validation batches
+sample_interval = 0  # steps between printed samples, a multiple of eval_interval; 0: none
+seed = 1337
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | a certain one, as 'cuda:1'
+dtype = ""  # '' (bfloat16 where the hardware multiplies it) | 'float32' | 'bfloat16'
+attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
+compile = "auto"  # 'auto' (on cuda) | 'on' | 'off': torch.compile
+fsdp = False  # under torchrun: shard weights, gradients and optimizer (FSDP2); False: DDP
+wandb = ""  # a project name: also log to Weights & Biases
 cfg = configure(globals())
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+
+# the knobs that are a model's shape
+SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "pos", "tie_weights", "arch")
 
 
-def make_model(cfg, meta, device):
-    """-> GPT on device, and the checkpoint to resume from or None. Builds from scratch, resumes or converts."""
-    device = "cpu" if cfg.fsdp else device  # fit moves it to the GPUs, block by block
+def check_vocabulary(path, checkpoint, meta, dataset):
+    if not data.same_vocabulary(checkpoint["meta"], meta):
+        V = checkpoint["meta"]["vocab_size"]
+        raise UserError(
+            f"{path} has another vocabulary ({V} tokens, {dataset} has {meta['vocab_size']}): "
+            f"data/text/prepare.py --tokenizer={path} takes it."
+        )
+
+
+def new_run(cfg, meta):
+    """-> a model from scratch, or from a checkpoint of either objective."""
     causal = cfg.objective == "ar"
-    # the fields of GPTConfig that are knobs
-    names = (
-        "block_size",
-        "n_layer",
-        "n_head",
-        "n_embd",
-        "dropout",
-        "tie_weights",
-        "attention",
-        "arch",
-        "kernel_size",
-    )
-    names += ("pos",) if cfg.arch == "gpt" else ()
+    check_unused(cfg.out_dir)
     torch.manual_seed(cfg.seed)  # nn.init knows only the global generator
-    if cfg.init_from != "resume":
-        refuse_used(cfg.out_dir)
     if cfg.init_from == "scratch":
+        shape = {name: getattr(cfg, name) for name in SHAPE}
         config = GPTConfig(
-            vocab_size=meta["vocab_size"], causal=causal, **{k: getattr(cfg, k) for k in names}
+            vocab_size=meta["vocab_size"],
+            causal=causal,
+            dropout=cfg.dropout,
+            attention=cfg.attention,
+            **shape,
         )
-        return new_model(config).to(device), None
-    (path,) = to_resume(cfg.out_dir, "ckpt.pt") if cfg.init_from == "resume" else (cfg.init_from,)
-    saved = load_checkpoint(
-        path
-    )  # on the CPU: beside the weights, averages and optimizer it may not fit the GPU
-    was = config_of(saved, path, attention=cfg.attention)
-    if not data.same_vocabulary(saved["meta"], meta):
-        sizes = f"{was.vocab_size} tokens, {cfg.dataset} has {meta['vocab_size']}"
-        raise UserError(
-            f"{path} has another vocabulary ({sizes}): data/text/prepare.py --tokenizer={path} takes it."
-        )
-    if cfg.init_from == "resume" and saved["meta"].get("sha256") != meta.get("sha256"):
-        raise UserError(
-            f"{cfg.dataset} is another text than {path} was trained on. Take another --out_dir."
-        )
-    if cfg.init_from == "resume" and was.causal != causal:
-        raise UserError(
-            f"{path} was trained with another objective than {cfg.objective!r}; use --init_from={path}."
-        )
-    config = dataclasses.replace(was, dropout=cfg.dropout)  # the shape is the checkpoint's
+        return new_model(config)
+
+    model, checkpoint = load_model(cfg.init_from, attention=cfg.attention)
+    check_vocabulary(cfg.init_from, checkpoint, meta, cfg.dataset)
+    return convert(model, causal, cfg.block_size, cfg.dropout)
+
+
+def resumed_run(cfg, meta):
+    """-> the model of out_dir's checkpoint, and the checkpoint."""
+    (path,) = to_resume(cfg.out_dir, "ckpt.pt")
+    saved = load_checkpoint(path)  # on the CPU: with averages and optimizer it may not fit the GPU
+    check_vocabulary(path, saved, meta, cfg.dataset)
+    if saved["meta"].get("sha256") != meta.get("sha256"):
+        raise UserError(f"{cfg.dataset} is another text than {path} was trained on.")
+    config = dataclasses.replace(
+        GPTConfig(**saved["model_config"]), dropout=cfg.dropout, attention=cfg.attention
+    )
+    if config.causal != (cfg.objective == "ar"):
+        raise UserError(f"{path} has another objective than {cfg.objective!r}: --init_from={path}.")
+    model = new_model(config)
+    load_weights(model, saved["model"])
+    return model, saved
+
+
+def make_model(cfg, meta):
+    """-> the model to train, on the CPU, and the checkpoint to resume from or None."""
+    saved = None
     if cfg.init_from == "resume":
-        weights, resume = saved["model"], saved
-    else:  # conversion: this run's context and direction
-        config = dataclasses.replace(config, causal=causal, block_size=cfg.block_size)
-        weights, resume = weights_of(saved), None
-    taken = {k: getattr(config, k) for k in names if getattr(cfg, k) != getattr(config, k)}
+        model, saved = resumed_run(cfg, meta)
+    else:
+        model = new_run(cfg, meta)
+    taken = []  # the shape of a checkpoint wins over the knobs
+    for name in SHAPE:
+        value = getattr(model.config, name)
+        if getattr(cfg, name) != value and model.config.arch == "gpt":
+            taken.append(f"{name} {value}")
+            setattr(cfg, name, value)  # so that config.json tells what was used
     if taken:
-        print_once(
-            f"the shape is that of {path}: " + ", ".join(f"{k} {v}" for k, v in taken.items())
-        )
-        vars(cfg).update(taken)  # so that config.json tells what was used
-    model = new_model(config).to(device)
-    load_weights(model, weights)
-    return model, resume
+        print_once(f"the shape is that of {cfg.init_from}: {', '.join(taken)}")
+    return model, saved
+
+
+def check_training(cfg):
+    choose("objective", cfg.objective, ("diffusion", "ar"))
+    choose("arch", cfg.arch, ("gpt", "lstm", "cnn", "ngram"))
+    for name, least in (("block_size", 2), ("n_layer", 1), ("n_head", 1), ("n_embd", 1)):
+        if getattr(cfg, name) < least:
+            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least {least}.")
+    if not 1 <= cfg.ngram_n <= 8:
+        raise UserError(f"ngram_n is {cfg.ngram_n}; it must be from 1 to 8.")
+
+
+def count_ngrams(cfg, corpus):
+    check_unused(cfg.out_dir)
+    fit_ngram(corpus.train, corpus, cfg.ngram_n, cfg.smoothing, cfg.out_dir)
+    save_config(cfg, cfg.out_dir)
 
 
 def main(cfg):
-    check(cfg, __file__)
+    check_training(cfg)
     check_loop(cfg)
-    refuse_used_export(cfg.export, cfg.arch)
     device, note = join_processes(cfg)
     corpus = data.load(cfg.dataset)
     if cfg.arch == "ngram":
-        return on_first_process(lambda: fit_ngram(cfg, corpus.train, corpus))
-    model, resume = make_model(cfg, corpus.meta, device)
+        return on_first_process(lambda: count_ngrams(cfg, corpus))
+
+    model, resume = make_model(cfg, corpus.meta)
+    if not cfg.fsdp:
+        model = model.to(device)  # FSDP moves it to the GPUs itself, block by block
     n_params = sum(p.numel() for p in model.parameters())
     print_once(f"{n_params / 1e6:.2f} M parameters on {note}")
     if rank_and_world()[0] == 0:
         claim(cfg.out_dir)
         save_config(cfg, cfg.out_dir, n_params=n_params, device_used=note)
+
     ar = cfg.objective == "ar"
     T = cfg.block_size
 
@@ -132,20 +177,20 @@ def main(cfg):
         length = T
         if not ar and cfg.random_length and torch.rand((), generator=generator) < cfg.random_length:
             length = int(torch.randint(1, T + 1, (), generator=generator))
-        return data.batch(
-            corpus.train, cfg.batch_size, length + ar, generator
-        )  # a GPT's last target is one token more
+        if ar:
+            length += 1  # the last target is one token more
+        return data.batch(corpus.train, cfg.batch_size, length, generator)
 
-    validate = validator(ar_loss if ar else nelbo, corpus, T + ar, cfg, device)
-    loss = ar_loss if ar else functools.partial(diffusion_loss, t_weight=cfg.t_weight)
+    if ar:
+        loss = ar_loss
+        validate = validator(ar_loss, corpus, T + 1, cfg, device)
+    else:
+        loss = functools.partial(diffusion_loss, t_weight=cfg.t_weight)
+        validate = validator(nelbo, corpus, T, cfg, device)
     try:
         fit(model, loss, get_batch, validate, cfg, resume, corpus.meta)
     finally:
         release(cfg.out_dir)
-    if cfg.export:
-        on_first_process(
-            lambda: save_published(cfg.export, *load_model(os.path.join(cfg.out_dir, "ckpt.pt")))
-        )
     leave_processes()
 
 

@@ -51,7 +51,7 @@ if _script == "distill.py":
 if _script in ("train.py", "distill.py"):
     batch_size = 4
     warmup_iters = 10
-    lr_schedule = "constant"
+    min_lr = 1.0
     learning_rate = 1e-3
     eval_interval = sample_interval = 100
     eval_iters = 2

@@ -6,7 +6,7 @@ $ python eval.py config/eval_pydoc.py
 """
 
 ckpt = "out/pydoc/ckpt.pt,out/sdtt_pydoc/round_2.pt,out/sdtt_pydoc/round_3.pt,out/pydoc_ar/ckpt.pt"
-judge = "out/pydoc_ar/ckpt.pt"
+evaluator = "out/pydoc_ar/ckpt.pt"
 what = "nelbo,frontier,latency,loss"
 steps = [1, 2, 4]
 draws = 2

@@ -5,7 +5,7 @@ $ python eval.py config/eval_pydoc_ancestral.py
 """
 
 ckpt = "out/pydoc/ckpt.pt"
-judge = "out/pydoc_ar/ckpt.pt"
+evaluator = "out/pydoc_ar/ckpt.pt"
 what = "genppl"
 sampler = "ancestral"
 steps = [2, 4, 16, 128]

@@ -5,7 +5,7 @@ $ python eval.py config/eval_shakespeare_char.py
 """
 
 ckpt = "out/shakespeare_char/ckpt.pt,out/sdtt_shakespeare_char/round_*.pt,out/shakespeare_char_ar/ckpt.pt"
-judge = "out/shakespeare_char_ar/ckpt.pt"
+evaluator = "out/shakespeare_char_ar/ckpt.pt"
 what = "nelbo,frontier,loss"
 steps = [1, 2, 4, 8]
 temperatures = [1.0, 0.9, 0.8, 0.7]

@@ -19,7 +19,6 @@ n_embd = 512
 batch_size = 8
 gradient_accumulation_steps = 1
 learning_rate = 2e-3
-lr_schedule = "cosine"
 min_lr = 0.02
 beta2 = 0.99
 weight_decay = 0.1

@@ -15,7 +15,6 @@ n_embd = 128
 batch_size = 16
 gradient_accumulation_steps = 1
 learning_rate = 5e-3
-lr_schedule = "cosine"
 min_lr = 0.02
 beta2 = 0.99
 weight_decay = 0.1

@@ -17,7 +17,6 @@ ngram_n = 3
 batch_size = 16
 gradient_accumulation_steps = 1
 learning_rate = 3e-3
-lr_schedule = "cosine"
 min_lr = 0.02
 beta2 = 0.99
 weight_decay = 0.1

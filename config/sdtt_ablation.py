@@ -10,4 +10,3 @@ out_dir = "out/ablation/base-1"
 seed = 1
 iters_per_round = 150
 eval_interval = 150
-laptop_minutes = 1.5

@@ -16,4 +16,3 @@ batch_size = 16
 gradient_accumulation_steps = 1
 ema = 0.98
 eval_interval = 60
-laptop_minutes = 0.7

@@ -20,4 +20,3 @@ max_iters = 2000
 ema = 0.998
 eval_interval = 250
 eval_iters = 50
-laptop_minutes = 5.0

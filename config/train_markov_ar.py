@@ -9,4 +9,3 @@ from config.train_markov import *
 
 objective = "ar"
 out_dir = "out/markov_ar"
-laptop_minutes = 5.0

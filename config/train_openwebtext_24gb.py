@@ -14,7 +14,6 @@ from config.train_openwebtext import *
 out_dir = "out/openwebtext_24gb"
 dropout = 0.0
 learning_rate = 6e-4
-lr_schedule = "cosine"
 max_iters = 100_000
 batch_size = 16
 gradient_accumulation_steps = 8  # 8 x 16 = 128 sequences

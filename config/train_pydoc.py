@@ -20,4 +20,3 @@ max_iters = 1050 if _fast else 650
 ema = 0.995
 eval_interval = 200
 sample_interval = 400
-laptop_minutes = 4.0

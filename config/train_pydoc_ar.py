@@ -23,4 +23,3 @@ ema = 0.98
 eval_interval = 100
 sample_interval = 100
 eval_iters = 8
-laptop_minutes = 2.0

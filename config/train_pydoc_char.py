@@ -13,4 +13,3 @@ init_from = "out/pydoc_char_ar/ckpt.pt"
 max_iters = 2200
 eval_interval = 550
 sample_interval = 550
-laptop_minutes = 12.0

@@ -11,7 +11,6 @@ dataset = "pydoc_char"
 out_dir = "out/pydoc_char_ar"
 dropout = 0.0
 max_iters = 600
-laptop_minutes = 3.0
 ema = 0.99
 eval_interval = 200
 sample_interval = 200

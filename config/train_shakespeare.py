@@ -15,4 +15,3 @@ t_weight = 0.5
 max_iters = 600
 ema = 0.995
 eval_interval = 200
-laptop_minutes = 15.0

@@ -21,4 +21,3 @@ warmup_iters = 50
 max_iters = 300
 eval_interval = 100
 eval_iters = 10
-laptop_minutes = 11.0

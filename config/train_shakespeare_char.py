@@ -15,4 +15,3 @@ t_weight = 0.5
 max_iters = 1200
 ema = 0.998
 eval_interval = 400
-laptop_minutes = 10.0

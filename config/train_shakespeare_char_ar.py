@@ -21,4 +21,3 @@ max_iters = 700
 ema = 0.99
 eval_interval = 250
 eval_iters = 20
-laptop_minutes = 8.0

@@ -9,8 +9,6 @@ import torch
 
 from configurator import UserError, first_line
 from data import matching, replacing
-from plumbing import huggingface
-from plumbing.published import hub_address, load_published
 
 
 def save_checkpoint(path, checkpoint):
@@ -28,20 +26,11 @@ def save_checkpoint(path, checkpoint):
         ) from None
 
 
-def names_a_model(path):
-    """Whether load_checkpoint knows where to look: a file or folder that is there, a published name, hf:NAME."""
-    return os.path.exists(path) or bool(hub_address(path)) or path.startswith("hf:")
-
-
 def load_checkpoint(path):
-    """-> the dict that loop.fit saved, on the CPU; path may be a published name or folder too.
-
-    Runs no code from the file. Raises UserError if it is missing or damaged.
     """
-    if str(path).startswith("hf:"):
-        return huggingface.about(path)
-    if os.path.isdir(path) or hub_address(path):
-        return load_published(path)
+    -> the dict that loop.fit saved, on the CPU. Runs no code from the file. Raises UserError if it
+    is missing or damaged.
+    """
     if not os.path.isfile(path):
         raise UserError(f"There is no checkpoint {path}. {how_to_train(os.path.dirname(path))}")
     shared = (
@@ -62,42 +51,21 @@ def load_checkpoint(path):
 
 
 def weights_of(checkpoint):
-    """-> the averaged weights where there are any, with the buffers, which have no average; None: see load_weights."""
-    return checkpoint["model"] and checkpoint["model"] | (checkpoint["ema"] or {})
+    """-> the averaged weights where there are any, with the buffers, which have no average."""
+    return checkpoint["model"] | (checkpoint["ema"] or {})
 
 
 def load_weights(model, weights):
-    """A state_dict of this shape, or of its twin with the other `causal`: only the [MASK] row differs.
-
-    Learned positions past this context are dropped. None: the model has loaded its own already. Raises UserError where
-    a key or a shape does not fit.
-    """
-    if weights is None:
-        return
-    # what a Di[M]O student (distill.dimo) learned with is not its own; what it starts from is, unless it becomes a GPT
-    kept = {
-        k: v
-        for k, v in weights.items()
-        if not k.startswith("fake.") and (k != "frequency" or model.mask_id)
-    }
-    weights, rows = kept, model.wte.num_embeddings
-    if "frequency" in weights:
-        model.frequency = weights["frequency"].to(model.wte.weight.device)
-    wte = weights.get("wte.weight")
-    if (
-        wte is not None and abs(wte.size(0) - rows) == 1
-    ):  # to diffusion: [MASK] starts as the mean token
-        weights["wte.weight"] = torch.cat([wte, wte.mean(0, keepdim=True)])[:rows]
-    if model.wpe is not None and "wpe.weight" in weights:
-        weights["wpe.weight"] = weights["wpe.weight"][: model.config.block_size]
+    """Raises UserError where a key or a shape does not fit."""
     own = model.state_dict()
-    odd = sorted(own.keys() ^ weights.keys()) or [
-        k for k in own if own[k].shape != weights[k].shape
-    ]
+    odd = sorted(own.keys() ^ weights.keys())
+    odd = odd or [key for key in own if own[key].shape != weights[key].shape]
     if odd:
-        there, here = (tuple(d[odd[0]].shape) if odd[0] in d else "nothing" for d in (weights, own))
+        there = tuple(weights[odd[0]].shape) if odd[0] in weights else "nothing"
+        here = tuple(own[odd[0]].shape) if odd[0] in own else "nothing"
+        n = len(odd)
         raise UserError(
-            f"The weights are another model's: {odd[0]} is {there} there, {here} here ({len(odd)} differ)."
+            f"The weights are another model's: {odd[0]} is {there} there, {here} here ({n} differ)."
         )
     model.load_state_dict(weights)
 

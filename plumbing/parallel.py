@@ -37,10 +37,11 @@ def rank_and_world():
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def share_out(f, items, desc):
-    """-> [f(item) for item in items]; each process of a torchrun works on its share, all get the whole list."""
+def map_over_ranks(f, items, desc, *args):
+    """-> [f(item, *args) for item in items], each process of a torchrun working on some of them."""
     rank, world = rank_and_world()
-    own = [f(item) for item in tqdm(items[rank::world], desc=desc, leave=False, disable=rank > 0)]
+    mine = tqdm(items[rank::world], desc=desc, leave=False, disable=rank > 0)
+    own = [f(item, *args) for item in mine]
     parts = [own]
     if world > 1:
         parts = [None] * world
@@ -102,9 +103,9 @@ def parallel(model, loss, device, world, fsdp):
     return functools.partial(loss, model)
 
 
-def gradients_stay_here(loss_of, cfg, world, more):
+def gradients_stay_here(loss_of, fsdp, world, more):
     """-> a context: if more follow, the gradients of a backward are not yet averaged over the processes."""
-    return loss_of.no_sync() if more and world > 1 and not cfg.fsdp else contextlib.nullcontext()
+    return loss_of.no_sync() if more and world > 1 and not fsdp else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

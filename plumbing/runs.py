@@ -2,7 +2,6 @@
 The folder of a run: who may write there, what it holds, its log.
 """
 
-import hashlib
 import json
 import os
 
@@ -13,29 +12,32 @@ from data import matching, read_json, write_json, write_jsonl
 from plumbing.checkpoints import load_checkpoint
 
 
-def open_log(cfg, start):
-    """-> f(dict): appends a line to out_dir/log.jsonl (and to wandb). Lines after step `start` are redone: cut."""
-    path = os.path.join(cfg.out_dir, "log.jsonl")
-    old = read_log(cfg.out_dir) if start and os.path.exists(path) else []
-    write_jsonl(path, [record for record in old if record["step"] <= start])
-    file = open(path, "a", encoding="utf-8")
-    run = None
-    if cfg.wandb:
-        import wandb
+class Log:
+    """Appends objects to out_dir/log.jsonl, a line each, and to Weights & Biases if that is asked for."""
 
-        run = wandb.init(project=cfg.wandb, name=cfg.out_dir, config=vars(cfg), resume="allow")
+    def __init__(self, out_dir, start, wandb_project="", config=None):
+        """start: what was logged after this step is redone, so it is cut."""
+        path = os.path.join(out_dir, "log.jsonl")
+        old = read_log(out_dir) if start and os.path.exists(path) else []
+        write_jsonl(path, [record for record in old if record["step"] <= start])
+        self.file = open(path, "a", encoding="utf-8")
+        self.wandb = None
+        if wandb_project:
+            import wandb
 
-    def log(record):
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-        if run:
-            run.log(record, step=record["step"])
+            self.wandb = wandb.init(
+                project=wandb_project, name=out_dir, config=config, resume="allow"
+            )
 
-    return log
+    def write(self, record):
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        if self.wandb:
+            self.wandb.log(record, step=record["step"])
 
 
 def read_log(folder):
-    """The folder of a run -> the objects of its log.jsonl, but not a line that is only half written."""
+    """The folder of a run -> the objects of its log.jsonl, except a line that is only half written."""
     try:
         with open(os.path.join(folder, "log.jsonl"), encoding="utf-8") as f:
             return [json.loads(line) for line in f if line.endswith("\n")]
@@ -44,41 +46,40 @@ def read_log(folder):
 
 
 def files_of_run(out_dir, names=("ckpt.pt", "round_*.pt", "ngram.txt")):
-    """-> the paths of what a run of any kind, or of the one that writes such names, has left in out_dir, in order."""
+    """-> the paths of what a run has left in out_dir, in order: of any kind, or those names."""
     return [os.path.join(out_dir, path) for name in names for path in matching(name, out_dir)]
 
 
 def to_resume(out_dir, name):
     """-> the checkpoints of that name in out_dir, at least one."""
-    if not (found := files_of_run(out_dir, [name])):
-        mend = (
-            "It is the folder of another kind of run"
-            if files_of_run(out_dir)
-            else "Leave --init_from=resume out"
-        )
-        raise UserError(f"There is nothing to resume in {out_dir}: it holds no {name}. {mend}.")
+    found = files_of_run(out_dir, [name])
+    if not found:
+        hint = "Leave --init_from=resume out"
+        if files_of_run(out_dir):
+            hint = "It is the folder of another kind of run"
+        raise UserError(f"There is nothing to resume in {out_dir}: it holds no {name}. {hint}.")
     return found
 
 
 def saved_of(cfg):
     """-> the checkpoint that a run without rounds goes on from, or None."""
-    return (
-        load_checkpoint(os.path.join(cfg.out_dir, "ckpt.pt")) if cfg.init_from == "resume" else None
-    )
+    if cfg.init_from != "resume":
+        return None
+    return load_checkpoint(os.path.join(cfg.out_dir, "ckpt.pt"))
 
 
-def refuse_used(out_dir):
+def check_unused(out_dir):
     """A new run never writes into the folder of another."""
     if files_of_run(out_dir):
-        mend = "Take another --out_dir, delete it, or (but for an n-gram) continue it with --init_from=resume"
-        raise UserError(f"{out_dir} already holds a run. {mend}.")
+        hint = "Take another --out_dir, delete it, or continue it with --init_from=resume"
+        raise UserError(f"{out_dir} already holds a run. {hint} (not an n-gram).")
 
 
 LOCKS = {}  # folder -> its lock, which dies with its process
 
 
 def claim(out_dir):
-    """Makes the folder and refuses it if another process is writing there."""
+    """Makes the folder. Raises UserError if another process is writing there."""
     os.makedirs(out_dir, exist_ok=True)
     LOCKS[out_dir] = filelock.FileLock(os.path.join(out_dir, "lock"))
     try:
@@ -97,77 +98,42 @@ def release(out_dir):
         LOCKS.pop(out_dir).release()
 
 
-def refuse_wrong_folder(cfg, writes):
-    """A new distillation takes a new folder, a resumed one its own. writes: the pattern of its checkpoints' names."""
+# what a resumed run may change; everything else, what it has written depends on
+FREE = {"rounds", "out_dir", "init_from", "device", "dtype", "compile", "attention", "wandb"}
+FREE |= {"fsdp", "eval_interval", "eval_iters", "sample_interval", "learning_rate"}
+
+
+def check_folder(cfg, pattern, free=()):
+    """
+    A new distillation takes a new folder, a resumed one its own, with the same knobs.
+
+    pattern: of its checkpoints' names. free: what else may differ.
+    """
     if cfg.init_from == "teacher":
-        return refuse_used(cfg.out_dir)
-    for path in to_resume(cfg.out_dir, writes):
-        refuse_other_knobs(cfg, path)
+        return check_unused(cfg.out_dir)
+    for path in to_resume(cfg.out_dir, pattern):
+        was = load_checkpoint(path)["config"]
+        for key in sorted((vars(cfg).keys() & was.keys()) - FREE - set(free)):
+            value = getattr(cfg, key)
+            if value != was[key]:
+                raise UserError(
+                    f"{path} was distilled with {key} {was[key]}, not {value!r}. "
+                    "Resume it with the same, or choose another --out_dir."
+                )
 
 
-def refuse_other_knobs(cfg, path):
-    """A resumed run keeps the knobs that what it has written depends on."""
-    free = {
-        "rounds",
-        "final_steps",
-        "out_dir",
-        "init_from",
-        "export",
-        "device",
-        "dtype",
-        "compile",
-        "attention",
-    }
-    free |= {
-        "wandb",
-        "fsdp",
-        "laptop_minutes",
-        "eval_interval",
-        "eval_iters",
-        "sample_interval",
-        "log_interval",
-    }
-    free |= {"learning_rate"}
-    free |= (
-        set() if cfg.method == "sdtt" else {"iters_per_round", "max_iters"}
-    )  # a run without rounds may be prolonged
-    was = load_checkpoint(path)["config"]
-    for key in sorted((vars(cfg).keys() & was.keys()) - free):
-        if getattr(cfg, key) != was[key]:
-            mend = "Resume it with the same, or choose another --out_dir."
-            raise UserError(
-                f"{path} was distilled with {key} {was[key]}, not {getattr(cfg, key)!r}. {mend}"
-            )
-
-
-def refuse_other_origin(path, cfg, T):
-    """Writes down what the text or labels beside `path` come from, or refuses them if it was something else."""
-    names = (
-        "teacher",
-        "teacher_step",
-        "teacher_loss",
-        "dataset",
-        "seed",
-        "topk",
-        "soft_data",
-        "soft_length",
-    )
-    names += (
-        ("pseudo_tokens",) if cfg.method == "soft" and not cfg.soft_data else ()
-    )  # pseudo.bin may grow
-    made = {"T": T} | {name: getattr(cfg, name, None) for name in names}
-    if cfg.soft_data.endswith(".jsonl"):
-        digest = hashlib.sha256()
-        with open(cfg.soft_data, "rb") as f:
-            for part in iter(lambda: f.read(2**20), b""):
-                digest.update(part)
-        made["soft_data holds"] = digest.hexdigest()[:16]
+def check_origin(path, origin):
+    """
+    origin: a dict that says what the data beside `path` are made from. It is written there, or, if
+    path exists, must be the same.
+    """
     if not os.path.exists(path):
-        return write_json(path, made)
-    was, folder = read_json(path), os.path.dirname(path)
-    for name, value in made.items():
+        return write_json(path, origin)
+    was = read_json(path)
+    folder = os.path.dirname(path)
+    for name, value in origin.items():
         if was.get(name, value) != value:
-            mend = "Delete it, or take another --out_dir."
             raise UserError(
-                f"{folder} was begun with {name} {was.get(name)!r}, not {value!r}. {mend}"
+                f"{folder} was begun with {name} {was.get(name)!r}, not {value!r}. "
+                "Delete it, or take another --out_dir."
             )

@@ -8,7 +8,7 @@ import math
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from plumbing.parallel import share_out
+from plumbing.parallel import map_over_ranks
 
 
 def self_bleu(rows, longest=4):
@@ -49,7 +49,7 @@ def judge_features(judge, x, batch_size):
     def states_of(i):
         return judge.hidden(x[i : i + batch_size].to(judge.wte.weight.device))[:, -1].cpu()
 
-    parts = share_out(states_of, range(0, len(x), batch_size), "mauve")
+    parts = map_over_ranks(states_of, range(0, len(x), batch_size), "mauve")
     return torch.cat(parts).float().numpy()
 
 

@@ -13,31 +13,26 @@ import collections
 import os
 import sys
 
-sys.path.insert(
-    0, os.path.join(os.path.dirname(__file__), "..", "..")
-)  # so that it runs from anywhere
+# so that it runs from anywhere
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 import data
-from configurator import UserError, check, configure
+from configurator import UserError, configure
 from data.documents import documents, hold_out, write_documents
 
 # ----------------------------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(
     os.path.abspath(__file__)
-)  # where train.bin, val.bin, prompts.jsonl and meta.json go
+)  # gets train.bin, val.bin, prompts.jsonl, meta.json
 input = ""  # files of your own (a glob) instead of the download
 tokenizer = "gpt2"  # or hf:NAME_OR_FOLDER, also of an encoder-decoder such as T5
 prompt_tokens = 512  # of a prompt, TL;DR: included; an article is cut to fit
 prefix = "summarize: "  # of a source that an encoder reads
 summary_tokens = (
-    128  # of the row of an encoder-decoder: start, summary and end; a longer one is cut, at least 3
+    128  # of the row of an encoder-decoder: start, summary and end; a longer one is cut
 )
-n_prompts = (
-    1000  # at most; {"prompt", "reference"} a line, all exactly prompt_tokens long, at least 1
-)
-val_fraction = (
-    0.05  # of the pairs of your own files; prompts come from these. The download has its own splits
-)
-num_proc = os.cpu_count() or 1  # processes, at least 1
+n_prompts = 1000  # at most; {"prompt", "reference"} a line, all exactly prompt_tokens long
+val_fraction = 0.05  # of the pairs of your own files; prompts come from these
+num_proc = os.cpu_count() or 1  # processes
 cfg = configure(globals())
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -127,7 +122,8 @@ def splits():
 
 
 if __name__ == "__main__":
-    check(cfg, __file__)
+    if cfg.summary_tokens < 3 or cfg.n_prompts < 1 or cfg.num_proc < 1:
+        raise UserError("summary_tokens must be at least 3, n_prompts and num_proc at least 1.")
     meta = meta_of(tokenizer)
     n_tail = len(encoder_of(meta)(TLDR))
     if prompt_tokens <= n_tail:

@@ -11,9 +11,8 @@ import os
 import re
 import sys
 
-sys.path.insert(
-    0, os.path.join(os.path.dirname(__file__), "..", "..")
-)  # so that it runs from anywhere
+# so that it runs from anywhere
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 import data
 from configurator import UserError, configure
 from data.documents import documents

@@ -13,9 +13,8 @@ import sys
 
 import numpy as np
 
-sys.path.insert(
-    0, os.path.join(os.path.dirname(__file__), "..", "..")
-)  # so that it runs from anywhere
+# so that it runs from anywhere
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 import data
 from configurator import UserError, configure
 

@@ -9,9 +9,8 @@ Stopped half-way, it continues: downloads and tokenized shards stay in the cache
 import os
 import sys
 
-sys.path.insert(
-    0, os.path.join(os.path.dirname(__file__), "..", "..")
-)  # so that it runs from anywhere
+# so that it runs from anywhere
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 import data
 from configurator import configure
 from data.documents import documents, hold_out, write_documents

@@ -9,9 +9,8 @@ what is no word of it is spelled. In the minutes of a demo a model learns to put
 import os
 import sys
 
-sys.path.insert(
-    0, os.path.join(os.path.dirname(__file__), "..", "..")
-)  # so that it runs from anywhere
+# so that it runs from anywhere
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 from configurator import configure
 from data.texts import python_reference, write_texts
 

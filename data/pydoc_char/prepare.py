@@ -6,9 +6,8 @@ $ python data/pydoc_char/prepare.py                                             
 import os
 import sys
 
-sys.path.insert(
-    0, os.path.join(os.path.dirname(__file__), "..", "..")
-)  # so that it runs from anywhere
+# so that it runs from anywhere
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 from configurator import configure
 from data.texts import python_reference, write_texts
 

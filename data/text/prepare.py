@@ -10,32 +10,47 @@ Of less than ten files the last tenth of each validates, of more every tenth fil
 import os
 import sys
 
-sys.path.insert(
-    0, os.path.join(os.path.dirname(__file__), "..", "..")
-)  # so that it runs from anywhere
-from configurator import UserError, check, choose, configure
+# so that it runs from anywhere
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
+import data
+from configurator import UserError, configure
 from data.texts import TOKENIZERS, files_of, write_texts
-from plumbing.checkpoints import load_checkpoint, names_a_model
+from drafters import load_model
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin and meta.json go
 input = ""  # UTF-8: a file, a folder (all that is in it) or a glob
-tokenizer = "words"  # 'char' | 'words' (frequent ones, and characters) | 'gpt2' (byte pairs) | a model: a checkpoint,
-# the folder or name of a published one, whose vocabulary is taken
-n_words = 0  # of tokenizer 'words'; 0: one for 250 characters, but not below 256 or above 8000, at least 0
-val_fraction = 0.1  # of the text, from 0.0001 to 0.5
+tokenizer = "words"  # 'char' | 'words' (frequent ones, and characters) | 'gpt2' (byte pairs) | that
+# of a model: a checkpoint, a published model's folder, hf:NAME
+n_words = 0  # of tokenizer 'words'; 0: one for 250 characters, but from 256 to 8000
+val_fraction = 0.1  # of the text
 cfg = configure(globals())
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+
+
+def meta_of_model(name):
+    """A checkpoint, a folder or hf:NAME -> its meta, whose vocabulary the text is to be written in."""
+    if name.startswith("hf:"):
+        return data.hf_meta(name[3:].partition("@")[0])
+    if os.path.exists(name) and os.sep in name:
+        return load_model(name)[1]["meta"]
+    known = ", ".join(TOKENIZERS)
+    raise UserError(f"tokenizer is {name!r}; choose {known}, the path of a model, or hf:NAME.")
+
+
+def main(cfg):
+    if not cfg.input:
+        raise UserError("Which text? Give a file, a folder or a glob: --input=FILE")
+    if cfg.n_words < 0:
+        raise UserError(f"n_words is {cfg.n_words}; it must be at least 0.")
+    if not 0 < cfg.val_fraction <= 0.5:
+        raise UserError(f"val_fraction is {cfg.val_fraction}; it must be above 0, at most 0.5.")
+    meta = None
+    if cfg.tokenizer not in TOKENIZERS:
+        meta = meta_of_model(cfg.tokenizer)
+    files = files_of(cfg.input)
+    write_texts(cfg.out_dir, files, cfg.input, cfg.tokenizer, cfg.n_words, cfg.val_fraction, meta)
+
 
 if __name__ == "__main__":
-    check(cfg, __file__)
-    if not input:
-        raise UserError(
-            "Which text? Give a file, a folder or a glob: python data/text/prepare.py --input=FILE"
-        )
-    meta = None
-    if names_a_model(tokenizer):
-        meta = load_checkpoint(tokenizer)["meta"]
-    else:
-        choose("tokenizer", tokenizer, TOKENIZERS)
-    write_texts(out_dir, files_of(input), input, tokenizer, n_words, val_fraction, meta)
+    main(cfg)

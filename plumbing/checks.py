@@ -1,0 +1,54 @@
+"""
+What distill.py checks before any work: knobs that do not go together, a teacher and a text that do
+not.
+"""
+
+import os
+
+import data
+from configurator import UserError, choose
+
+
+def check_distillation(cfg):
+    choose("method", cfg.method, ("sdtt", "kd"))
+    choose("init_from", cfg.init_from, ("teacher", "resume"))
+    choose("divergence", cfg.divergence, ("kl_bwd", "kl_fwd", "tvd", "mse", "jsd", "nla"))
+    choose("sampler", cfg.sampler, ("ancestral", "analytic", "spread"))
+    choose("kd_data", cfg.kd_data, ("dataset", "teacher", "student"))
+    choose("smoothing", cfg.smoothing, ("kneser_ney", "laplace"))
+    for name, least in (("teacher_steps", 2), ("orig_steps", 1), ("rounds", 1), ("ngram_n", 1)):
+        if getattr(cfg, name) < least:
+            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least {least}.")
+    if not cfg.kd_temp > 0:
+        raise UserError(f"kd_temp is {cfg.kd_temp}; it must be above 0.")
+    kinds = ("lstm", "cnn", "gpt", "ngram")
+    is_name = os.path.exists(cfg.drafter) or set(cfg.drafter) & set("/:.")
+    if cfg.method == "kd" and cfg.drafter not in kinds and not is_name:
+        raise UserError(f"drafter is {cfg.drafter!r}; choose {', '.join(kinds)}, or a checkpoint.")
+    if cfg.method == "kd" and cfg.divergence == "mse":
+        raise UserError(
+            "divergence 'mse' is SDTT's: on a drafter's log-probabilities it hardly learns."
+        )
+    if cfg.fsdp and cfg.kd_data == "student":
+        raise UserError("fsdp does not go with --kd_data=student. Use --fsdp=False.")
+
+
+def check_teacher(name, teacher, causal):
+    if teacher.config.causal != causal:
+        kind = "a GPT" if teacher.config.causal else "a masked diffusion model"
+        method = "kd" if causal else "sdtt"
+        raise UserError(f"The teacher {name} is {kind}; --method={method} needs the other kind.")
+
+
+def check_text(cfg, corpus, T, meta):
+    """T: tokens of a text; meta: the teacher's."""
+    if not data.same_vocabulary(corpus.meta, meta):
+        raise UserError(
+            f"The teacher {cfg.teacher} has another vocabulary than the dataset {cfg.dataset}."
+        )
+    if min(len(corpus.train), len(corpus.val)) <= T:
+        raise UserError(f"{cfg.dataset} has parts of less than a context, {T} tokens: too short.")
+    if cfg.method == "sdtt" and cfg.sampler == "spread" and cfg.orig_steps > T:
+        raise UserError(
+            f"orig_steps is {cfg.orig_steps}, but there are {T} tokens to unmask. Use {T} or fewer."
+        )
