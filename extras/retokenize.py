@@ -83,7 +83,7 @@ def main(cfg):
         raise UserError(f"{cfg.evaluator} is a diffusion model; an evaluator is autoregressive.")
     rows = []
     for path in paths_of(cfg.samples):
-        x, about = load_samples(path)
+        x, about = data.load_samples(path)
         args = about["prefix"], about["meta"], evaluator, checkpoint["meta"]
         row = {"samples": path, "model": about["ckpt"], "steps": about["steps"]}
         rows.append(row | measure(x, *args, cfg.batch_size))

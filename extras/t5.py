@@ -38,7 +38,18 @@ from distill import divergence_between
 from drafters import Lookup, fit_ngram, load_drafter
 from extras.huggingface import Cache, HuggingFaceModel, about, has_encoder, without_weights
 from loop import check_loop, fit, validator
-from model import probabilities
+from metrics import (
+    GAMMAS,
+    Rounds,
+    acceptance,
+    best_gamma,
+    choose_gamma,
+    mean_and_error,
+    measure_costs,
+    overlap,
+    predicted_speedup,
+    tokens_per_forward,
+)
 from plumbing.checkpoints import load_checkpoint, paths_of, weights_of
 from plumbing.hardware import pick_device
 from plumbing.parallel import join_processes, leave_processes, on_first_process
@@ -70,7 +81,7 @@ prompt = ""  # sample: the source, or FILE:path
 prompts = ""  # eval: a prompts.jsonl of data/cnn_dailymail
 num_samples = 4  # sample: texts; eval: prompts, at least 7
 length = 127  # tokens that are written at most
-gamma = 4  # the most drafts in a round
+gamma = 0  # the most drafts in a round; 0: the fastest by a short trial
 temperature = 1.0  # 0: always the most probable token
 top_k = 0  # keep the k most probable tokens; 0: all
 top_p = 1.0  # keep the most probable tokens that hold this much probability
@@ -254,7 +265,7 @@ def load_any_drafter(path, target, meta, cfg):
 
 
 def is_written(y, eot):
-    """(B, T) int64 -> (B, T) bool: up to the first end-of-text. With more of them a row is filled."""
+    """(B, T) int64 -> (B, T) bool: up to the first end-of-text. More of them only fill a row."""
     end = y == eot
     return end.cumsum(dim=1) - end.long() == 0
 
@@ -290,7 +301,7 @@ def load_rows(dataset):
 
 @torch.no_grad()
 def with_text_of(model, starts, n_new, generator, eot):
-    """(B, S + 1) int64: sources and start tokens -> (B, S + 1 + n_new): and what the model writes."""
+    """(B, S + 1) int64, sources and start tokens -> (B, S + 1 + n_new): what a model writes."""
     source = starts[:, :-1]
     text = generate(given(model, source), starts[:, -1:], n_new, generator=generator, eos=eot)
     return torch.cat([source, text], dim=1)
@@ -416,7 +427,7 @@ def kd(cfg):
 
 
 # --------------------------------------------------------------------------------------------------
-# sample, and eval: one source at a time
+# sample: one source at a time
 
 
 def encode_source(meta, text, device):
@@ -442,8 +453,40 @@ def check_sampling(cfg, target):
     size = target.config.block_size
     if not 1 <= cfg.length < size:
         raise UserError(f"length is {cfg.length}; from 1 to {size - 1} tokens can be written.")
-    if cfg.temperature < 0 or cfg.gamma < 1 or cfg.num_samples < 1:
-        raise UserError("temperature must be at least 0, gamma and num_samples at least 1.")
+    if cfg.temperature < 0 or cfg.gamma < 0 or cfg.num_samples < 1:
+        raise UserError("temperature and gamma must be at least 0, num_samples at least 1.")
+
+
+def write_text(target, drafter, pair, cfg, gamma, generator, rounds=None):
+    """
+    A source and a start token -> (1 + n,) int64 on the CPU, seconds. drafter: None, or one that
+    drafter_given may bind to the source. rounds: a metrics.Rounds, counts what is accepted.
+    """
+    source, start = pair
+    eot = target.inner.config.eos_token_id
+    options = {"generator": generator, "eos": eot, **settings_of(cfg)}
+    began = time.perf_counter()
+    bound = target.bound_to(source[None])
+    if drafter is None:
+        x = generate(bound, start[None], cfg.length, **options)[0]
+        x = torch.cat([start, until_eos(x[1:], eot)])  # more of them only fill the row
+    else:
+        reader = drafter_given(drafter, source)
+        rounds.start(1)
+        x = speculate(bound, reader, start, cfg.length, gamma=gamma, watch=rounds, **options)
+    x = x.cpu()  # waits for the device
+    return x, time.perf_counter() - began
+
+
+def fastest_gamma(target, drafter, pair, cfg):
+    """-> cfg.gamma, or if it is 0 the fastest by what a short trial on one source tells."""
+    if cfg.gamma:
+        return cfg.gamma
+    source, start = pair
+    bound = target.bound_to(source[None])
+    reader = drafter_given(drafter, source)
+    generator = seeded(cfg.seed, "trial", device=source.device)
+    return choose_gamma(bound, reader, start, cfg.length, settings_of(cfg), generator)
 
 
 @torch.no_grad()
@@ -454,55 +497,24 @@ def sample(cfg):
     target, checkpoint = load_model(cfg.target, device, cfg.attention)
     check_sampling(cfg, target)
     meta = checkpoint["meta"]
-    source, start = encode_source(meta, data.read_text(cfg.prompt), device)
+    pair = encode_source(meta, data.read_text(cfg.prompt), device)
     decode = data.encoder(meta)[1]
     drafter = load_any_drafter(cfg.draft, target, meta, cfg) if cfg.draft else None
-    for i in range(cfg.num_samples):
-        generator = seeded(cfg.seed, i, device=device)
-        with autocast:
-            x, n_rounds, seconds = write_text(target, drafter, source, start, cfg, generator)
-        print(f"--- sample {i + 1}\n{written_text(x, decode, meta['eot'])}\n---")
-        n = len(x) - 1
-        print(f"{n} tokens in {seconds:.2f} s on {note}, {n / n_rounds:.2f} per forward pass")
+    with autocast:
+        gamma = fastest_gamma(target, drafter, pair, cfg) if drafter else 0
+        for i in range(cfg.num_samples):
+            rounds = Rounds(gamma)
+            generator = seeded(cfg.seed, i, device=device)
+            x, seconds = write_text(target, drafter, pair, cfg, gamma, generator, rounds)
+            print(f"--- sample {i + 1}\n{written_text(x, decode, meta['eot'])}\n---")
+            said = f"{len(x) - 1} tokens in {seconds:.2f} s on {note}"
+            if drafter:
+                said += f"; gamma {gamma}, {tokens_per_forward(rounds):.2f} per forward pass"
+            print(said)
 
 
-def write_text(target, drafter, source, start, cfg, generator):
-    """-> (1 + n,) int64, the forward passes of the target that it took, seconds."""
-    began = time.perf_counter()
-    options = {"generator": generator, "eos": target.inner.config.eos_token_id, **settings_of(cfg)}
-    bound = target.bound_to(source[None])
-    rounds = []
-    if drafter is None:
-        idx = generate(bound, start[None], cfg.length, watch=rounds.append, **options)
-        x = idx[0, : 1 + len(rounds)]  # what follows an end-of-text only fills the row
-    else:
-        reader = drafter_given(drafter, source)
-        watch = lambda x, drafts: rounds.append(len(drafts))  # noqa: E731
-        x = speculate(bound, reader, start, cfg.length, gamma=cfg.gamma, watch=watch, **options)
-    x = x.cpu()  # waits for the device
-    return x, len(rounds), time.perf_counter() - began
-
-
-@torch.no_grad()
-def overlap(target, drafter, x, settings, generator):
-    """
-    (1 + n,) int64 written by the target -> the mean over its n tokens of sum_x min(p, q): the
-    probability that the drafter's next token is accepted. 0 where it proposes none.
-    """
-    p = probabilities(target(x[None, :-1])[0], **settings)  # (n, V)
-    total = 0.0
-    for i in range(1, len(x)):
-        drafts, q = drafter.propose(x[:i], 1, settings, generator)
-        if len(drafts):
-            total += torch.minimum(p[i - 1], q[0]).sum().item()
-    return total / (len(x) - 1)
-
-
-def mean_and_error(values):
-    """[number, ...] -> mean, half the width of its 95 % confidence interval by Student's t."""
-    values = torch.tensor(values)
-    t = 1.96 + 2.5 / (len(values) - 1)  # the quantile, to 2 % for n > 6
-    return values.mean().item(), t * (values.std() / len(values) ** 0.5).item()
+# --------------------------------------------------------------------------------------------------
+# eval
 
 
 def rouge_2(references, texts):
@@ -511,65 +523,97 @@ def rouge_2(references, texts):
 
     scorer = rouge_scorer.RougeScorer(["rouge2"], use_stemmer=True)
     pairs = zip(references, texts, strict=True)
-    return mean_and_error([scorer.score(a, b)["rouge2"].fmeasure for a, b in pairs])
+    scores = [scorer.score(reference, text)["rouge2"].fmeasure for reference, text in pairs]
+    score, error = mean_and_error(torch.tensor(scores))
+    return {"rouge2": score, "rouge2_error": error}
+
+
+def alpha_and_gamma(target, drafter, pairs, alone, cfg):
+    """
+    alone: what write_text returned without a drafter for each source -> a dict as that of
+    metrics.drafter_row: alpha on these texts, the costs on the first source, the fastest gamma.
+    """
+    settings = settings_of(cfg)
+    by_text = []
+    for (source, _), (x, _) in zip(pairs, alone, strict=True):
+        bound = target.bound_to(source[None])
+        reader = drafter_given(drafter, source)
+        text = x[None].to(source.device)
+        by_text.append(overlap(bound, reader, text, 1, settings, batch_size=1).cpu())
+    alpha, error = mean_and_error(torch.cat(by_text))
+
+    source, start = pairs[0]
+    bound = target.bound_to(source[None])
+    reader = drafter_given(drafter, source)
+    generator = seeded(cfg.seed, "costs", device=source.device)
+    x = generate(bound, start[None], cfg.length, generator=generator)[0]  # without an end
+    costs = measure_costs(bound, reader, x, settings, generator)
+    gamma = cfg.gamma or best_gamma(alpha, costs)[0]
+    c, verify = costs[gamma]
+    predicted = predicted_speedup(alpha, c, gamma, verify)
+    row = {"alpha": alpha, "alpha_error": error, "gamma": gamma, "c": c, "verify": verify}
+    return row | {"predicted": predicted}
+
+
+def drafter_row(target, drafter, pairs, alone, cfg):
+    """-> the texts (1 + n,) that the target writes with this drafter, and its row of the table."""
+    row = alpha_and_gamma(target, drafter, pairs, alone, cfg)
+    rounds = Rounds(row["gamma"])
+    texts = []
+    speeds = []
+    for i, (pair, (x_alone, seconds_alone)) in enumerate(zip(pairs, alone, strict=True)):
+        generator = seeded(cfg.seed, i, device=pair[0].device)
+        x, seconds = write_text(target, drafter, pair, cfg, row["gamma"], generator, rounds)
+        texts.append(x)
+        speeds.append((len(x) - 1) / seconds / ((len(x_alone) - 1) / seconds_alone))
+    row["counted"] = acceptance(rounds)
+    row["tokens_per_forward"] = tokens_per_forward(rounds)
+    row["speedup"], row["speedup_error"] = mean_and_error(torch.tensor(speeds))
+    return texts, row
+
+
+def check_eval(cfg):
+    """Raises UserError before any work."""
+    if not cfg.draft:
+        raise UserError("Name drafters: --draft=CKPT,out/ngram/ngram.txt,lookup")
+    if cfg.num_samples < 7:
+        raise UserError(f"num_samples is {cfg.num_samples}; the intervals need at least 7.")
+    if cfg.length <= max(GAMMAS):
+        raise UserError(f"length is {cfg.length}; costs are measured on {max(GAMMAS) + 1} or more.")
+    if cfg.gamma:
+        choose("gamma", cfg.gamma, GAMMAS)
+    if not importlib.util.find_spec("rouge_score"):
+        raise UserError("ROUGE-2 needs a package that is missing: pip install rouge-score")
 
 
 @torch.no_grad()
 def evaluate(cfg):
-    """-> [a dict for the target alone, and for it with each drafter]"""
-    paths = [None, *paths_of(cfg.draft)]
-    if cfg.num_samples < 7:
-        raise UserError(f"num_samples is {cfg.num_samples}; the intervals need at least 7.")
-    if not importlib.util.find_spec("rouge_score"):
-        raise UserError("ROUGE-2 needs a package that is missing: pip install rouge-score")
-    device, _, note = pick_device(cfg.device, cfg.dtype)
+    """-> what eval.json holds: a row for the target alone, and one for it with each drafter."""
+    check_eval(cfg)
+    device, _, note = pick_device(cfg.device, "float32")  # what is reported is in float32
     target, checkpoint = load_model(cfg.target, device, cfg.attention)
     check_sampling(cfg, target)
     meta = checkpoint["meta"]
-    prompts = read_prompts(cfg.prompts, cfg.num_samples)
-    references = [reference for _, reference in prompts]
-    sources = [encode_source(meta, text, device) for text, _ in prompts]
     decode = data.encoder(meta)[1]
-    drafters = [path and load_any_drafter(path, target, meta, cfg) for path in paths]
+    prompts = read_prompts(cfg.prompts, cfg.num_samples)
+    pairs = [encode_source(meta, prompt, device) for prompt, _ in prompts]
+    references = [reference for _, reference in prompts]
+    paths = paths_of(cfg.draft)
+    drafters = [load_any_drafter(path, target, meta, cfg) for path in paths]
 
-    rows = []
-    plain = None  # texts of the target alone, and their seconds per token
-    for path, drafter in zip(paths, drafters, strict=True):
-        written = [
-            write_text(target, drafter, *pair, cfg, seeded(cfg.seed, i, device=device))
-            for i, pair in enumerate(tqdm(sources, desc=path or "the target alone", leave=False))
-        ]
-        plain = plain or written
-        row = {"drafter": path or "the target alone"}
-        row |= measured(written, plain)
-        texts = [written_text(x, decode, meta["eot"]) for x, *_ in written]
-        row["rouge2"], row["rouge2_error"] = rouge_2(references, texts)
-        if drafter is not None:
-            row["alpha"], row["alpha_error"] = acceptance(target, drafter, sources, plain, cfg)
-        rows.append(row)
-    return {"target": cfg.target, "hardware": note, "gamma": cfg.gamma, "rows": rows}
-
-
-def measured(written, plain):
-    """What write_text returned of each prompt, with a drafter and without -> numbers on speed."""
-    n = sum(len(x) - 1 for x, *_ in written)
-    n_rounds = sum(rounds for _, rounds, _ in written)
-    speeds = []
-    for (x, _, seconds), (x_plain, _, seconds_plain) in zip(written, plain, strict=True):
-        speeds.append(seconds_plain / (len(x_plain) - 1) / (seconds / (len(x) - 1)))
-    speedup, error = mean_and_error(speeds)
-    return {"tokens_per_pass": n / n_rounds, "speedup": speedup, "speedup_error": error}
-
-
-def acceptance(target, drafter, sources, plain, cfg):
-    """-> alpha on the texts that the target wrote alone, the mean over texts, and its error."""
-    alphas = []
-    for (source, _), (x, *_) in zip(sources, plain, strict=True):
-        reader = drafter_given(drafter, source)
-        generator = seeded(cfg.seed, "overlap", device=source.device)
-        bound = target.bound_to(source[None])
-        alphas.append(overlap(bound, reader, x.to(source.device), settings_of(cfg), generator))
-    return mean_and_error(alphas)
+    alone = []
+    write_text(target, None, pairs[0], cfg, 0, None)  # warms up
+    for i, pair in enumerate(tqdm(pairs, desc="the target alone", leave=False)):
+        generator = seeded(cfg.seed, i, device=device)
+        alone.append(write_text(target, None, pair, cfg, 0, generator))
+    texts = [written_text(x, decode, meta["eot"]) for x, _ in alone]
+    rows = [{"drafter": "the target alone", **rouge_2(references, texts)}]
+    bar = tqdm(zip(paths, drafters, strict=True), desc="drafters", total=len(paths), leave=False)
+    for path, drafter in bar:
+        written, row = drafter_row(target, drafter, pairs, alone, cfg)
+        texts = [written_text(x, decode, meta["eot"]) for x in written]
+        rows.append({"drafter": path, **row, **rouge_2(references, texts)})
+    return {"target": cfg.target, "hardware": note, "seed": cfg.seed, "rows": rows}
 
 
 def read_prompts(path, limit):
@@ -587,13 +631,28 @@ def read_prompts(path, limit):
     return pairs
 
 
+TITLES = {
+    "drafter": "drafter",
+    "alpha": "alpha",
+    "alpha_error": "+-",
+    "counted": "counted",
+    "tokens_per_forward": "tokens/forward",
+    "gamma": "gamma",
+    "c": "c",
+    "verify": "verify",
+    "predicted": "predicted",
+    "speedup": "measured",
+    "speedup_error": "+-",
+    "rouge2": "ROUGE-2",
+    "rouge2_error": "+-",
+}
+
+
 def table_of(rows):
-    """-> the rows of evaluate as text."""
-    names = ("alpha", "alpha_error", "tokens_per_pass", "speedup", "speedup_error")
-    names += ("rouge2", "rouge2_error")
-    cells = [[row["drafter"], *(row.get(name) for name in names)] for row in rows]
-    titles = ["drafter", "alpha", "+-", "tokens/pass", "speed", "+-", "rouge-2", "+-"]
-    return "\n".join(table(titles, cells))
+    """-> the rows of evaluate as text. The columns are those of eval.py --what=acceptance."""
+    return "\n".join(
+        table(list(TITLES.values()), [[row.get(key) for key in TITLES] for row in rows])
+    )
 
 
 def main(cfg):
