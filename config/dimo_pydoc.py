@@ -1,5 +1,6 @@
 """
-Beyond `make demo`: the diffusion model becomes a student of one step by Di[M]O; 4 minutes on 2 AVX-512 cores (float32).
+Beyond `make demo`: the diffusion model becomes a student of one step by Di[M]O; 4 minutes on 2
+AVX-512 cores (float32).
 
 $ python distill.py config/dimo_pydoc.py
 """
