@@ -1,7 +1,6 @@
 """
 Di[M]O: a masked diffusion model becomes a student that writes a whole text in one step, by matching
 the distribution of its texts to the teacher's.
-
 $ python -m extras.dimo config/dimo_pydoc.py                 (4 minutes on 2 AVX-512 cores)
 $ python -m extras.dimo --task=sample --ckpt=out/dimo_pydoc/ckpt.pt
 $ python -m extras.dimo --task=sample --ckpt=out/dimo_pydoc/ckpt.pt --temperature=0.8 \
@@ -12,7 +11,6 @@ Zhu et al. 2025, arXiv 2503.15457. The start is half_random, the losses fake_los
 
 import dataclasses
 import functools
-import json
 import os
 
 import numpy as np
@@ -21,7 +19,52 @@ import torch.nn.functional as F
 
 import data
 from configurator import UserError, choose, configure, print_once, save_config
-from model import GPT, draw_tokens, stratified
+from drafters import load_model
+from loop import check_loop, fit, validator
+from model import GPT, GPTConfig, draw_tokens, stratified
+from plumbing.checkpoints import load_checkpoint, weights_of
+from plumbing.checks import check_text
+from plumbing.hardware import pick_device
+from plumbing.randomness import seeded, uniform
+from plumbing.runs import check_folder, claim, release, saved_of
+
+# --------------------------------------------------------------------------------------------------
+task = "train"  # 'train' | 'sample'
+# train
+teacher = "out/pydoc/ckpt.pt"  # a masked diffusion model
+dataset = ""  # a name under data/, or a folder that a prepare.py wrote; '': the teacher's
+out_dir = "out/dimo"  # gets ckpt.pt
+init_from = "teacher"  # 'teacher' | 'resume' (out_dir)
+max_iters = 450  # optimizer steps, of the fake and of the student together
+# optimizer: AdamW
+batch_size = 16  # sequences per forward pass, on each process
+learning_rate = 5e-4
+warmup_iters = 20  # steps, linear, up to learning_rate
+min_lr = 1.0  # fraction of learning_rate at the end of a cosine; 1: constant
+weight_decay = 0.0  # of matrices
+beta2 = 0.99  # beta1 is 0.9
+grad_clip = 1.0  # gradient norm; 0: off
+ema = 0.98  # decay of the averaged weights, which are validated and sampled; 0: off
+eval_interval = 150  # steps between validations, which save the checkpoint
+eval_iters = 4  # validation batches
+compile = "auto"  # 'auto' (on cuda) | 'on' | 'off': torch.compile
+wandb = ""  # a project name: also log to Weights & Biases
+# sample
+ckpt = "out/dimo_pydoc/ckpt.pt"  # what --task=train has saved
+num_samples = 4
+temperature = 1.0  # 0: always the most probable token
+top_p = 1.0  # keep the most probable tokens that hold this much probability
+save = ""  # a .jsonl file: write the samples there, for eval.py --samples; '': print them
+# both
+seed = 1337
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | a certain one, as 'cuda:1'
+dtype = ""  # '' (bfloat16 where the hardware multiplies it) | 'float32' | 'bfloat16'
+attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
+cfg = configure(globals())
+# --------------------------------------------------------------------------------------------------
+
+SAMPLING_KNOBS = ("task", "ckpt", "num_samples", "temperature", "top_p", "save")
+
 
 # --------------------------------------------------------------------------------------------------
 # the student, its fake, and the start
@@ -89,7 +132,7 @@ def write(student, B, T, generator, *, temperature=1.0, top_p=1.0):
 
 
 def masked_at_random(y, generator):
-    """(B, T) -> (B, T) bool: masked with probability t, which is uniform in (0, 1] over the rows."""
+    """(B, T) -> (B, T) bool: masked with probability t, each row with another t in (0, 1]."""
     t = 1 - stratified(len(y), generator, y.device)  # (B, 1)
     return uniform(y.shape, generator, y.device) < t
 
@@ -111,9 +154,9 @@ def student_loss(student, B, T, generator, teacher):
 
         sum over v of p(v) (log fake(v) - log teacher(v)),    p the student's own predictions for y.
 
-    Only p has a gradient: a token that the fake finds likelier than the teacher does is one that the
-    student writes too often. If the gradient is 0 for all y and all masks, the student's texts have
-    the teacher's distribution.
+    Only p has a gradient: a token that the fake finds likelier than the teacher does is one that
+    the student writes too often. If the gradient is 0 for all y and all masks, the student's texts
+    have the teacher's distribution.
     """
     h, y = write(student, B, T, generator)  # (B, T, C), (B, T)
     masked = masked_at_random(y, generator)  # (B, T), N of them
@@ -141,3 +184,145 @@ def dimo_loss(student, x0, generator, teacher, fake_first=60, fake_turns=2):
     if student.turn <= fake_first or student.turn % (1 + fake_turns) != 0:
         return fake_loss(student, B, T, generator)
     return student_loss(student, B, T, generator, teacher)
+
+
+# --------------------------------------------------------------------------------------------------
+# train
+
+
+def check_training(cfg):
+    """Raises UserError for a run that cannot be."""
+    choose("init_from", cfg.init_from, ("teacher", "resume"))
+    if "WORLD_SIZE" in os.environ:
+        raise UserError("The networks take turns, in one process: leave torchrun out.")
+    for name in ("batch_size", "max_iters", "eval_interval", "eval_iters"):
+        if getattr(cfg, name) < 1:
+            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least 1.")
+
+
+def load_teacher(cfg):
+    """-> teacher, corpus. Raises UserError if they or out_dir do not fit."""
+    teacher, checkpoint = load_model(cfg.teacher, attention=cfg.attention)
+    if teacher.config.causal:
+        raise UserError(f"The teacher {cfg.teacher} is a GPT; Di[M]O needs a diffusion model.")
+    cfg.dataset = cfg.dataset or checkpoint["config"]["dataset"]
+    cfg.teacher_step = checkpoint["step"]  # so that a resumed run notices another teacher
+    cfg.teacher_loss = checkpoint["val_loss"]
+    corpus = data.load(cfg.dataset)
+    check_text(cfg, corpus, teacher.config.block_size, checkpoint["meta"])
+    check_folder(cfg, "ckpt.pt", free=("max_iters", *SAMPLING_KNOBS))
+    return teacher.requires_grad_(False), corpus
+
+
+def train_student(cfg):
+    # what the training loop asks for beside the knobs above
+    cfg.method = "dimo"
+    cfg.gradient_accumulation_steps = 1  # the turns are counted in forward passes
+    cfg.sample_interval = 0  # the loop would sample it as a diffusion model
+    cfg.fsdp = False
+    check_training(cfg)
+    check_loop(cfg)
+    device, _, note = pick_device(cfg.device, cfg.dtype)
+    teacher, corpus = load_teacher(cfg)
+    claim(cfg.out_dir)
+    save_config(cfg, cfg.out_dir, device_used=note)
+
+    T = teacher.config.block_size
+    frequency = frequencies(corpus.train, teacher.config.vocab_size)
+    student = student_of(teacher.to(device), frequency)
+    saved = saved_of(cfg)
+    if saved:
+        student.load_state_dict(saved["model"])
+    print_once(f"on {note}: the student writes in one step, the fake learns what it writes")
+    # The fake is a part of the student, so one optimizer has both: whose turn it is not has no
+    # gradient and stays as it is.
+    loss = functools.partial(dimo_loss, teacher=teacher)
+    get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
+    validate = validator(loss, corpus, T, cfg, device)
+    fit(student, loss, get_batch, validate, cfg, saved, corpus.meta)
+    print_once(f"Sample it: python -m extras.dimo --task=sample --ckpt={cfg.out_dir}/ckpt.pt")
+
+
+# --------------------------------------------------------------------------------------------------
+# sample
+
+
+def load_student(path, device, attention="sdpa"):
+    """-> Student in eval mode with averaged weights, its checkpoint. Raises UserError."""
+    saved = load_checkpoint(path)
+    if "turn" not in saved["model"]:
+        fix = "Make one with: python -m extras.dimo config/dimo_pydoc.py"
+        raise UserError(f"{path} is not a student of Di[M]O. {fix}")
+    config = GPTConfig(**{**saved["model_config"], "attention": attention})
+    student = Student(config)
+    student.load_state_dict(weights_of(saved))
+    return student.to(device).eval(), saved
+
+
+@torch.no_grad()
+def samples_of(student, cfg):
+    """-> (num_samples, T) int64, batch after batch, each with random numbers of its own."""
+    parts = []
+    for start in range(0, cfg.num_samples, cfg.batch_size):
+        n = min(cfg.batch_size, cfg.num_samples - start)
+        T = student.config.block_size
+        generator = seeded(cfg.seed, "samples", start, device=student.wte.weight.device)
+        _, y = write(student, n, T, generator, temperature=cfg.temperature, top_p=cfg.top_p)
+        parts.append(y.cpu())
+    return torch.cat(parts)
+
+
+def check_sampling(cfg):
+    """Raises UserError for a value with which nothing can be sampled."""
+    for name, smallest in (("num_samples", 1), ("batch_size", 1), ("temperature", 0)):
+        if getattr(cfg, name) < smallest:
+            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least {smallest}.")
+    if not 0 < cfg.top_p <= 1:
+        raise UserError(f"top_p is {cfg.top_p}; it must be above 0 and at most 1.")
+
+
+def sample_student(cfg):
+    """Prints samples, or saves them: one JSON object a line, the first says what they are."""
+    check_sampling(cfg)
+    device, autocast, note = pick_device(cfg.device, cfg.dtype)
+    student, saved = load_student(cfg.ckpt, device, cfg.attention)
+    meta = saved["meta"]
+    decode = data.encoder(meta)[1]
+    with autocast:
+        rows = samples_of(student, cfg).tolist()
+    if not cfg.save:
+        for i, row in enumerate(rows, 1):
+            print(f"{'-' * 40} sample {i}\n{decode(row)}")
+        return
+    about = {
+        "ckpt": cfg.ckpt,
+        "steps": 1,
+        "sampler": "dimo",
+        "temperature": cfg.temperature,
+        "top_p": cfg.top_p,
+        "seed": cfg.seed,
+        "prefix": 0,
+        "continuations": 1,
+        "causal": False,
+        "hardware": note,
+        "dataset": saved["config"]["dataset"],
+        "meta": meta,
+    }
+    lines = [{"tokens": row, "text": decode(row)} for row in rows]
+    data.write_jsonl(cfg.save, [about, *lines])
+    print(f"{len(rows)} samples saved in {cfg.save}")
+
+
+def main(cfg):
+    choose("task", cfg.task, ("train", "sample"))
+    if cfg.task == "sample":
+        sample_student(cfg)
+        return
+    try:
+        train_student(cfg)
+    finally:
+        release(cfg.out_dir)
+
+
+if __name__ == "__main__":
+    main(cfg)

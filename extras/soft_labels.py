@@ -26,14 +26,62 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from configurator import UserError, choose, configure, print_once, save_config
+from configurator import UserError, choose, configure
+from distill import make_drafter, start_folder
 from drafters import load_model
 from extras.vocab_parallel import sliced_logits, sliced_soft_cross_entropy
-from loop import fit, validator
+from loop import check_loop, fit, validator
 from model import ar_loss
+from plumbing.checks import check_text
+from plumbing.parallel import join_processes, leave_processes, on_first_process
+from plumbing.runs import check_folder, check_origin, release
 
 # --------------------------------------------------------------------------------------------------
-# KNOBS
+teacher = "out/shakespeare_char_ar/ckpt.pt"  # a GPT, also gpt2 or hf:NAME
+dataset = ""  # a name under data/, or a folder that a prepare.py wrote; '': the teacher's
+out_dir = "out/soft"  # gets ckpt.pt, and the labels in soft/
+init_from = "teacher"  # 'teacher' (a new run) | 'resume' (out_dir)
+# the labels
+n_tokens = 1_000_000  # of the dataset: so many are labelled by the teacher
+topk = 16  # log-probabilities kept for each token
+soft_data = ""  # instead of the teacher: a .jsonl of an API teacher, or a folder of labels
+soft_length = 256  # tokens in a row, where a .jsonl is read
+# the student
+drafter = "lstm"  # 'lstm' | 'cnn' | 'gpt' | a checkpoint
+n_layer = 1  # of a new drafter
+n_head = 4
+n_embd = 128
+# the loss
+missing = "none"  # 'none' | 'renorm' (scale the rest up) | 'tail' (on all other tokens together)
+ce_weight = 0.0  # of the cross-entropy with the text itself
+vocab_parallel = False  # under torchrun: split the head's vocabulary, not the batch
+# optimizer: AdamW
+max_iters = 10000  # optimizer steps; a run may be resumed with more
+batch_size = 16  # sequences per forward pass, on each process
+gradient_accumulation_steps = 8  # forward passes per step, over all processes
+learning_rate = 6e-5
+warmup_iters = 500  # steps, linear, up to learning_rate
+min_lr = 1.0  # fraction of learning_rate at the end of a cosine; 1: constant
+weight_decay = 0.0  # of matrices
+beta2 = 0.999  # beta1 is 0.9
+grad_clip = 1.0  # gradient norm; 0: off
+dropout = 0.0  # of the model that is trained
+ema = 0.9999  # decay of the averaged weights, which are validated and sampled; 0: off
+# the run
+eval_interval = 1000  # steps between validations, which save the checkpoint
+eval_iters = 4  # validation batches
+sample_interval = 0  # steps between printed samples, a multiple of eval_interval; 0: none
+seed = 1337
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | a certain one, as 'cuda:1'
+dtype = ""  # '' (bfloat16 where the hardware multiplies it) | 'float32' | 'bfloat16'
+attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
+compile = "auto"  # 'auto' (on cuda) | 'on' | 'off': torch.compile
+fsdp = False  # under torchrun: shard weights, gradients and optimizer (FSDP2); False: DDP
+wandb = ""  # a project name: also log to Weights & Biases
+cfg = configure(globals())
+# --------------------------------------------------------------------------------------------------
+
+
 # --------------------------------------------------------------------------------------------------
 # the loss
 
@@ -64,8 +112,8 @@ def soft_loss(student, batch, generator, soft, missing="none", ce_weight=0.0, pa
     (B, L + 1) int64: tokens, and the number of their row in `soft` -> nats, the mean over labelled
     positions. generator is not used: there is no noise.
 
-    ce_weight: of the cross-entropy with the text itself. parallel: every process has this batch, and
-    computes the logits of its own slice of the vocabulary.
+    ce_weight: of the cross-entropy with the text itself. parallel: every process has this batch,
+    and computes the logits of its own slice of the vocabulary.
     """
     x = batch[:, :-1]  # (B, L)
     rows = batch[:, -1].cpu().numpy()  # (B)
@@ -222,8 +270,8 @@ def parse_line(line):
 
 def rows_of(tokens, candidates, id_of, L, K):
     """
-    [str], [{str: float}], {str: id} -> (n, L), (n, L, K), (n, L, K) for SoftWriter.add, and how many
-    candidates are not in the vocabulary: they are left out. Raises KeyError for such a token.
+    [str], [{str: float}], {str: id} -> (n, L), (n, L, K), (n, L, K) for SoftWriter.add, and how
+    many candidates are not in the vocabulary: they are left out. Raises KeyError for such a token.
     """
     n = math.ceil(len(tokens) / L)
     x = np.zeros((n, L), dtype=np.int64)
@@ -266,11 +314,14 @@ def soft_from_jsonl(path, folder, meta, L, K):
             try:
                 *rows, unknown = rows_of(*parse_line(line), id_of, L, K)
             except KeyError as error:
-                said = f"{path}, line {line_number}: {error} is missing, or no token of the vocabulary."
-                raise UserError(f"{said} A line is {JSONL}.") from None
+                raise UserError(
+                    f"{path}, line {line_number}: {error} is missing, or no token of the "
+                    f"vocabulary. A line is {JSONL}."
+                ) from None
             except (AttributeError, TypeError, ValueError) as error:
-                said = f"{path}, line {line_number}, is not a text with top_logprobs ({error})."
-                raise UserError(said) from None
+                raise UserError(
+                    f"{path}, line {line_number}, is not a text with top_logprobs ({error})."
+                ) from None
             writer.add(*rows)
             n_unknown += unknown
             n_labels += int(np.isfinite(rows[2][:, :, 0]).sum())
@@ -278,3 +329,148 @@ def soft_from_jsonl(path, folder, meta, L, K):
         why = "no position after a text's first has top_logprobs of the vocabulary"
         raise UserError(f"{path} holds no label: {why}.")
     writer.finish(source=path, unknown_candidates=n_unknown)
+
+
+# --------------------------------------------------------------------------------------------------
+# the run
+
+
+def check_knobs(cfg):
+    """Raises UserError for knobs that do not go together, before any work."""
+    choose("init_from", cfg.init_from, ("teacher", "resume"))
+    choose("missing", cfg.missing, ("none", "renorm", "tail"))
+    for name, least in (("topk", 1), ("n_tokens", 1), ("soft_length", 2), ("max_iters", 1)):
+        if getattr(cfg, name) < least:
+            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least {least}.")
+    if cfg.drafter == "ngram":
+        raise UserError("An n-gram counts texts: it learns with distill.py --drafter=ngram.")
+    if cfg.drafter not in ("lstm", "cnn", "gpt") and not set(cfg.drafter) & set("/:."):
+        raise UserError(f"drafter is {cfg.drafter!r}; choose lstm, cnn, gpt, or a checkpoint.")
+    if cfg.vocab_parallel and ("WORLD_SIZE" not in os.environ or cfg.dropout):
+        raise UserError(
+            "vocab_parallel needs processes, torchrun --nproc_per_node=2 ..., and --dropout=0."
+        )
+    if cfg.vocab_parallel and cfg.fsdp:
+        raise UserError("fsdp does not go with --vocab_parallel=True. Use --fsdp=False.")
+    if cfg.soft_data and not os.path.exists(cfg.soft_data):
+        raise UserError(f"soft_data is {cfg.soft_data!r}, but there is no such file or folder.")
+    if cfg.soft_data and not cfg.dataset:
+        raise UserError("--soft_data needs --dataset: its vocabulary, and its text to validate on.")
+
+
+def load_all(cfg):
+    """
+    -> teacher or None, corpus, tokens in a row of labels. Raises UserError if they or out_dir do
+    not fit, before anything is written.
+    """
+    teacher = None
+    if cfg.soft_data:  # the labels need no teacher
+        is_file = os.path.isfile(cfg.soft_data)
+        L = cfg.soft_length if is_file else load_soft(cfg.soft_data).meta["length"]
+        corpus = data.load(cfg.dataset)
+        meta = corpus.meta
+    else:
+        teacher, checkpoint = load_model(cfg.teacher, attention=cfg.attention)
+        if not teacher.config.causal:
+            said = f"The teacher {cfg.teacher} is a masked diffusion model"
+            raise UserError(f"{said}: soft labels are of the next token. Give a GPT.")
+        cfg.dataset = cfg.dataset or checkpoint["config"]["dataset"]
+        cfg.teacher_step = checkpoint["step"]  # so that a resumed run notices another teacher
+        cfg.teacher_loss = checkpoint["val_loss"]
+        L = teacher.config.block_size
+        corpus = data.load(cfg.dataset)
+        meta = checkpoint["meta"]
+    check_text(cfg, corpus, L, meta)
+    V = corpus.meta["vocab_size"]
+    if cfg.topk > V:
+        raise UserError(f"topk is {cfg.topk}, but the vocabulary has {V} tokens.")
+    check_folder(cfg, "ckpt.pt", free=("max_iters",))
+    return teacher, corpus, L
+
+
+def origin_of(cfg, L):
+    """-> a dict of all that the labels depend on."""
+    origin = {"length": L, "dataset": cfg.dataset, "topk": cfg.topk, "soft_data": cfg.soft_data}
+    if cfg.soft_data:
+        digest = hashlib.sha256()
+        with open(cfg.soft_data, "rb") as f:
+            for line in f:
+                digest.update(line)
+        return {**origin, "soft_data that holds": digest.hexdigest()[:16]}
+    names = ("teacher", "teacher_step", "teacher_loss", "n_tokens")
+    return origin | {name: getattr(cfg, name) for name in names}
+
+
+def label(teacher, corpus, folder, L, cfg):
+    """-> folder: the labels that cfg asks for, unless they are there. Raises if others are."""
+    path = os.path.join(cfg.out_dir, "soft.json")
+    finished = os.path.exists(os.path.join(folder, "meta.json"))
+    if cfg.soft_data and not finished and os.path.exists(path):
+        os.remove(path)  # the last try failed, and the file may be another now
+    check_origin(path, origin_of(cfg, L))
+    if finished:
+        return
+    if cfg.soft_data:
+        soft_from_jsonl(cfg.soft_data, folder, corpus.meta, L, cfg.topk)
+    else:
+        x = data.blocks(corpus.train, L, max(1, cfg.n_tokens // L))
+        soft_from_teacher(teacher, x, folder, corpus.meta, cfg.topk)
+
+
+def labels_of(teacher, corpus, L, cfg):
+    """-> the labels, which the first process makes if they are not there."""
+    folder = os.path.join(cfg.out_dir, "soft")
+    if os.path.isdir(cfg.soft_data):
+        folder = cfg.soft_data
+    else:
+        on_first_process(lambda: label(teacher, corpus, folder, L, cfg))
+    labels = load_soft(folder)
+    if not data.same_vocabulary(corpus.meta, labels.meta):
+        raise UserError(
+            f"The soft labels in {folder} have another vocabulary than the dataset {cfg.dataset}."
+        )
+    return labels
+
+
+def soft(cfg):
+    teacher, corpus, L = load_all(cfg)
+    device, note = join_processes(cfg)
+    on_first_process(lambda: start_folder(cfg, note))
+    if teacher:
+        teacher.to(device).requires_grad_(False)
+    student, saved = make_drafter(cfg, corpus.meta, L, device, note)
+    labels = labels_of(teacher, corpus, L, cfg)
+
+    def get_batch(generator):
+        """-> (B, L + 1): rows of labelled text, and their numbers."""
+        rows = torch.randint(len(labels.tokens), (cfg.batch_size,), generator=generator)
+        tokens = torch.from_numpy(labels.tokens[rows.numpy()]).long()
+        batch = torch.cat([tokens, rows[:, None]], dim=1).to(device)
+        if cfg.vocab_parallel:
+            dist.broadcast(batch, 0)  # all have the first one's
+        return batch
+
+    loss = functools.partial(
+        soft_loss,
+        soft=labels,
+        missing=cfg.missing,
+        ce_weight=cfg.ce_weight,
+        parallel=cfg.vocab_parallel,
+    )
+    validate = validator(ar_loss, corpus, L + 1, cfg, device)
+    fit(student, loss, get_batch, validate, cfg, saved, corpus.meta)
+
+
+def main(cfg):
+    cfg.method = "soft"  # a run of distill.py cannot be resumed as one of these
+    check_knobs(cfg)
+    check_loop(cfg)
+    try:
+        soft(cfg)
+    finally:
+        release(cfg.out_dir)
+    leave_processes()
+
+
+if __name__ == "__main__":
+    main(cfg)

@@ -81,7 +81,7 @@ def sliced_logits(model, h):
 
 def sliced_soft_cross_entropy(logits, ids, logp, first, missing="none"):
     """
-    soft_labels.soft_cross_entropy where this process has only logits[:, first : first + n] of all V.
+    soft_labels.soft_cross_entropy where this process has logits[:, first : first + n] only.
 
     Three sums over the processes instead of V numbers a position: the largest logit, the sum of
     exp, and the logits of the named tokens, each of which one process has.

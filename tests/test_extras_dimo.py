@@ -1,0 +1,176 @@
+"""
+python -m pytest tests/test_extras_dimo.py          Di[M]O: its losses, its start, its runs
+"""
+
+import copy
+import itertools
+import json
+import math
+import types
+
+import pytest
+import torch
+from conftest import TINY, knobs, run, tiny_model
+
+import data
+import loop
+import model as M
+import train
+from extras import dimo as D
+from plumbing.checkpoints import load_checkpoint
+from plumbing.randomness import seeded
+
+
+def dimo_student(V=7, **kw):
+    """A student that has left its teacher, and a fake that is neither."""
+    student = D.student_of(tiny_model(V=V, seed=1, **kw), torch.full((V,), 1 / V))
+    student.fake.load_state_dict(tiny_model(V=V, seed=2, **kw).state_dict())
+    return student.train()
+
+
+# --------------------------------------------------------------------------------------------------
+# literally, from the paper
+
+
+def dense_losses(student, teacher, start, y, yt):
+    """
+    -> Di[M]O's two losses for a text y that the student wrote from `start`, and yt, y with masks,
+    all B x T x V: the fake's cross-entropy, and sum over v of p(v) (log fake(v) - log teacher(v))
+    with the bracket fixed.
+    """
+    masked = yt == student.mask_id
+    log_fake = student.fake(yt).log_softmax(-1)
+    log_teacher = teacher(yt).log_softmax(-1)
+    nats = -log_fake.gather(-1, y[..., None]).squeeze(-1)
+    p = student(start).softmax(-1)
+    gap = (p * (log_fake - log_teacher).detach()).sum(-1)
+    n = masked.sum()
+    return (nats * masked).sum() / n, (gap * masked).sum() / n
+
+
+@torch.no_grad()
+def exact_distribution(student, T):
+    """-> {tokens: probability} of one step from a half random start."""
+    V = student.config.vocab_size
+    mask_id = student.mask_id
+    chance_of = {mask_id: 0.5} | {v: student.frequency[v].item() / 2 for v in range(V)}
+    exact = dict.fromkeys(itertools.product(range(V), repeat=T), 0.0)
+    for start in itertools.product(chance_of, repeat=T):
+        weight = math.prod(chance_of[v] for v in start)
+        p = student(torch.tensor([start]))[0].softmax(-1)  # (T, V)
+        for x in exact:
+            exact[x] += weight * math.prod(p[i, v].item() for i, v in enumerate(x))
+    return exact
+
+
+def total_variation(rows, exact):
+    """(n, T) int64, {tokens: probability} -> half the sum of the differences."""
+    found = dict.fromkeys(exact, 0.0)
+    for row in rows.tolist():
+        found[tuple(row)] += 1 / len(rows)
+    return sum(abs(found[x] - exact[x]) for x in exact) / 2
+
+
+# --------------------------------------------------------------------------------------------------
+# the losses
+
+
+def test_the_losses_equal_the_dense_ones_and_the_networks_take_turns(monkeypatch):
+    teacher = tiny_model(seed=3).requires_grad_(False)
+    student = dimo_student()
+    seen = {}
+
+    def watched(name, f):
+        def call(*args):
+            seen[name] = args[0], f(*args)
+            return seen[name][1]
+
+        return call
+
+    monkeypatch.setattr(D, "half_random", watched("start", D.half_random))
+    monkeypatch.setattr(D, "masked_at_random", watched("masked", D.masked_at_random))
+    x0 = torch.zeros(5, 16, dtype=torch.long)
+    parameters = dict(student.named_parameters())
+    turns = []
+    for turn in range(1, 10):
+        ours = D.dimo_loss(student, x0, seeded(turn), teacher, fake_first=3)
+        y, masked = seen["masked"]
+        yt = y.masked_fill(masked, student.mask_id)
+        theirs_fake, theirs_student = dense_losses(student, teacher, seen["start"][1], y, yt)
+        is_students = turn > 3 and turn % 3 == 0
+        theirs = theirs_student if is_students else theirs_fake
+        torch.testing.assert_close(ours, theirs)
+
+        grads = torch.autograd.grad(ours, list(parameters.values()), allow_unused=True)
+        learns = [n for n, g in zip(parameters, grads, strict=True) if g is not None]
+        assert learns == [n for n in parameters if n.startswith("fake.") != is_students]
+        expected = torch.autograd.grad(theirs, [parameters[n] for n in learns])
+        for grad, other in zip([g for g in grads if g is not None], expected, strict=True):
+            torch.testing.assert_close(grad, other, atol=1e-5, rtol=1e-4)
+        turns.append("student" if is_students else "fake")
+    assert turns == ["fake"] * 5 + ["student", "fake", "fake", "student"]
+
+    student.eval()
+    D.dimo_loss(student, x0, seeded(0), teacher)
+    assert student.turn == 9  # a validation is nobody's turn
+
+
+def test_teacher_and_fake_get_no_gradient_from_the_student():
+    teacher = tiny_model(seed=3)
+    student = dimo_student()
+    D.student_loss(student, 4, 16, seeded(0), teacher).backward()
+    assert all(p.grad is None for p in [*teacher.parameters(), *student.fake.parameters()])
+
+
+def test_a_half_random_start_has_its_distribution_and_so_has_the_text_from_it():
+    student = dimo_student(V=2, block_size=3).eval()
+    student.frequency.copy_(torch.tensor([0.2, 0.8]))
+    n = 60_000
+    start = D.half_random(student, n, 3, seeded(5))
+    fractions = [(start[:, i] == v).float().mean().item() for i in range(3) for v in range(3)]
+    assert fractions == pytest.approx([0.1, 0.4, 0.5] * 3, abs=0.01)
+    exact = exact_distribution(student, 3)
+    assert sum(exact.values()) == pytest.approx(1, abs=1e-5)
+    with torch.no_grad():
+        _, y = D.write(student, n, 3, seeded(6))
+    assert total_variation(y, exact) < 0.014
+    masks = torch.full((n, 3), student.mask_id)
+    factorized = M.unmask(student, masks, 1, "spread", generator=seeded(7))
+    assert total_variation(factorized, exact) > 0.02  # it is another distribution
+
+
+def test_a_dimo_student_makes_two_coins_agree_in_one_step():
+    """
+    A factorized student gets half of them right. The teacher knows the distribution: what one coin
+    shows, the other does.
+    """
+    torch.manual_seed(1)
+    config = M.GPTConfig(block_size=2, vocab_size=2, n_layer=1, n_head=1, n_embd=16, causal=False)
+    teacher = M.GPT(config)
+    coins = torch.randint(2, (64, 1), generator=seeded(0)).expand(-1, 2).contiguous()
+    optimizer = torch.optim.AdamW(teacher.parameters(), lr=1e-2)
+    for i in range(150):
+        M.diffusion_loss(teacher, coins, seeded(i), 0.5).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    teacher.eval().requires_grad_(False)
+    student = D.student_of(teacher, torch.tensor([0.5, 0.5])).train()
+    betas = (0.9, 0.99)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=2e-3, betas=betas, weight_decay=0.0)
+    for i in range(450):
+        D.dimo_loss(student, coins, seeded(i), teacher).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    masks = torch.full((2000, 2), teacher.mask_id)
+    factorized = M.unmask(teacher, masks, 1, "spread", generator=seeded(1))
+    with torch.no_grad():
+        _, coupled = D.write(student.eval(), 2000, 2, seeded(1))
+    agree = [(x[:, 0] == x[:, 1]).float().mean().item() for x in (factorized, coupled)]
+    assert abs(agree[0] - 0.5) < 0.05 and agree[1] > 0.8
+    assert 0.3 < coupled.float().mean() < 0.7
+
+
+def test_frequencies_are_fractions_of_the_corpus():
+    tokens = torch.tensor([0, 2, 2, 2]).numpy()
+    assert D.frequencies(tokens, 4).tolist() == [0.25, 0, 0.75, 0]
