@@ -2,7 +2,6 @@
 python -m pytest tests/test_extras_dimo.py          Di[M]O: its losses, its start, its runs
 """
 
-import copy
 import itertools
 import json
 import math
@@ -10,12 +9,13 @@ import types
 
 import pytest
 import torch
-from conftest import TINY, knobs, run, tiny_model
+from conftest import knobs, run, tiny_model
 
 import data
 import loop
 import model as M
 import train
+from drafters import load_model
 from extras import dimo as D
 from plumbing.checkpoints import load_checkpoint
 from plumbing.randomness import seeded
@@ -174,3 +174,112 @@ def test_a_dimo_student_makes_two_coins_agree_in_one_step():
 def test_frequencies_are_fractions_of_the_corpus():
     tokens = torch.tensor([0, 2, 2, 2]).numpy()
     assert D.frequencies(tokens, 4).tolist() == [0.25, 0, 0.75, 0]
+
+
+# --------------------------------------------------------------------------------------------------
+# the runs
+
+
+@pytest.fixture(scope="module")
+def teacher(markov, tmp_path_factory):
+    """The path of a small diffusion model that has learned a little of the markov language."""
+    folder = tmp_path_factory.mktemp("teacher")
+    train.main(knobs(folder, dataset=markov, max_iters=100, learning_rate=3e-3))
+    return str(folder / "ckpt.pt")
+
+
+def settings(teacher, out_dir, **kw):
+    """Knobs of a run in which the student has a few turns: its first one is the 63rd."""
+    small = dict(max_iters=80, eval_interval=16, eval_iters=1, batch_size=4, warmup_iters=2)
+    small |= dict(learning_rate=1e-3, ema=0.9, device="cpu")
+    small |= dict(teacher=str(teacher), out_dir=str(out_dir))
+    return types.SimpleNamespace(**{**vars(D.cfg), **small, **kw})
+
+
+@pytest.fixture(scope="module")
+def student(teacher, tmp_path_factory):
+    """The folder of a whole run."""
+    folder = tmp_path_factory.mktemp("student")
+    D.main(settings(teacher, folder))
+    return folder
+
+
+def leaves(checkpoint):
+    names = ("model", "ema", "optimizer", "step")
+    return torch.utils._pytree.tree_leaves([checkpoint[name] for name in names])
+
+
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
+    teacher, student, tmp_path, monkeypatch
+):
+    real = loop.save_checkpoint
+    saves = []
+
+    def stopped(*args):
+        saves.append(1)
+        if len(saves) == 5:
+            raise KeyboardInterrupt
+        real(*args)
+
+    monkeypatch.setattr(loop, "save_checkpoint", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        D.main(settings(teacher, tmp_path))
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "ckpt.pt")["step"] == 64
+    D.main(settings(teacher, tmp_path, init_from="resume"))
+    whole = load_checkpoint(student / "ckpt.pt")
+    parts = load_checkpoint(tmp_path / "ckpt.pt")
+    for x, y in zip(leaves(whole), leaves(parts), strict=True):
+        assert torch.equal(x, y) if torch.is_tensor(x) else x == y
+    assert whole["step"] == 80 and whole["model"]["turn"] == 80
+    weight = load_checkpoint(teacher)["model"]["wte.weight"]
+    assert not torch.equal(whole["model"]["wte.weight"], weight)  # it did learn
+
+
+def test_saved_samples_are_those_that_eval_reads(student, tmp_path):
+    ckpt = f"--ckpt={student}/ckpt.pt"
+    command = ["-m", "extras.dimo", "--task=sample", ckpt, "--device=cpu"]
+    args = ["--num_samples=5", "--batch_size=2", "--temperature=0.8"]
+    out, _ = run(*command, *args, f"--save={tmp_path}/x.jsonl")
+    assert "5 samples saved" in out
+    x, about = data.load_samples(str(tmp_path / "x.jsonl"))
+    assert x.shape == (5, 16) and x.min() >= 0 and x.max() < 8
+    assert (about["temperature"], about["steps"], about["causal"]) == (0.8, 1, False)
+    run(*command, *args, f"--save={tmp_path}/again.jsonl")
+    assert torch.equal(x, data.load_samples(str(tmp_path / "again.jsonl"))[0])
+    with open(tmp_path / "x.jsonl") as f:
+        texts = [json.loads(line)["text"] for line in f.readlines()[1:]]
+    printed, _ = run(*command, *args)
+    assert all(text in printed for text in texts)
+
+
+def test_the_core_does_not_take_a_student_for_a_diffusion_model(student, refused):
+    assert "another model's" in refused(load_model, str(student / "ckpt.pt"))
+
+
+def test_mistakes_are_said_before_any_work(
+    teacher, student, markov, pydoc, tmp_path, monkeypatch, refused
+):
+    def said(**kw):
+        words = refused(D.main, settings(kw.pop("teacher", teacher), tmp_path / "out", **kw))
+        assert not (tmp_path / "out").exists()
+        return words
+
+    assert "'sft'" in said(task="sft")
+    assert "'scratch'" in said(init_from="scratch")
+    assert "max_iters is 0" in said(max_iters=0)
+    assert "another vocabulary" in said(dataset=pydoc)
+    assert "There is no checkpoint" in said(teacher=tmp_path / "none.pt")
+    assert "nothing to resume" in said(init_from="resume")
+    train.main(knobs(tmp_path / "ar", dataset=markov, objective="ar", max_iters=1))
+    assert "is a GPT" in said(teacher=tmp_path / "ar" / "ckpt.pt")
+    assert "already holds a run" in refused(D.main, settings(teacher, student))
+    other = settings(teacher, student, init_from="resume", batch_size=2)
+    assert "batch_size 4, not 2" in refused(D.main, other)
+    sample = dict(task="sample", ckpt=str(student / "ckpt.pt"))
+    assert "not a student of Di[M]O" in said(**(sample | {"ckpt": teacher}))
+    assert "num_samples is 0" in said(**sample, num_samples=0)
+    assert "temperature is -1.0" in said(**sample, temperature=-1.0)
+    assert "top_p is 0.0" in said(**sample, top_p=0.0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "in one process" in said()
