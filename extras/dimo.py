@@ -195,9 +195,7 @@ def check_training(cfg):
     choose("init_from", cfg.init_from, ("teacher", "resume"))
     if "WORLD_SIZE" in os.environ:
         raise UserError("The networks take turns, in one process: leave torchrun out.")
-    for name in ("batch_size", "max_iters", "eval_interval", "eval_iters"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least 1.")
+    check_loop(cfg)
 
 
 def load_teacher(cfg):
@@ -215,13 +213,13 @@ def load_teacher(cfg):
 
 
 def train_student(cfg):
-    # what the training loop asks for beside the knobs above
+    # what else the training loop asks for, and what is no choice here
     cfg.method = "dimo"
     cfg.gradient_accumulation_steps = 1  # the turns are counted in forward passes
+    cfg.dropout = 0.0
     cfg.sample_interval = 0  # the loop would sample it as a diffusion model
     cfg.fsdp = False
     check_training(cfg)
-    check_loop(cfg)
     device, _, note = pick_device(cfg.device, cfg.dtype)
     teacher, corpus = load_teacher(cfg)
     claim(cfg.out_dir)
@@ -249,9 +247,11 @@ def train_student(cfg):
 
 def load_student(path, device, attention="sdpa"):
     """-> Student in eval mode with averaged weights, its checkpoint. Raises UserError."""
+    fix = "Make one with: python -m extras.dimo config/dimo_pydoc.py"
+    if not os.path.exists(path):
+        raise UserError(f"There is no checkpoint {path}. {fix}")
     saved = load_checkpoint(path)
     if "turn" not in saved["model"]:
-        fix = "Make one with: python -m extras.dimo config/dimo_pydoc.py"
         raise UserError(f"{path} is not a student of Di[M]O. {fix}")
     config = GPTConfig(**{**saved["model_config"], "attention": attention})
     student = Student(config)
