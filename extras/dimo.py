@@ -143,7 +143,7 @@ def fake_loss(student, B, T, generator):
         _, y = write(student, B, T, generator)
     masked = masked_at_random(y, generator)  # (B, T), N of them
     yt = y.masked_fill(masked, student.mask_id)
-    logits = student.fake.head(student.fake.hidden(yt)[masked])  # (N, V)
+    logits = student.fake.head(student.fake.hidden(yt)[masked]).float()  # (N, V)
     losses = F.cross_entropy(logits, y[masked], reduction="none")  # (N)
     return losses.sum() / max(len(losses), 1)
 
