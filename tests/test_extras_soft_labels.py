@@ -1,5 +1,5 @@
 """
-python -m pytest tests/test_extras_soft_labels.py          soft labels: the loss, the files, the runs
+python -m pytest tests/test_extras_soft_labels.py        soft labels: the loss, the files, the runs
 """
 
 import json
