@@ -2,7 +2,7 @@
 Soft labels: a student learns a text from the most probable tokens of a teacher at each position,
 all that an API shows. The labels lie on the disk: made by a local GPT, or read from a .jsonl.
 
-$ python -m extras.soft_labels config/soft_shakespeare_char.py --topk=8          (2 to 6 minutes)
+$ python -m extras.soft_labels config/soft_shakespeare_char.py --topk=8          (a few minutes)
 $ python -m extras.soft_labels config/soft_shakespeare_char.py --soft_data=texts.jsonl \
       --dataset=shakespeare_char --out_dir=out/soft_api
 $ torchrun --standalone --nproc_per_node=2 -m extras.soft_labels config/soft_shakespeare_char.py \
