@@ -20,7 +20,7 @@ import torch.nn.functional as F
 import data
 from configurator import UserError, choose, configure, print_once, save_config
 from drafters import load_model
-from loop import check_loop, fit, validator
+from loop import check_loop, fit, hooks, validator
 from model import GPT, GPTConfig, draw_tokens, stratified
 from plumbing.checkpoints import load_checkpoint, weights_of
 from plumbing.checks import check_text
@@ -237,7 +237,8 @@ def train_student(cfg):
     loss = functools.partial(dimo_loss, teacher=teacher)
     get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
     validate = validator(loss, corpus, T, cfg, device)
-    fit(student, loss, get_batch, validate, cfg, saved, corpus.meta)
+    on_eval, save = hooks(student, validate, cfg, corpus.meta)
+    fit(student, loss, get_batch, cfg, on_eval, save, saved)
     print_once(f"Sample it: python -m extras.dimo --task=sample --ckpt={cfg.out_dir}/ckpt.pt")
 
 
