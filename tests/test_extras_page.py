@@ -1,5 +1,5 @@
 """
-python -m pytest tests/test_page.py          the page of sample.py --html, in a real browser without a window
+python -m pytest tests/test_extras_page.py          the page, in a real browser without a window
 """
 
 import html
@@ -14,14 +14,15 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from conftest import ROOT, save_tiny, tiny_model
+from conftest import ROOT, run, save_tiny, tiny_model
 
 import data
-import sample as S
+import metrics
+import sample
+from extras import page
 from model import unmask
-from plumbing import page
 from plumbing.randomness import seeded
-from speculative import generate, speculate
+from speculative import Network, generate, speculate
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -50,31 +51,42 @@ POINTS = [
 POINTS.append({"model": "real text", "steps": None, "genppl": 20.0, "entropy": 3.9})
 
 
+def settings(script, **changed):
+    """The knobs of a script, some of them changed."""
+    return types.SimpleNamespace(**{**vars(script.cfg), "device": "cpu", **changed})
+
+
+def texts_of_samples(paths, knobs):
+    """-> {name on the page: the text that sample.py writes with the same knobs}."""
+    plain = settings(sample, num_samples=1, **knobs)
+    drawn = {}
+    for path in paths:
+        model, checkpoint, autocast, note = sample.load(path, plain)
+        template = sample.make_template(model, checkpoint["meta"], plain)
+        with torch.no_grad(), autocast:
+            args = model, checkpoint, template, note, plain
+            drawn[page.label_of(path)] = sample.sample_plain(*args)[0][0]
+            if model.config.causal:
+                name = f"{page.label_of(path)}, drafts of {page.label_of(knobs['draft'])}"
+                drawn[name] = sample.sample_with_drafts(*args)[0][0]
+    return drawn
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """-> the path of a page of a GPT, the same with a drafter, and a diffusion model; {name: sampled text}."""
+    """-> the path of a page of a GPT, plain and with drafts, and a diffusion model; {name: text}."""
     folder = tmp_path_factory.mktemp("page")
     paths = [str(folder / f"{name}.pt") for name in ("gpt", "diffusion")]
     for path, causal in zip(paths, (True, False), strict=True):
         save_tiny(path, EVIL, causal=causal, block_size=64)
     (folder / "eval.json").write_text(json.dumps({"frontier": POINTS}))
-    drawn = {}
-    own = dict(
-        ckpt=",".join(paths),
-        html=str(folder / "page.html"),
-        frontier=str(folder / "eval.json"),
-        device="cpu",
-    )
-    own |= dict(draft=paths[0], gamma=3, steps=4, prompt="aé", temperature=1.5)
-
-    def remember(names, samples):
-        drawn.update({name: texts[0] for name, (texts, *_) in zip(names, samples, strict=True)})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(S, "print_samples", remember)
-        S.main(types.SimpleNamespace(**{**vars(S.cfg), **own}))
-    assert [len(name.split(" --draft=")) for name in drawn] == [1, 2, 1]
-    return own["html"], drawn
+    knobs = dict(draft=paths[0], gamma=3, steps=4, prompt="aé", temperature=1.5)
+    out = str(folder / "page.html")
+    frontier = str(folder / "eval.json")
+    page.main(settings(page, ckpt=",".join(paths), out=out, frontier=frontier, **knobs))
+    drawn = texts_of_samples(paths, knobs)
+    assert len(drawn) == 3
+    return out, drawn
 
 
 @pytest.fixture(scope="module")
@@ -186,26 +198,26 @@ def test_play_pause_step_slider_and_keyboard(in_browser):
     assert r["finished"] == [False, True, "Play"] and r["classes"] == "numbers"
 
 
-def test_every_token_says_which_call_wrote_it_and_which_were_drafted(in_browser):
+def test_every_token_says_which_step_wrote_it_and_which_were_drafted(in_browser):
     r = in_browser("""
-        report.runs = runs.map(({ calls, drafts, ms }) => ({ calls, drafts, ms }));
+        report.runs = runs.map(({ step_of, drafts, ms }) => ({ step_of, drafts, ms }));
         const nodes = f => runs.map(run => run.nodes.map(([, n]) => n).filter(f));
-        report.seen = nodes(n => n.tagName === "SPAN").map(all => all.map(n => n.dataset.call ?? "0"));
+        report.seen = nodes(n => n.tagName === "SPAN").map(all => all.map(n => n.dataset.step ?? "0"));
         report.drafted = nodes(n => n.classList.contains("accepted")).map(all => all.length);
-        report.refused = nodes(n => n.tagName === "DEL").map(all => all.length);
-        report.colours = new Set(runs[2].nodes.map(([, n]) => n.style.background).filter(Boolean)).size;
+        report.rejected = nodes(n => n.tagName === "DEL").map(all => all.length);
+        report.colors = new Set(runs[2].nodes.map(([, n]) => n.style.background).filter(Boolean)).size;
         go(end); report.status = runs[1].status.textContent;
-        toggle("refused"); report.hidden = [...document.querySelectorAll(".text del")].every(d => !d.offsetWidth)""")
+        toggle("rejected"); report.hidden = [...document.querySelectorAll(".text del")].every(d => !d.offsetWidth)""")
     gpt, drafted, diffusion = r["runs"]
-    assert r["seen"] == [[str(k) for k in run["calls"]] for run in r["runs"]]
-    assert gpt["calls"] == [0, 0, *range(1, 63)] and sorted(set(diffusion["calls"])) == [
+    assert r["seen"] == [[str(k) for k in run["step_of"]] for run in r["runs"]]
+    assert gpt["step_of"] == [0, 0, *range(1, 63)] and sorted(set(diffusion["step_of"])) == [
         0,
         1,
         2,
         3,
         4,
     ]
-    assert r["colours"] == 4 and all(
+    assert r["colors"] == 4 and all(
         run["ms"] == sorted(run["ms"]) and run["ms"][0] > 0 for run in r["runs"]
     )
     accepted = sum(a for a, _ in drafted["drafts"].values())
@@ -214,10 +226,10 @@ def test_every_token_says_which_call_wrote_it_and_which_were_drafted(in_browser)
     )  # a round writes what it accepts, and a token of its own
     assert r["drafted"] == [0, accepted, 0] and accepted > 0  # its own drafter: all of them
     assert (
-        r["refused"] == [0, sum(bool(rest) for _, rest in drafted["drafts"].values()), 0]
+        r["rejected"] == [0, sum(bool(rest) for _, rest in drafted["drafts"].values()), 0]
         and r["hidden"]
     )
-    assert f"drafts: {accepted} accepted, {r['refused'][1]} refused" in r["status"]
+    assert f"drafts: {accepted} accepted, {r['rejected'][1]} rejected" in r["status"]
 
 
 def test_a_narrow_screen_has_one_column_and_no_sideways_scrolling(told, in_browser):
@@ -266,60 +278,97 @@ def test_a_recording_breaks_lines_where_the_text_does_and_at_its_edge():
 
 def test_tokens_that_share_a_character_are_joined():
     text = "a\u4e16é!"
-    pieces = page.pieces_of(list(text.encode()), lambda ids: bytes(ids).decode(errors="replace"))
-    assert pieces == ["a", "", "", "\u4e16", "", "é", "!"]
-    assert page.pieces_of([195], lambda ids: bytes(ids).decode(errors="replace")) == [
-        "\N{REPLACEMENT CHARACTER}"
-    ]
+    decode = lambda ids: bytes(ids).decode(errors="replace")  # noqa: E731
+    assert page.split_text(list(text.encode()), decode) == ["a", "", "", "\u4e16", "", "é", "!"]
+    assert page.split_text([195], decode) == ["\N{REPLACEMENT CHARACTER}"]
+
+
+def write(ids):
+    return "".join(map(str, ids))
 
 
 def test_what_was_seen_of_a_diffusion_model_is_when_its_tokens_came():
-    model, events = tiny_model(V=7), []
-    watch, blank = page.recorder(events), torch.full((1, 12), -1)
-    blank[0, 5] = 3
-    watch(blank)
-    xt = blank.masked_fill(blank < 0, model.mask_id)
-    x = unmask(model, xt, 4, "spread", generator=seeded(1), watch=watch)
-    run = page.run_of(x[0].tolist(), events, lambda ids: "".join(map(str, ids)), model.mask_id)
-    assert run["calls"][5] == 0 and "".join(run["pieces"]) == "".join(map(str, x[0].tolist()))
-    for k, (_, seen, _) in enumerate(events[1:], 1):
-        assert [c <= k for c in run["calls"]] == [token != model.mask_id for token in seen]
+    model = tiny_model(V=7, causal=False)
+    template = torch.full((12,), -1)
+    template[5] = 3
+    recorder = page.Recorder(template)
+    xt = template[None].masked_fill(template < 0, model.mask_id)
+    x = unmask(model, xt, 4, "spread", generator=seeded(1), watch=recorder)
+    run = page.describe(x[0].tolist(), recorder.events, write, model.mask_id)
+    assert run["step_of"][5] == 0 and "".join(run["pieces"]) == write(x[0].tolist())
+    for step, (_, seen, _) in enumerate(recorder.events[1:], 1):
+        shown = [s <= step for s in run["step_of"]]
+        assert shown == [token != model.mask_id for token in seen]
     assert run["drafts"] == {} and run["masks"] and len(run["ms"]) == 4
 
 
-def test_what_was_seen_of_a_gpt_is_what_it_wrote_with_and_without_drafts():
-    target, drafter, idx = tiny_model(V=7), tiny_model(V=7, seed=1), torch.tensor([[2, 5]])
-    write = lambda ids: "".join(map(str, ids))  # noqa: E731
-    for way in (
-        lambda **kw: (generate(target, idx, 12, **kw), None),
-        lambda **kw: speculate(target, drafter, idx, 12, 3, **kw),
-    ):
-        x, counts = way(generator=seeded(3), eos=0)
-        events = []
-        watch = page.recorder(events)
-        watch(torch.tensor([[2, 5] + [-1] * 12]))
-        assert way(generator=seeded(3), eos=0, watch=watch)[0].equal(x)
-        n = S.end_of(x[0], 2, 0)
-        run = page.run_of(x[0, :n].tolist(), events, write, None)
-        assert (
-            "".join(run["pieces"]) == write(x[0, :n].tolist())
-            and run["calls"][:2] == [0, 0]
-            and not run["masks"]
-        )
-        assert run["calls"] == sorted(run["calls"]) and run["calls"][2] == 1
-        if counts is None:
-            assert run["calls"][2:] == list(range(1, n - 1)) and run["drafts"] == {}
-            continue
-        assert (
-            sum(a for a, _ in run["drafts"].values()) == counts.accepted.sum()
-            and len(run["ms"]) == counts.row_calls
-        )
-        for k, (n_accepted, rest) in run["drafts"].items():
-            assert 1 <= run["calls"].count(k) <= n_accepted + 1 or k == len(run["ms"])
-            assert len(rest) <= 3 - n_accepted
+def test_what_was_seen_of_a_gpt_is_what_it_wrote():
+    target = tiny_model(V=7, causal=True)
+    recorder = page.Recorder(torch.tensor([2, 5] + [-1] * 12))
+    idx = torch.tensor([[2, 5]])
+    x = generate(target, idx, 12, generator=seeded(3), eos=0, watch=recorder)[0]
+    n = sample.text_end(x, 2, 0)
+    run = page.describe(x[:n].tolist(), recorder.events, write, None)
+    assert "".join(run["pieces"]) == write(x[:n].tolist()) and not run["masks"]
+    assert run["step_of"] == [0, 0, *range(1, n - 1)] and run["drafts"] == {}
 
 
-def test_a_page_without_its_plot_is_refused_before_sampling(tmp_path, refused):
-    assert "none.json holds no frontier" in refused(page.frontier_of, "none.json")
+def test_what_was_seen_of_speculation_is_what_it_wrote_and_what_was_rejected():
+    target = tiny_model(V=7, causal=True)
+    drafter = tiny_model(V=7, causal=True, seed=1)
+    n_accepted = 0
+    for seed in range(20):
+        recorder = page.Recorder(torch.tensor([2, 5] + [-1] * 12))
+        rounds = metrics.Rounds(2, 3)
+        for watch in (recorder, rounds):
+            idx = torch.tensor([2, 5])
+            options = dict(gamma=3, generator=seeded(seed), eos=0, watch=watch)
+            x = speculate(target, Network(drafter), idx, 12, **options)
+        n = sample.text_end(x, 2, 0)
+        run = page.describe(x[:n].tolist(), recorder.events, write, None)
+        assert "".join(run["pieces"]) == write(x[:n].tolist()) and run["step_of"][:2] == [0, 0]
+        assert run["step_of"] == sorted(run["step_of"]) and run["step_of"][2] == 1
+        assert sum(a for a, _ in run["drafts"].values()) == rounds.accepted.sum()
+        assert len(run["ms"]) == rounds.n_forwards
+        n_accepted += int(rounds.accepted.sum())
+        for step, (n_accepted_here, rest) in run["drafts"].items():
+            written = run["step_of"].count(step)
+            assert 1 <= written <= n_accepted_here + 1 or step == len(run["ms"])
+            assert len(rest) <= 3 - n_accepted_here
+    assert n_accepted > 0
+
+
+def test_a_model_is_shown_by_its_name_not_its_path():
+    assert page.label_of("out/pydoc_ar/ckpt.pt") == "pydoc_ar"
+    assert page.label_of("out/sdtt_pydoc/round_12.pt") == "sdtt_pydoc, round 12"
+    assert page.label_of("out/pydoc_ngram/ngram.txt") == "pydoc_ngram"
+    for name in ("sdtt:kld:7", "lookup", "real text", "hf:me/mine", "mine.pt"):
+        assert page.label_of(name) == name.removesuffix(".pt")
+
+
+def test_a_page_without_its_plot_raises_before_sampling(tmp_path, refused):
+    assert "none.json holds no frontier" in refused(page.load_frontier, "none.json")
     data.atomic_write(tmp_path / "e.json", b'{"rows": []}')
-    assert "eval.py --what=frontier" in refused(page.frontier_of, str(tmp_path / "e.json"))
+    assert "eval.py --what=frontier" in refused(page.load_frontier, str(tmp_path / "e.json"))
+
+
+def test_mistakes_write_no_page(tmp_path, refused):
+    path = str(tmp_path / "d.pt")
+    save_tiny(path, EVIL, causal=False)
+    out = str(tmp_path / "page.html")
+    for words, knobs in {
+        "all of --ckpt are diffusion models": {"draft": "lookup"},
+        "no frontier": {"frontier": "none.json"},
+        "top_p is 2": {"top_p": 2.0},
+        "has no": {"prompt": "\u4e16"},
+    }.items():
+        assert words in refused(page.main, settings(page, ckpt=path, out=out, **knobs))
+    assert not os.path.exists(out)
+
+
+def test_the_page_has_a_command(tmp_path):
+    save_tiny(str(tmp_path / "d.pt"), EVIL, causal=False)
+    said, _ = run(
+        "-m", "extras.page", f"--ckpt={tmp_path}/d.pt", "--steps=2", f"--out={tmp_path}/p.html"
+    )
+    assert "open it in a browser" in said and (tmp_path / "p.html").exists()
