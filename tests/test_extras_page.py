@@ -327,7 +327,8 @@ def test_what_was_seen_of_speculation_is_what_it_wrote_and_what_was_rejected():
         n = sample.text_end(x, 2, 0)
         run = page.describe(x[:n].tolist(), recorder.events, write, None)
         assert "".join(run["pieces"]) == write(x[:n].tolist()) and run["step_of"][:2] == [0, 0]
-        assert run["step_of"] == sorted(run["step_of"]) and run["step_of"][2] == 1
+        assert run["step_of"] == sorted(run["step_of"])
+        assert run["step_of"][2:3] == [1] * (n > 2)  # the first may be the end of the text
         assert sum(a for a, _ in run["drafts"].values()) == rounds.accepted.sum()
         assert len(run["ms"]) == rounds.n_forwards
         n_accepted += int(rounds.accepted.sum())
