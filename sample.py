@@ -8,6 +8,7 @@ $ python sample.py --ckpt=out/pydoc_ar/ckpt.pt --draft=lookup            (specul
 """
 
 import contextlib
+import functools
 import sys
 import time
 
@@ -135,67 +136,44 @@ def text_end(row, n_known, eos):
     return len(row)
 
 
+def settings_of(cfg):
+    return {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p}
+
+
 def draw_plain(model, checkpoint, template, n, cfg, watch=None):
     """(L,) -> n texts, each (at most L,) int64 on the CPU."""
     device = model.wte.weight.device
     sampler, steps = sampler_and_steps(cfg.sampler, cfg.steps, checkpoint)
     eos = checkpoint["meta"].get("eot") if model.config.causal else None
-    x = draw_samples(
-        model,
-        template.to(device).expand(n, -1),
-        steps,
-        sampler,
-        temperature=cfg.temperature,
-        top_k=cfg.top_k,
-        top_p=cfg.top_p,
-        generator=seeded(cfg.seed, device=device),
-        eos=eos,
-        watch=watch,
-    )
+    templates = template.to(device).expand(n, -1)  # (n, L)
+    generator = seeded(cfg.seed, device=device)
+    options = {"generator": generator, "eos": eos, "watch": watch, **settings_of(cfg)}
+    x = draw_samples(model, templates, steps, sampler, **options).cpu()
     n_known = int((template >= 0).sum())
-    return [row[: text_end(row, n_known, eos)] for row in x.cpu()]
+    return [row[: text_end(row, n_known, eos)] for row in x]
 
 
-def draw_with_drafts(model, meta, template, drafter, gamma, cfg, watches):
-    """(L,) -> a text for each of the watches, one after the other."""
+def draw_with_drafts(model, checkpoint, template, drafter, gamma, cfg, *, number=0, watch=None):
+    """(L,) -> one text, (at most L,) int64 on the CPU; its number gives it a seed of its own."""
     device = model.wte.weight.device
     known = known_text(template[None])[0].to(device)  # (n_known,)
-    eos = meta.get("eot")
-    texts = []
-    for i, watch in enumerate(watches):
-        x = speculate(
-            model,
-            drafter,
-            known,
-            len(template) - len(known),
-            gamma=gamma,
-            temperature=cfg.temperature,
-            top_k=cfg.top_k,
-            top_p=cfg.top_p,
-            generator=seeded(cfg.seed, i, device=device),
-            eos=eos,
-            watch=watch,
-        ).cpu()
-        texts.append(x[: text_end(x, len(known), eos)])
-    return texts
+    n_new = len(template) - len(known)
+    eos = checkpoint["meta"].get("eot")
+    generator = seeded(cfg.seed, number, device=device)
+    options = {"generator": generator, "eos": eos, "watch": watch, **settings_of(cfg)}
+    x = speculate(model, drafter, known, n_new, gamma=gamma, **options).cpu()
+    return x[: text_end(x, len(known), eos)]
 
 
-def load_gamma(model, drafter, template, cfg):
-    """-> gamma, or where it is open the fastest in short trials."""
+def chosen_gamma(model, drafter, template, cfg):
+    """-> gamma; where it is open the fastest in short trials."""
     if cfg.gamma:
         return cfg.gamma
     device = model.wte.weight.device
     known = known_text(template[None])[0].to(device)
-    return metrics.choose_gamma(
-        model,
-        drafter,
-        known,
-        len(template) - len(known),
-        generator=seeded(cfg.seed, "trial", device=device),
-        temperature=cfg.temperature,
-        top_k=cfg.top_k,
-        top_p=cfg.top_p,
-    )
+    n_new = len(template) - len(known)
+    generator = seeded(cfg.seed, "trial", device=device)
+    return metrics.choose_gamma(model, drafter, known, n_new, settings_of(cfg), generator)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -207,17 +185,12 @@ def cost_line(texts, seconds, note, cfg):
     return f"{sum(map(len, texts))} tokens in {seconds:.2f} s on {note}, seed {cfg.seed}"
 
 
-def draft_line(rounds, gamma):
-    """[metrics.Rounds of a text, ...] -> what the drafts were good for."""
-    n_new = sum(len(r.drafted) for r in rounds)
-    n_drafted = sum(sum(r.drafted) for r in rounds)
-    n_tested = sum(int(r.tested.sum()) for r in rounds)
-    n_accepted = sum(int(r.accepted.sum()) for r in rounds)
-    per_pass = n_new / max(sum(r.n_forwards for r in rounds), 1)
+def draft_line(n_drafted, rounds, gamma):
+    """metrics.Rounds, how many tokens were drafted -> what the drafts were good for."""
     return (
-        f"{n_drafted / max(n_new, 1):.0%} of the tokens were drafted; gamma {gamma}, "
-        f"alpha {n_accepted / max(n_tested, 1):.2f}, "
-        f"{per_pass:.2f} tokens per forward pass of the target"
+        f"{n_drafted / max(rounds.n_tokens, 1):.0%} of the tokens were drafted; gamma {gamma}, "
+        f"alpha {metrics.acceptance(rounds):.2f}, "
+        f"{metrics.tokens_per_forward(rounds):.2f} tokens per forward pass of the target"
     )
 
 
@@ -239,22 +212,30 @@ def sample_with_drafts(model, checkpoint, template, note, cfg):
     meta = checkpoint["meta"]
     _, decode = data.encoder(meta)
     drafter = load_drafter(cfg.draft, model, meta, cfg.attention)
-    gamma = load_gamma(model, drafter, template, cfg)
+    gamma = chosen_gamma(model, drafter, template, cfg)
+    draw = functools.partial(draw_with_drafts, model, checkpoint, template, drafter, gamma, cfg)
     if cfg.compile == "on":
-        draw_with_drafts(model, meta, template, drafter, gamma, cfg, [None])
+        draw()  # the first run compiles
+
+    rounds = metrics.Rounds(gamma)
     n_known = int((template >= 0).sum())
-    rounds = [metrics.Rounds(n_known, gamma) for _ in range(cfg.num_samples)]
+    texts = []
+    drafted = []  # of each text, whether each token was
     began = time.perf_counter()
-    texts = draw_with_drafts(model, meta, template, drafter, gamma, cfg, rounds)
+    for number in range(cfg.num_samples):
+        rounds.start(n_known)
+        texts.append(draw(number=number, watch=rounds))
+        drafted.append([False] * n_known + rounds.drafted)
     seconds = time.perf_counter() - began
 
-    shown = [decode(text.tolist()) for text in texts]
     if sys.stdout.isatty():
-        shown = []
-        for text, its_rounds in zip(texts, rounds, strict=True):
-            drafted = [False] * n_known + its_rounds.drafted
-            shown.append(colored(text.tolist(), drafted[: len(text)], decode))
-    return shown, f"{cost_line(texts, seconds, note, cfg)}\n{draft_line(rounds, gamma)}"
+        pairs = zip(texts, drafted, strict=True)
+        shown = [colored(text.tolist(), green[: len(text)], decode) for text, green in pairs]
+    else:
+        shown = [decode(text.tolist()) for text in texts]
+    n_drafted = sum(map(sum, drafted))
+    took = f"{cost_line(texts, seconds, note, cfg)}\n{draft_line(n_drafted, rounds, gamma)}"
+    return shown, took
 
 
 def main(cfg):

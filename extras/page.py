@@ -147,17 +147,19 @@ def record_with_drafts(model, checkpoint, template, note, cfg):
     meta = checkpoint["meta"]
     _, decode = data.encoder(meta)
     drafter = load_drafter(cfg.draft, model, meta, cfg.attention)
-    gamma = sample.load_gamma(model, drafter, template, cfg)
-    sample.draw_with_drafts(model, meta, template, drafter, gamma, cfg, [None])  # warms up
+    gamma = sample.chosen_gamma(model, drafter, template, cfg)
+    args = model, checkpoint, template, drafter, gamma, cfg
+    sample.draw_with_drafts(*args)  # warms up
     recorder = Recorder(template)
-    [text] = sample.draw_with_drafts(model, meta, template, drafter, gamma, cfg, [recorder])
+    text = sample.draw_with_drafts(*args, watch=recorder)
     run = describe(text.tolist(), recorder.events, decode, None)
 
-    rounds = metrics.Rounds(int((template >= 0).sum()), gamma)
+    rounds = metrics.Rounds(gamma)
+    rounds.start(run["step_of"].count(0))
     for _, tokens, drafts in recorder.events[1:]:
         rounds(torch.tensor(tokens), torch.tensor(drafts, dtype=torch.int64))
     took = sample.cost_line([text], recorder.events[-1][0], note, cfg)
-    return run | {"took": f"{took}\n{sample.draft_line([rounds], gamma)}"}
+    return run | {"took": f"{took}\n{sample.draft_line(sum(rounds.drafted), rounds, gamma)}"}
 
 
 # --------------------------------------------------------------------------------------------------

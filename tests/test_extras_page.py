@@ -319,7 +319,8 @@ def test_what_was_seen_of_speculation_is_what_it_wrote_and_what_was_rejected():
     n_accepted = 0
     for seed in range(20):
         recorder = page.Recorder(torch.tensor([2, 5] + [-1] * 12))
-        rounds = metrics.Rounds(2, 3)
+        rounds = metrics.Rounds(3)
+        rounds.start(2)
         for watch in (recorder, rounds):
             idx = torch.tensor([2, 5])
             options = dict(gamma=3, generator=seeded(seed), eos=0, watch=watch)

@@ -97,7 +97,9 @@ def test_mistakes_leave_no_file(trained, tmp_path, refused, monkeypatch):
             own["path"] = changed.pop("out")
         assert words in refused(save, **{**own, **changed})
     wrong = dict(prefix=4, dataset=load_checkpoint(trained["ar"])["config"]["dataset"])
-    assert "another vocabulary" in refused(save, tmp_path / "x.jsonl", tmp_path / "other.pt", **wrong)
+    assert "another vocabulary" in refused(
+        save, tmp_path / "x.jsonl", tmp_path / "other.pt", **wrong
+    )
     assert not (tmp_path / "x.jsonl").exists()
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(save_samples, "draw_many", None)  # it raises before any work
