@@ -77,9 +77,9 @@ def load_model(path, device="cpu", attention="sdpa"):
 def read_model(path):
     """A published name or a folder -> what a checkpoint holds, as a dict."""
     if not is_published(path):
-        names = "gpt2, gpt2-xl, mdlm-owt, sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:large"
+        names = "gpt2-xl, mdlm-owt, sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:1M, hub:OWNER/NAME"
         raise UserError(
-            f"There is no checkpoint {path}, nor is it a published model ({names}, hub:OWNER/NAME). "
+            f"There is no checkpoint {path}, nor is it a published model ({names}). "
             + how_to_train(os.path.dirname(path))
         )
     folder = path if os.path.isdir(path) else download(path)

@@ -85,8 +85,7 @@ def how_to_train(folder):
                     "train.py" if os.path.basename(config).startswith("train") else "distill.py"
                 )
                 return f"Make it with: python {script} config/{os.path.basename(config)}"
-    names = "gpt2, gpt2-xl, mdlm-owt, sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:large, hub:OWNER/NAME, hf:OWNER/NAME"
-    return f"Train one, for example with: make demo; or give a published name, such as {names}."
+    return "Train one, for example with: make demo"
 
 
 def paths_of(ckpt):

@@ -74,7 +74,7 @@ def texts_of_samples(paths, knobs):
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """-> the path of a page of a GPT, plain and with drafts, and a diffusion model; {name: text}."""
+    """-> the path of a page: a GPT, with drafts, a diffusion model; {name: its text}."""
     folder = tmp_path_factory.mktemp("page")
     paths = [str(folder / f"{name}.pt") for name in ("gpt", "diffusion")]
     for path, causal in zip(paths, (True, False), strict=True):
@@ -106,8 +106,9 @@ def in_browser(told, tmp_path_factory):
             const frame = () => new Promise(done => setTimeout(done, 100)), report = {{}};
             const press = (key, at = document.body) =>
                 at.dispatchEvent(new KeyboardEvent("keydown", {{key, bubbles: true}}));
-            const visible = run => run.nodes.filter(([, n]) => n.tagName === "SPAN" && !n.classList.contains("todo"))
-                .map(([, n]) => n.textContent).join("");
+            const isShown = n => n.tagName === "SPAN" && !n.classList.contains("todo");
+            const visible = run => run.nodes.map(([, n]) => n).filter(isShown)
+                .map(n => n.textContent).join("");
             (async () => {{ {script}
               $("report").textContent = JSON.stringify(report) }})()</script>"""
         copy.write_text(whole + test, encoding="utf-8")
@@ -144,38 +145,38 @@ def test_the_page_shows_the_sampled_text_and_executes_none_of_it(told, in_browse
         report.dom = [...document.querySelectorAll(".text")].map(t => { const c = t.cloneNode(true);
             c.querySelectorAll("del").forEach(d => d.remove()); return c.textContent });
         report.images = document.images.length;
-        report.legend = $("plot").textContent.includes("<b>teacher</b>") && !document.querySelector("b");
+        report.legend = $("plot").textContent.includes("<b>teacher</b>");
+        report.bold = document.querySelectorAll("b").length;
         report.foreign = [...document.querySelectorAll("[src],[href]")].length""")
-    assert r["names"][: len(drawn)] == list(drawn) and r["texts"] == r["dom"] == list(
-        drawn.values()
-    )
-    assert all(any(evil in text for text in r["texts"]) for evil in EVIL) and all(
-        t.startswith("aé") for t in r["texts"]
-    )
-    assert r["images"] == r["foreign"] == 0 and r["legend"]
+    assert r["names"][: len(drawn)] == list(drawn)
+    assert r["texts"] == r["dom"] == list(drawn.values())
+    assert all(any(evil in text for text in r["texts"]) for evil in EVIL)
+    assert all(text.startswith("aé") for text in r["texts"])
+    assert r["images"] == r["foreign"] == r["bold"] == 0 and r["legend"]
     assert os.path.getsize(path) < 100_000
     with open(path, encoding="utf-8") as f:
-        assert set(re.findall(r"\w+://[\w./]+", f.read())) == {
-            "http://www.w3.org/2000/svg"
-        }  # a name, not a request
+        addresses = set(re.findall(r"\w+://[\w./]+", f.read()))
+    assert addresses == {"http://www.w3.org/2000/svg"}  # a name, not a request
 
 
 def test_play_pause_step_slider_and_keyboard(in_browser):
     r = in_browser("""
         report.playing = [playing]; press(" "); report.playing.push(playing);
         press("Home"); report.start = [now, runs.map(visible)];
-        $("step").click(); report.step = [now, runs.map(run => run.shown)]; press("ArrowRight"); report.two = now;
+        $("step").click(); report.step = [now, runs.map(run => run.shown)];
+        press("ArrowRight"); report.two = now;
         press("ArrowLeft"); report.back = now; $("back").click(); report.zero = now;
         press("End"); report.end = [now, $("time").value, runs.map(run => run.shown)];
         $("time").value = moments[2]; $("time").dispatchEvent(new Event("input"));
         report.slid = [now, $("clock").textContent];
-        $("slow").value = 1000; $("slow").focus(); press(" ", $("slow")); report.own = playing; press("+"); press("-");
-        report.slow = $("slow").value;
+        $("slow").value = 1000; $("slow").focus(); press(" ", $("slow")); report.own = playing;
+        press("+"); press("-"); report.slow = $("slow").value;
         const before = now; $("play").click(); report.label = $("play").textContent;
         for (let i = 0; i < 60 && now === before; i++) await frame();
         $("play").click(); report.moved = now > before && now < end;
         const paused = now; await frame(); report.still = now === paused;
-        $("slow").value = 1; $("play").click(); for (let i = 0; i < 60 && playing; i++) await frame();
+        $("slow").value = 1; $("play").click();
+        for (let i = 0; i < 60 && playing; i++) await frame();
         report.finished = [playing, now === end, $("play").textContent];
         press("n"); press("r"); report.classes = document.body.className;
         report.end_ms = end; report.moments = moments""")
@@ -183,18 +184,13 @@ def test_play_pause_step_slider_and_keyboard(in_browser):
     first, second = r["moments"][1:3]
     assert r["step"][0] == first > 0 and sorted(r["step"][1]) == [0, 0, 1]
     assert r["two"] == second and r["back"] == first and r["zero"] == 0
-    assert (
-        r["end"][0] == float(r["end"][1]) == r["end_ms"]
-        and r["end"][2][0] == 62
-        and r["end"][2][2] == 4
-    )
+    assert r["end"][0] == float(r["end"][1]) == r["end_ms"]
+    assert r["end"][2][0] == 62 and r["end"][2][2] == 4
     shown, *rest = r["slid"][1].split()
-    assert (
-        r["slid"][0] == second and abs(float(shown) - second) < 0.06 and rest[0] == "of"
-    )  # a half is rounded up
-    assert (
-        not r["own"] and r["slow"] == "500" and r["label"] == "Pause" and r["moved"] and r["still"]
-    )
+    assert r["slid"][0] == second and rest[0] == "of"
+    assert abs(float(shown) - second) < 0.06  # a half is rounded up
+    assert not r["own"] and r["slow"] == "500"
+    assert r["label"] == "Pause" and r["moved"] and r["still"]
     assert r["finished"] == [False, True, "Play"] and r["classes"] == "numbers"
 
 
@@ -202,43 +198,38 @@ def test_every_token_says_which_step_wrote_it_and_which_were_drafted(in_browser)
     r = in_browser("""
         report.runs = runs.map(({ step_of, drafts, ms }) => ({ step_of, drafts, ms }));
         const nodes = f => runs.map(run => run.nodes.map(([, n]) => n).filter(f));
-        report.seen = nodes(n => n.tagName === "SPAN").map(all => all.map(n => n.dataset.step ?? "0"));
+        const spans = nodes(n => n.tagName === "SPAN");
+        report.seen = spans.map(all => all.map(n => n.dataset.step ?? "0"));
         report.drafted = nodes(n => n.classList.contains("accepted")).map(all => all.length);
         report.rejected = nodes(n => n.tagName === "DEL").map(all => all.length);
-        report.colors = new Set(runs[2].nodes.map(([, n]) => n.style.background).filter(Boolean)).size;
+        const colors = runs[2].nodes.map(([, n]) => n.style.background).filter(Boolean);
+        report.colors = new Set(colors).size;
         go(end); report.status = runs[1].status.textContent;
-        toggle("rejected"); report.hidden = [...document.querySelectorAll(".text del")].every(d => !d.offsetWidth)""")
+        toggle("rejected");
+        report.hidden = [...document.querySelectorAll(".text del")].every(d => !d.offsetWidth)""")
     gpt, drafted, diffusion = r["runs"]
     assert r["seen"] == [[str(k) for k in run["step_of"]] for run in r["runs"]]
-    assert gpt["step_of"] == [0, 0, *range(1, 63)] and sorted(set(diffusion["step_of"])) == [
-        0,
-        1,
-        2,
-        3,
-        4,
-    ]
-    assert r["colors"] == 4 and all(
-        run["ms"] == sorted(run["ms"]) and run["ms"][0] > 0 for run in r["runs"]
-    )
+    assert gpt["step_of"] == [0, 0, *range(1, 63)]
+    assert sorted(set(diffusion["step_of"])) == [0, 1, 2, 3, 4]
+    assert r["colors"] == 4
+    assert all(run["ms"] == sorted(run["ms"]) and run["ms"][0] > 0 for run in r["runs"])
     accepted = sum(a for a, _ in drafted["drafts"].values())
-    assert (
-        accepted + len(drafted["ms"]) == 62
-    )  # a round writes what it accepts, and a token of its own
+    # a round writes what it accepts, and a token of its own
+    assert accepted + len(drafted["ms"]) == 62
     assert r["drafted"] == [0, accepted, 0] and accepted > 0  # its own drafter: all of them
-    assert (
-        r["rejected"] == [0, sum(bool(rest) for _, rest in drafted["drafts"].values()), 0]
-        and r["hidden"]
-    )
+    rejected = sum(bool(rest) for _, rest in drafted["drafts"].values())
+    assert r["rejected"] == [0, rejected, 0] and r["hidden"]
     assert f"drafts: {accepted} accepted, {r['rejected'][1]} rejected" in r["status"]
 
 
 def test_a_narrow_screen_has_one_column_and_no_sideways_scrolling(told, in_browser):
     with open(told[0], encoding="utf-8") as f:
-        page = json.dumps(f.read()).replace("<", "\\u003c")
+        source = json.dumps(f.read()).replace("<", "\\u003c")
     r = in_browser(f"""
         for (const width of [320, 1100]) {{
-            const inner = make("iframe", document.body, {{ style: `width: ${{width}}px; height: 800px; border: 0` }});
-            inner.srcdoc = {page};
+            const style = `width: ${{width}}px; height: 800px; border: 0`;
+            const inner = make("iframe", document.body, {{ style }});
+            inner.srcdoc = {source};
             await new Promise(done => inner.onload = done);
             const root = inner.contentDocument.documentElement;
             const left = [...root.querySelectorAll("article")].map(card => card.offsetLeft);

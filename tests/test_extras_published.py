@@ -1,5 +1,5 @@
 """
-python -m pytest tests/test_extras_published.py          GPT-2, MDLM and SDTT files in their published layouts, and our own
+python -m pytest tests/test_extras_published.py          files of GPT-2, MDLM, SDTT, and our own
 """
 
 import json
@@ -296,7 +296,7 @@ def test_gpt2_becomes_a_diffusion_model_with_a_shorter_context(gpt2_folder, tmp_
     assert (saved["causal"], saved["block_size"], saved["pos"]) == (False, 16, "learned")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # any vocabulary: V + 1 rows, the last of which is [MASK]
 
 WORDS = [*"abcdefghi", "##b", " "]  # 11 of them
