@@ -27,22 +27,22 @@ ckpt = "out/pydoc_ar/ckpt.pt,out/pydoc/ckpt.pt"  # as many as shall be side by s
 prompt = ""  # text that the samples begin with, or FILE:path
 infill = ""  # diffusion: a text with blanks to fill, one token each, or FILE:path
 blank = "_"  # what a blank looks like in infill
-length = 0  # tokens, with the prompt; 0: the context, more than it works too
+length = 0  # tokens, with the prompt; 0: the context, and more than it works too
 # how to draw it
 steps = 0  # diffusion: forward passes; 0: what the checkpoint was made for, else 64
 sampler = ""  # '' (own, or spread) | 'spread' | 'ancestral' | 'first_hitting' | 'confidence'
 temperature = 1.0  # 0: always the most probable token
-top_k = 0  # a GPT only: keep the k most probable tokens; 0: all
+top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
 top_p = 1.0  # keep the most probable tokens that hold this much probability
 # speculative decoding of a GPT, with the same distribution
 draft = ""  # what proposes tokens: a checkpoint, an ngram.txt or 'lookup'
 gamma = 0  # tokens proposed at a time; 0: the fastest in short trials
 # the run
 seed = 1337
-device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one of several, as 'cuda:1'
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | a certain one, as 'cuda:1'
 dtype = ""  # '' (bfloat16 where the hardware multiplies it) | 'float32' | 'bfloat16'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
-compile = "off"  # 'off' | 'on': takes half a minute, then a GPT is 1.2 to 1.4 times as fast
+compile = "off"  # 'off' | 'on': torch.compile, in half a minute; a GPT is 1.2 to 1.4 times as fast
 cfg = configure(globals())
 # --------------------------------------------------------------------------------------------------
 

@@ -25,8 +25,8 @@ from speculative import draw_many, empty_templates, sampler_and_steps
 ckpt = "out/pydoc/ckpt.pt"  # one
 out = ""  # the file, NAME.jsonl
 num_samples = 256
-batch_size = 16  # sequences per forward, on each process
-length = 0  # tokens, with the prefix; 0: the context, more than it works too
+batch_size = 16  # sequences per forward pass, on each process
+length = 0  # tokens, with the prefix; 0: the context, and more than it works too
 prefix = 0  # the samples continue so many tokens of a validation text
 continuations = 1  # so many samples continue the same text
 dataset = ""  # whose validation text: a name under data/ or a folder; '': what ckpt was trained on
@@ -34,14 +34,14 @@ dataset = ""  # whose validation text: a name under data/ or a folder; '': what 
 steps = 0  # diffusion: forward passes; 0: what the checkpoint was made for, else 64
 sampler = ""  # '' (own, or spread) | 'spread' | 'ancestral' | 'first_hitting' | 'confidence'
 temperature = 1.0  # 0: always the most probable token
-top_k = 0  # a GPT only: keep the k most probable tokens; 0: all
+top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
 top_p = 1.0  # keep the most probable tokens that hold this much probability
 # the run
 seed = 1337
-device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one of several, as 'cuda:1'
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | a certain one, as 'cuda:1'
 dtype = ""  # '' (bfloat16 where the hardware multiplies it) | 'float32' | 'bfloat16'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
-compile = "off"  # 'off' | 'on': takes half a minute, then a GPT is 1.2 to 1.4 times as fast
+compile = "off"  # 'off' | 'on': torch.compile, in half a minute; a GPT is 1.2 to 1.4 times as fast
 cfg = configure(globals())
 # --------------------------------------------------------------------------------------------------
 
