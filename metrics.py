@@ -414,9 +414,7 @@ def race(target, drafter, x, n_new, gamma, settings, seed, rounds):
     generator = seeded(seed, device=x.device)
     rounds.start(len(x))
     began = time.perf_counter()
-    speculate(
-        target, drafter, x, n_new, gamma=gamma, generator=generator, watch=rounds, **settings
-    )
+    speculate(target, drafter, x, n_new, gamma=gamma, generator=generator, watch=rounds, **settings)
     return plain / (time.perf_counter() - began)
 
 

@@ -108,7 +108,7 @@ def diffusion_word(model, x, m, n_draws, generator):
 
 
 def one_passage(numbered, model, n_draws, seed, longest):
-    """(i, (context ids, word ids)) -> predicted, nats, nats by Monte Carlo, each None if unknown."""
+    """(i, (context ids, word ids)) -> predicted, nats, nats by Monte Carlo; None: unknown."""
     i, (context, word) = numbered
     m = len(word)
     x = torch.tensor((context + word)[-model.config.block_size :], device=model.wte.weight.device)

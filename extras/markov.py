@@ -16,7 +16,7 @@ import data
 import metrics
 from configurator import UserError, configure
 from eval import (
-    check_ranges,
+    check_sampling,
     common_meta,
     draw_texts,
     likelihoods,
@@ -69,7 +69,7 @@ def true_nats(meta, T, causal):
 
 def evaluate(cfg):
     """-> {"likelihood": {path: ...}, "rows": [...], and what they were measured on}."""
-    check_ranges(cfg)
+    check_sampling(cfg)
     device, note = join_processes(cfg)
     models = load_models(cfg, device)
     files = load_files(cfg)

@@ -15,7 +15,7 @@ import torch
 import data
 from configurator import UserError, configure
 from eval import (
-    check_ranges,
+    check_sampling,
     common_meta,
     draw_texts,
     load_corpus,
@@ -76,7 +76,7 @@ def evaluate(cfg):
     """-> {"rows": [...], and what they were measured on}."""
     if not importlib.util.find_spec("mauve"):
         raise UserError("MAUVE needs a package. Install it with: pip install mauve-text")
-    check_ranges(cfg)
+    check_sampling(cfg)
     device, note = join_processes(cfg)
     models = load_models(cfg, device)
     files = load_files(cfg)
