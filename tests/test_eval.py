@@ -372,7 +372,10 @@ def test_files_alone_have_their_first_as_the_teacher(trained, tmp_path):
 
 def test_self_bleu_is_of_as_many_samples_as_there_are_real_texts(trained, tmp_path, monkeypatch):
     path = str(tmp_path / "a.jsonl")
-    x = save(path, trained["diffusion"], temperature=0.3)  # alike
+    save(path, trained["diffusion"])
+    about = data.read_jsonl(path)[0]
+    x = torch.randint(2, (6, 16), generator=seeded(0))  # alike enough for 4-grams in common
+    data.write_jsonl(path, [about, *({"tokens": row} for row in x.tolist())])
     blocks = data.blocks
     monkeypatch.setattr(data, "blocks", lambda tokens, length, n: blocks(tokens, length, min(n, 3)))
     row, real = E.evaluate(settings(samples=path, ckpt="", what="selfbleu"))["rows"]
@@ -457,7 +460,7 @@ def long_gpt(markov, tmp_path_factory):
 
 def test_the_table_of_drafters(long_gpt, some_drafters, tmp_path, capsys):
     paths = [*some_drafters, long_gpt, "lookup"]
-    kw = dict(what="acceptance", ckpt=long_gpt, draft=",".join(paths), num_samples=40)
+    kw = dict(what="acceptance", ckpt=long_gpt, draft=",".join(paths), num_samples=12)
     E.main(settings(**kw, out=str(tmp_path / "out"), dtype="float32"))
     rows = json.loads((tmp_path / "out" / "eval.json").read_text())["drafters"]
     assert [r["drafter"] for r in rows] == paths
@@ -467,7 +470,7 @@ def test_the_table_of_drafters(long_gpt, some_drafters, tmp_path, capsys):
         speed = metrics.predicted_speedup(r["alpha"], r["c"], r["gamma"], r["verify"])
         assert r["predicted"] == pytest.approx(speed)
     for r in rows[:3]:
-        assert abs(r["alpha"] - r["counted_at"][0]) < 0.12  # two estimates of one number
+        assert abs(r["alpha"] - r["counted_at"][0]) < 0.15  # two estimates of one number
     own = rows[2]
     assert own["alpha"] == pytest.approx(1) and own["counted"] == 1
     assert is_a_picture(tmp_path / "out" / "drafters.png")
