@@ -299,7 +299,7 @@ def test_sampling_mistakes(out, refused):
 def test_evaluation_command(out, tmp_path):
     args = [
         f"--ckpt={out}/d/ckpt.pt,{out}/ar/ckpt.pt",
-        f"--judge={out}/ar/ckpt.pt",
+        f"--evaluator={out}/ar/ckpt.pt",
         "--steps=2,4",
         "--num_samples=4",
     ]
@@ -373,7 +373,7 @@ def test_the_openwebtext_path_from_documents_to_lambada(tmp_path):
     run("-m", "extras.save_samples", f"--ckpt={student}", *few)
     few = ["--eval_blocks=4", "--device=cpu", f"--out={tmp_path}/e"]
     said, _ = run(
-        "eval.py", f"--samples={tmp_path}/s.jsonl", f"--judge={ar}", "--what=genppl,selfbleu", *few
+        "eval.py", f"--samples={tmp_path}/s.jsonl", f"--evaluator={ar}", "--what=genppl,selfbleu", *few
     )
     assert "self_bleu" in said and "real text" in said
     said, _ = run("eval.py", f"--ckpt={student},{ar}", "--what=nelbo,lambada", words, *few)
