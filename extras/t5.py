@@ -20,7 +20,6 @@ a drafter with an encoder reads the same source. KD as in distill.py (arXiv 2310
 
 import contextlib
 import functools
-import importlib.util
 import math
 import os
 import time
@@ -37,7 +36,8 @@ from configurator import UserError, choose, configure, first_line, print_once, s
 from distill import divergence_between
 from drafters import Lookup, fit_ngram, load_drafter
 from extras.huggingface import Cache, HuggingFaceModel, about, has_encoder, without_weights
-from loop import check_loop, fit, validator
+from extras.rouge import check_package, rouge_2_f1
+from loop import check_loop, fit, hooks, validator
 from metrics import (
     GAMMAS,
     Rounds,
@@ -423,7 +423,8 @@ def kd(cfg):
         divergence=cfg.divergence,
     )
     validate = validator(loss, corpus, S + T, cfg, device)
-    fit(drafter, loss, get_batch, validate, cfg, saved, corpus.meta)
+    on_eval, save = hooks(drafter, validate, cfg, corpus.meta)
+    fit(drafter, loss, get_batch, cfg, on_eval, save, saved)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -518,13 +519,8 @@ def sample(cfg):
 
 
 def rouge_2(references, texts):
-    """[str], [str] -> mean F1 of ROUGE-2, half the width of its 95 % confidence interval."""
-    from rouge_score import rouge_scorer
-
-    scorer = rouge_scorer.RougeScorer(["rouge2"], use_stemmer=True)
-    pairs = zip(references, texts, strict=True)
-    scores = [scorer.score(reference, text)["rouge2"].fmeasure for reference, text in pairs]
-    score, error = mean_and_error(torch.tensor(scores))
+    """[str], [str] -> the mean F1 of ROUGE-2, and its standard error."""
+    score, error = rouge_2_f1(references, texts)
     return {"rouge2": score, "rouge2_error": error}
 
 
@@ -582,8 +578,7 @@ def check_eval(cfg):
         raise UserError(f"length is {cfg.length}; costs are measured on {max(GAMMAS) + 1} or more.")
     if cfg.gamma:
         choose("gamma", cfg.gamma, GAMMAS)
-    if not importlib.util.find_spec("rouge_score"):
-        raise UserError("ROUGE-2 needs a package that is missing: pip install rouge-score")
+    check_package()
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ import drafters
 import speculative
 from drafters import Lookup, NGram, load_drafter, load_model
 from extras import huggingface
+from extras.published import save_model
 from model import probabilities
 from plumbing.randomness import seeded
 from plumbing.runs import read_log
@@ -295,6 +296,10 @@ def test_models_with_another_kind_of_cache_or_head_raise(tmp_path, refused):
 
 def test_a_missing_package_or_model_is_one_clear_line(models, refused, monkeypatch, tmp_path):
     assert "cannot be loaded" in refused(load_model, f"hf:{tmp_path / 'nothing'}")
+    assert "Did you mean hf:?" in refused(load_model, models[0][3:])
+    checkpoint = {"meta": {"tokenizer": "char"}, "config": {"dataset": "x"}, "step": 0}
+    save_model(tmp_path / "own", tiny_model(), checkpoint)
+    assert "is read without hf:" in refused(load_model, f"hf:{tmp_path / 'own'}")
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert "pip install 'transformers>=" in refused(load_model, models[0])
 
