@@ -1,7 +1,7 @@
 """
 An evaluator of another vocabulary reads saved samples, cut as its own tokenizer cuts them: so
 models of different tokenizers compare, in bits per character.
-$ python -m extras.save_samples --ckpt=out/pydoc/ckpt.pt --save=a.jsonl
+$ python -m extras.save_samples --ckpt=out/pydoc/ckpt.pt --out=a.jsonl
 $ python -m extras.retokenize --samples=a.jsonl,b.jsonl --evaluator=hf:Qwen/Qwen2.5-0.5B
 
 Perplexity is per token of the model that wrote the text, so that it stands beside those of eval.py.

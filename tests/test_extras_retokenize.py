@@ -51,8 +51,9 @@ def test_a_repeated_end_of_text_is_not_scored():
 
 def test_the_command_prints_a_table_and_writes_json(tmp_path):
     evaluator = save_tiny(tmp_path / "ckpt.pt", EVALUATORS["itos"], causal=True)
-    about = dict(ckpt="m", steps=4, causal=False, prefix=2, continuations=1, top_p=1.0)
-    lines = [about | {"dataset": "d", "meta": MINE}]
+    about = dict(ckpt="m", steps=4, causal=False, prefix=2, continuations=1)
+    about |= dict(temperature=1.0, top_p=1.0, dataset="d", meta=MINE)
+    lines = [about]
     decode = data.encoder(MINE)[1]
     lines += [{"tokens": row, "text": decode(row)} for row in X.tolist()]
     data.write_jsonl(tmp_path / "a.jsonl", lines)
