@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import data
 import distill
-from configurator import UserError, choose, configure, first_line, print_once, save_config
+from configurator import UserError, choose, configure, first_line, print_once
 from distill import divergence_between
 from drafters import Lookup, fit_ngram, load_drafter
 from extras.huggingface import Cache, HuggingFaceModel, about, has_encoder, without_weights
@@ -341,7 +341,6 @@ def count_ngrams(pseudo, corpus, cfg):
     val = np.asarray(corpus.val).reshape(-1, meta["row"])[:, S:].flatten()
     texts = types.SimpleNamespace(val=val, meta=meta)
     fit_ngram(pseudo[:, S:], texts, cfg.ngram_n, cfg.smoothing, cfg.out_dir)
-    save_config(cfg, cfg.out_dir)
 
 
 def make_drafter(cfg, meta, T, device, note):
@@ -380,13 +379,20 @@ def open_pseudo_data(target, corpus, cfg, device):
     return write_pseudo_data(target, corpus, cfg, device)  # it is there: this only opens it
 
 
-def kd(cfg):
+def check_kd(cfg):
+    """Raises UserError before any work; settles what is no choice here."""
     choose("learn", cfg.learn, ("teacher", "text"))
     choose("kd_data", cfg.kd_data, ("dataset", "teacher", "student"))
     choose("init_from", cfg.init_from, ("teacher", "resume"))
     cfg.sample_interval = 0  # fit's samples read no source
     cfg.fsdp = False  # it shards our own blocks only
+    if reads_source(cfg.drafter):
+        cfg.compile = "off"  # which compiles a trunk that reads no source
     check_loop(cfg)
+
+
+def kd(cfg):
+    check_kd(cfg)
     corpus, S, T = load_rows(cfg.dataset)
     eot = corpus.meta["eot"]
     target = load_teacher(cfg, corpus.meta)
