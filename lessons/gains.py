@@ -1,9 +1,11 @@
 """
-What SDTT adds over a temperature, against how many tokens a step reveals: a plot from several runs of eval.py.
-$ python lessons/gains.py assets/gains.png out/seed1/eval out/seed2/eval out/seed3/eval                      (a second)
+What SDTT adds over a temperature, against how many tokens a step unmasks: a plot from several runs
+of eval.py.
+$ python lessons/gains.py assets/gains.png out/seed1/eval out/seed2/eval out/seed3/eval   (a second)
 
-Each folder holds the eval.json of --what=frontier for one seed: a teacher, and students that eval.py compared with it
-at equal entropy. A student counts at the number of steps that it was made for.
+Each folder holds the eval.json of --what=frontier for one seed: a teacher, and students that
+eval.py compared with it at equal entropy. A student counts at the number of steps that it was made
+for.
 """
 
 import collections
@@ -18,7 +20,7 @@ from plumbing.report import pyplot
 
 
 def gains_of(folder):
-    """A folder -> {tokens per step: (ratio, low, high)}, each of the student that was made for it."""
+    """A folder -> {tokens per step: (ratio, low, high)}, of the student that was made for it."""
     try:
         report = read_json(os.path.join(folder, "eval.json"))
         rows = [row for row in report["gains"] if row["ratio"] is not None]
@@ -31,7 +33,7 @@ def gains_of(folder):
 
 
 def plot(folders, path):
-    """A thin line with its 95 % intervals for each seed, a thick one through their geometric means."""
+    """A thin line with 95 % intervals for each seed, a thick one through their geometric means."""
     plt = pyplot()
     fig, ax = plt.subplots(figsize=(7, 4.2))
     by_tokens = collections.defaultdict(list)
@@ -50,7 +52,7 @@ def plot(folders, path):
     ax.axhline(1, linestyle="--", color="gray")
     ax.set(
         xscale="log",
-        xlabel="tokens revealed per step",
+        xlabel="tokens unmasked per step",
         ylabel="perplexity, student over teacher at equal entropy",
     )
     ax.set_xticks([n for n, _ in means])
@@ -66,7 +68,8 @@ if __name__ == "__main__":
     sys.excepthook = one_line_for_user_errors
     if len(sys.argv) < 3:
         raise UserError(
-            "Which runs? python lessons/gains.py PICTURE FOLDER ..., folders of eval.py --what=frontier."
+            "Which runs? python lessons/gains.py PICTURE FOLDER ..., folders of eval.py "
+            "--what=frontier."
         )
     for n, mean in plot(sys.argv[2:], sys.argv[1]):
         print(f"{n:5g} tokens a step: {mean:.3f}")
