@@ -1,5 +1,6 @@
 """
-Tokenizers that others made: GPT-2's, by hf:NAME_OR_FOLDER those of any model of `transformers`, a tokenizer.json.
+Tokenizers that others made: GPT-2's, by hf:NAME_OR_FOLDER those of any model of `transformers`, a
+tokenizer.json.
 """
 
 import functools
@@ -39,7 +40,9 @@ def the_package():
 
 
 def from_hub(kind, name, **how):
-    """What transformers.KIND finds of a model NAME or folder: configuration, tokenizer or weights; safetensors only.
+    """
+    What transformers.KIND finds of a model NAME or folder: configuration, tokenizer or weights;
+    safetensors only.
 
     Raises UserError if the package or the model is missing. No code of a model is ever executed.
     """
@@ -47,7 +50,8 @@ def from_hub(kind, name, **how):
     try:
         return finder.from_pretrained(name, trust_remote_code=False, **how)
     except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
-        hint = "A checkpoint or an exported folder of this project is read without hf:, one on a hub as hub:OWNER/NAME."
+        hint = "A checkpoint or an exported folder of this project is read without hf:, "
+        hint += "one on a hub as hub:OWNER/NAME."
         raise UserError(f"hf:{name} cannot be loaded ({first_line(error)}). {hint}") from None
 
 
@@ -68,7 +72,8 @@ def pieces_of(vocabulary):
 
 
 def hf_meta(name):
-    """A model NAME of a hub, or its folder -> the meta of its vocabulary; GPT-2's is the same as ours.
+    """
+    A model NAME of a hub, or its folder -> the meta of its vocabulary; GPT-2's is the same as ours.
 
     vocab_size is the rows of the head: often some more than there are tokens, which pad it.
     """
@@ -84,7 +89,10 @@ def hf_meta(name):
 
 
 def json_encoder(meta):
-    """meta with a tokenizer.json as its "json" -> encode, decode. Raises UserError without the package."""
+    """
+    meta with a tokenizer.json as its "json" -> encode, decode. Raises UserError without the
+    package.
+    """
     tokenizer = json_tokenizer(meta["json"])
 
     def encode(text):
@@ -123,7 +131,8 @@ def ids_encoder(meta):
         ]
         if odd:
             raise UserError(
-                f"{odd[0]!r} is no token id from 0 to {meta['vocab_size'] - 1}, all that there are here."
+                f"{odd[0]!r} is no token id from 0 to {meta['vocab_size'] - 1}, all that there "
+                "are here."
             )
         return [int(word) for word in text.split()]
 
