@@ -77,9 +77,9 @@ def way_to(module, loss, command):
 
     def stop(*args, **kw):
         for frame in traceback.extract_stack():
-            path = os.path.relpath(frame.filename, ROOT)
-            if not path.startswith(("..", "tests", ".venv")):
-                seen.append(f"{path}:{frame.name}")
+            folder, file = os.path.split(frame.filename)
+            if folder == ROOT:
+                seen.append(f"{file}:{frame.name}")
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
