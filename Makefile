@@ -41,8 +41,8 @@ demo: .venv/ready data/$(DATASET)/meta.json
 	    --ckpt=$(DIFFUSION)/ckpt.pt,$(SDTT)/round_2.pt,$(SDTT)/round_3.pt,$(AR)/ckpt.pt )
 	@cat $(EVAL)/ancestral/eval.txt $(EVAL)/eval.txt
 	test -e $(NGRAM)/ngram.txt || $(PY) train.py --arch=ngram --dataset=$(DATASET) --out_dir=$(NGRAM)
-	$(PY) sample.py --ckpt=$(AR)/ckpt.pt,$(DIFFUSION)/ckpt.pt,$(SDTT)/round_1.pt --draft=$(NGRAM)/ngram.txt --gamma=3 --steps=4 \
-	    --temperature=0.7 $(PROMPT) --frontier=$(EVAL)/eval.json --html=$(EVAL)/page.html
+	$(PY) -m extras.page --ckpt=$(AR)/ckpt.pt,$(DIFFUSION)/ckpt.pt,$(SDTT)/round_1.pt --draft=$(NGRAM)/ngram.txt --gamma=3 \
+	    --steps=4 --temperature=0.7 $(PROMPT) --frontier=$(EVAL)/eval.json --out=$(EVAL)/page.html
 
 test: .venv/ready-to-test
 	.venv/bin/ruff check .

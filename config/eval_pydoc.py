@@ -1,6 +1,6 @@
 """
-The last part of `make demo`: the diffusion model in 1, 2 and 4 steps over six temperatures, its students against that
-frontier, the GPT token by token; judged by the GPT.
+The last part of `make demo`: the diffusion model in 1, 2 and 4 steps over six temperatures, its
+students against that frontier, the GPT token by token; judged by the GPT.
 
 $ python eval.py config/eval_pydoc.py
 """

@@ -1,5 +1,6 @@
 """
-Tiny Shakespeare, characters: the frontier of the diffusion model, its students against it, the GPT, judged by the GPT.
+Tiny Shakespeare, characters: the frontier of the diffusion model, its students against it, the GPT,
+judged by the GPT.
 
 $ python eval.py config/eval_shakespeare_char.py
 """

@@ -22,6 +22,7 @@ import drafters
 import metrics
 import model
 import speculative
+from extras import soft_labels
 from plumbing.randomness import seeded
 
 
@@ -498,7 +499,7 @@ def grade_soft_cross_entropy(rng, noise):
     logp, ids = torch.randn(3, 7, generator=rng).log_softmax(-1).topk(3)
     logp[2, 2] = -torch.inf
     for missing in ("none", "renorm", "tail"):
-        loss = distill.soft_cross_entropy(logits, ids, logp, missing)
+        loss = soft_labels.soft_cross_entropy(logits, ids, logp, missing)
         yield Probe(f"missing={missing}", loss)
         yield Probe(
             f"missing={missing}: the gradient by the logits",

@@ -1,13 +1,16 @@
-# distill.py:soft_cross_entropy, exercise 17: the tail is put on all tokens, also on the named ones
+# extras/soft_labels.py:soft_cross_entropy, exercise 17: the tail is put on
+# all tokens, also on the named ones
 
 
 def soft_cross_entropy(logits, ids, logp, missing="none"):
-    lse, w = logits.logsumexp(-1), logp.exp()  # (n), (n, K)
+    lse = logits.logsumexp(-1)  # (N)
+    w = logp.exp()  # (N, K)
     if missing == "renorm":
         w = w / w.sum(-1, keepdim=True)
     loss = (w * (lse[:, None] - logits.gather(1, ids))).sum(-1)
-    if missing == "tail":  # everything not named, as one more token
-        others = lse
+    if missing == "tail":  # all tokens that are not named, as one more token
+        unnamed = lse  # (N)
         gone = 1 - w.sum(-1)
-        loss = loss + torch.where(gone > 1e-6, gone, 0) * (lse - others)  # below is rounding
+        gone = gone.masked_fill(gone < 1e-6, 0)  # below is rounding
+        loss = loss + gone * (lse - unnamed)
     return loss

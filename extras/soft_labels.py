@@ -1,0 +1,477 @@
+"""
+Soft labels: a student learns a text from the most probable tokens of a teacher at each position,
+all that an API shows. The labels lie on the disk: made by a local GPT, or read from a .jsonl.
+
+$ python -m extras.soft_labels config/soft_shakespeare_char.py --topk=8          (a few minutes)
+$ python -m extras.soft_labels config/soft_shakespeare_char.py --soft_data=texts.jsonl \
+      --dataset=shakespeare_char --out_dir=out/soft_api
+$ torchrun --standalone --nproc_per_node=2 -m extras.soft_labels config/soft_shakespeare_char.py \
+      --vocab_parallel=True --gradient_accumulation_steps=2
+
+Top-k logits as in metaseq (Zhang et al. 2022, arXiv 2205.01068). The loss is soft_cross_entropy;
+vocab_parallel.py beside this file has it for a vocabulary that is split over processes.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import os
+import types
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import data
+from configurator import UserError, choose, configure
+from distill import make_drafter, start_folder
+from drafters import load_model
+from extras.vocab_parallel import sliced_logits, sliced_soft_cross_entropy
+from loop import check_loop, fit, hooks, validator
+from model import ar_loss
+from plumbing.checks import check_text
+from plumbing.parallel import join_processes, leave_processes, on_first_process
+from plumbing.runs import check_folder, check_origin, release
+
+# --------------------------------------------------------------------------------------------------
+teacher = "out/shakespeare_char_ar/ckpt.pt"  # a GPT, also gpt2 or hf:NAME
+dataset = ""  # a name under data/, or a folder that a prepare.py wrote; '': the teacher's
+out_dir = "out/soft"  # gets ckpt.pt, and the labels in soft/
+init_from = "teacher"  # 'teacher' (a new run) | 'resume' (out_dir)
+# the labels
+n_tokens = 1_000_000  # of the dataset: so many are labelled by the teacher
+topk = 16  # log-probabilities kept for each token
+soft_data = ""  # instead of the teacher: a .jsonl of an API teacher, or a folder of labels
+soft_length = 256  # tokens in a row, where a .jsonl is read
+# the student
+drafter = "lstm"  # 'lstm' | 'cnn' | 'gpt' | a checkpoint
+n_layer = 1  # of a new drafter
+n_head = 4
+n_embd = 128
+# the loss
+missing = "none"  # 'none' | 'renorm' (scale the rest up) | 'tail' (on all other tokens together)
+ce_weight = 0.0  # of the cross-entropy with the text itself
+vocab_parallel = False  # under torchrun: split the head's vocabulary, not the batch
+# optimizer: AdamW
+max_iters = 10000  # optimizer steps; a run may be resumed with more
+batch_size = 16  # sequences per forward pass, on each process
+gradient_accumulation_steps = 8  # forward passes per step, over all processes
+learning_rate = 6e-5
+warmup_iters = 500  # steps, linear, up to learning_rate
+min_lr = 1.0  # fraction of learning_rate at the end of a cosine; 1: constant
+weight_decay = 0.0  # of matrices
+beta2 = 0.999  # beta1 is 0.9
+grad_clip = 1.0  # gradient norm; 0: off
+dropout = 0.0  # of the model that is trained
+ema = 0.9999  # decay of the averaged weights, which are validated and sampled; 0: off
+# the run
+eval_interval = 1000  # steps between validations, which save the checkpoint
+eval_iters = 4  # validation batches
+sample_interval = 0  # steps between printed samples, a multiple of eval_interval; 0: none
+seed = 1337
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | a certain one, as 'cuda:1'
+dtype = ""  # '' (bfloat16 where the hardware multiplies it) | 'float32' | 'bfloat16'
+attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
+compile = "auto"  # 'auto' (on cuda) | 'on' | 'off': torch.compile
+fsdp = False  # under torchrun: shard weights, gradients and optimizer (FSDP2); False: DDP
+wandb = ""  # a project name: also log to Weights & Biases
+cfg = configure(globals())
+# --------------------------------------------------------------------------------------------------
+
+
+# --------------------------------------------------------------------------------------------------
+# the loss
+
+
+def soft_cross_entropy(logits, ids, logp, missing="none"):
+    """
+    (N, V), (N, K) int64, (N, K) log-probabilities of a teacher -> (N) nats: -sum_k w_k log p(id_k),
+    w = exp(logp). Ids may repeat; entries with logp -inf weigh nothing.
+
+    Its gradient by the logits is W softmax(logits) - scatter(w) with W = sum w: with W < 1,
+    forgetting W pushes named tokens the wrong way. missing: what to do about 1 - W.
+    """
+    lse = logits.logsumexp(-1)  # (N)
+    w = logp.exp()  # (N, K)
+    if missing == "renorm":
+        w = w / w.sum(-1, keepdim=True)
+    loss = (w * (lse[:, None] - logits.gather(1, ids))).sum(-1)
+    if missing == "tail":  # all tokens that are not named, as one more token
+        unnamed = logits.scatter(1, ids, torch.finfo(logits.dtype).min).logsumexp(-1)  # (N)
+        gone = 1 - w.sum(-1)
+        gone = gone.masked_fill(gone < 1e-6, 0)  # below is rounding
+        loss = loss + gone * (lse - unnamed)
+    return loss
+
+
+def soft_loss(student, batch, generator, soft, missing="none", ce_weight=0.0, parallel=False):
+    """
+    (B, L + 1) int64: tokens, and the number of their row in `soft` -> nats, the mean over labelled
+    positions. generator is not used: there is no noise.
+
+    ce_weight: of the cross-entropy with the text itself. parallel: every process has this batch,
+    and computes the logits of its own slice of the vocabulary.
+    """
+    x = batch[:, :-1]  # (B, L)
+    rows = batch[:, -1].cpu().numpy()  # (B)
+    # the label of position i is of token i, after those before it: position 0 has none
+    ids = torch.from_numpy(soft.ids[rows, 1:]).to(x.device).long()  # (B, L - 1, K)
+    logp = torch.from_numpy(soft.logp[rows, 1:]).to(x.device)  # (B, L - 1, K)
+    labelled = logp.amax(-1) > -math.inf  # (B, L - 1), N of them
+    y = x[:, 1:][labelled]  # (N): what the text says there
+    ids = ids[labelled]  # (N, K)
+    logp = logp[labelled]  # (N, K)
+
+    h = student.hidden(x[:, :-1])[labelled]  # (N, C)
+    if parallel:
+        logits, first = sliced_logits(student, h)  # (N, V / world)
+        cross_entropy = functools.partial(sliced_soft_cross_entropy, first=first)
+    else:
+        logits = student.head(h).float()  # (N, V)
+        cross_entropy = soft_cross_entropy
+    losses = cross_entropy(logits, ids, logp, missing=missing)  # (N)
+    if ce_weight:
+        # the text itself names one token, of probability 1
+        certain = torch.zeros_like(logp[:, :1])  # (N, 1)
+        losses = losses + ce_weight * cross_entropy(logits, y[:, None], certain)
+    return losses.sum() / max(len(losses), 1)
+
+
+# --------------------------------------------------------------------------------------------------
+# labels on the disk
+
+SOFT = {"tokens": np.int32, "topk_ids": np.int32, "topk_logp": np.float32}
+
+
+class SoftWriter:
+    """
+    Appends rows of L tokens and their K log-probabilities to folder; finish() makes them loadable.
+
+    ids[r, i] and logp[r, i] say what the teacher expected at position i, having read tokens[r, :i].
+    Where it said nothing (position 0, padding) every logp is -inf; where it named fewer than K, the
+    first id is repeated with -inf. n: the rows so far, at first those of a writer that was killed.
+    """
+
+    def __init__(self, folder, L, K, meta):
+        os.makedirs(folder, exist_ok=True)
+        self.folder = folder
+        self.L = L
+        self.K = K
+        self.meta = meta
+        self.bytes_of_row = {"tokens": 4 * L, "topk_ids": 4 * L * K, "topk_logp": 4 * L * K}
+        self.files = {}
+        for name in SOFT:
+            self.files[name] = open(os.path.join(folder, f"{name}.bin.tmp"), "ab")
+        sizes = {name: file.tell() for name, file in self.files.items()}
+        self.keep(min(sizes[name] // self.bytes_of_row[name] for name in SOFT))
+
+    def keep(self, n):
+        """Drops the rows after the first n."""
+        self.n = n
+        for name, file in self.files.items():
+            file.truncate(n * self.bytes_of_row[name])
+
+    def add(self, tokens, ids, logp):
+        """(n, L), (n, L, K), (n, L, K)."""
+        for name, array in zip(SOFT, (tokens, ids, logp), strict=True):
+            self.files[name].write(np.ascontiguousarray(array, dtype=SOFT[name]).tobytes())
+            self.files[name].flush()
+        self.n += len(tokens)
+
+    def finish(self, **more):
+        for name, file in self.files.items():
+            file.close()
+            os.replace(file.name, os.path.join(self.folder, f"{name}.bin"))
+        meta = {**self.meta, "rows": self.n, "length": self.L, "topk": self.K, **more}
+        data.write_json(os.path.join(self.folder, "meta.json"), meta)
+
+
+def load_soft(folder):
+    """
+    -> .tokens (n, L), .ids (n, L, K), .logp (n, L, K), memory-mapped, and .meta. Raises UserError
+    if something is missing.
+    """
+    arrays = {}
+    try:
+        meta = data.read_json(os.path.join(folder, "meta.json"))
+        n = meta["rows"]
+        L = meta["length"]
+        K = meta["topk"]
+        shapes = {"tokens": (n, L), "topk_ids": (n, L, K), "topk_logp": (n, L, K)}
+        for name, kind in SOFT.items():
+            array = np.memmap(os.path.join(folder, f"{name}.bin"), dtype=kind, mode="r")
+            arrays[name] = array.reshape(shapes[name])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        why = str(error)[:80]
+        fix = "python -m extras.soft_labels writes them."
+        raise UserError(f"{folder} holds no soft labels ({why}). {fix}") from None
+    tokens, ids, logp = arrays.values()
+    return types.SimpleNamespace(tokens=tokens, ids=ids, logp=logp, meta=meta)
+
+
+@torch.no_grad()
+def soft_from_teacher(teacher, x, folder, meta, K, batch_size=16):
+    """
+    (n, L) int64 -> folder: the K best log-probabilities at every position except the first. Goes on
+    with what it has written if it was killed.
+    """
+    writer = SoftWriter(folder, x.size(1), K, meta)
+    batches = x.split(batch_size)
+    done = writer.n // batch_size
+    writer.keep(done * batch_size)
+    bar = tqdm(batches[done:], "soft labels", initial=done, total=len(batches), unit="batch")
+    for rows in bar:
+        h = teacher.hidden(rows[:, :-1].to(teacher.wte.weight.device))  # (B, L - 1, C)
+        logp = torch.empty(*h.shape[:2], K)  # (B, L - 1, K)
+        ids = torch.empty(*h.shape[:2], K, dtype=torch.int64)
+        for i in range(len(h)):  # text by text: not all B x L x V logits at once
+            best = teacher.head(h[i]).float().log_softmax(-1).topk(K)
+            logp[i] = best.values
+            ids[i] = best.indices
+        # nobody has predicted the first token
+        writer.add(rows, F.pad(ids, (0, 0, 1, 0)), F.pad(logp, (0, 0, 1, 0), value=-math.inf))
+    writer.finish()
+
+
+# --------------------------------------------------------------------------------------------------
+# texts of an API teacher
+
+JSONL = (
+    '{"tokens": ["a", ...], "top_logprobs": [{"a": -0.1, ...}, ...]} or '
+    '{"content": [{"token": "a", "top_logprobs": [{"token": "a", "logprob": -0.1}, ...]}, ...]}'
+)
+
+
+def parse_line(line):
+    """
+    A line of JSON, of one of the two shapes in JSONL or with one as its "logprobs" -> tokens [str],
+    candidates [{str: float}] at each. Raises what Python raises if it is something else.
+    """
+    text = json.loads(line)
+    text = text.get("logprobs") or text
+    if "content" in text:
+        tokens = [position["token"] for position in text["content"]]
+        candidates = []
+        for position in text["content"]:
+            candidates.append({top["token"]: top["logprob"] for top in position["top_logprobs"]})
+    else:
+        tokens = text["tokens"]
+        candidates = [top or {} for top in text["top_logprobs"]]
+    if len(tokens) != len(candidates):
+        raise ValueError(f"{len(tokens)} tokens, {len(candidates)} top_logprobs")
+    for top in candidates:
+        if not all(isinstance(value, int | float) for value in top.values()):
+            raise ValueError("a logprob is no number")
+    return tokens, candidates
+
+
+def rows_of(tokens, candidates, id_of, L, K):
+    """
+    [str], [{str: float}], {str: id} -> (n, L), (n, L, K), (n, L, K) for SoftWriter.add, and how
+    many candidates are not in the vocabulary: they are left out. Raises KeyError for such a token.
+    """
+    n = math.ceil(len(tokens) / L)
+    x = np.zeros((n, L), dtype=np.int64)
+    ids = np.zeros((n, L, K), dtype=np.int64)
+    logp = np.full((n, L, K), -np.inf)
+    n_unknown = 0
+    for i, (token, top) in enumerate(zip(tokens, candidates, strict=True)):
+        row = i // L
+        column = i % L
+        x[row, column] = id_of[token]  # what the teacher wrote, not what it found likeliest
+        known = [(value, id_of[text]) for text, value in top.items() if text in id_of]
+        n_unknown += len(top) - len(known)
+        known = sorted(known, key=lambda pair: -pair[0])[:K]
+        if column == 0 or not known:  # the first token of a row has no context in it
+            continue
+        ids[row, column] = known[0][1]
+        for k, (value, number) in enumerate(known):
+            ids[row, column, k] = number
+            logp[row, column, k] = value
+    return x, ids, logp, n_unknown
+
+
+def soft_from_jsonl(path, folder, meta, L, K):
+    """
+    Texts as API teachers give them, one JSON object a line (JSONL), -> folder, in rows of L tokens.
+
+    Candidates outside the vocabulary are left out (their probability goes missing) and counted; an
+    emitted token outside it raises UserError, as does a line that is something else.
+    """
+    decode = data.encoder(meta)[1]
+    id_of = {decode([i]): i for i in range(meta["vocab_size"])}
+    # half characters of GPT-2 all have this text: it names none of them
+    id_of = {text: i for text, i in id_of.items() if "\ufffd" not in text}
+    writer = SoftWriter(folder, L, K, meta)
+    writer.keep(0)  # nothing of an earlier attempt
+    n_unknown = 0
+    n_labels = 0
+    with open(path, "rb") as f:
+        for line_number, line in enumerate(f, 1):
+            try:
+                *rows, unknown = rows_of(*parse_line(line), id_of, L, K)
+            except KeyError as error:
+                raise UserError(
+                    f"{path}, line {line_number}: {error} is missing, or no token of the "
+                    f"vocabulary. A line is {JSONL}."
+                ) from None
+            except (AttributeError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{path}, line {line_number}, is not a text with top_logprobs ({error})."
+                ) from None
+            writer.add(*rows)
+            n_unknown += unknown
+            n_labels += int(np.isfinite(rows[2][:, :, 0]).sum())
+    if not n_labels:
+        why = "no position after a text's first has top_logprobs of the vocabulary"
+        raise UserError(f"{path} holds no label: {why}.")
+    writer.finish(source=path, unknown_candidates=n_unknown)
+
+
+# --------------------------------------------------------------------------------------------------
+# the run
+
+
+def check_knobs(cfg):
+    """Raises UserError for knobs that do not go together, before any work."""
+    choose("init_from", cfg.init_from, ("teacher", "resume"))
+    choose("missing", cfg.missing, ("none", "renorm", "tail"))
+    for name, least in (("topk", 1), ("n_tokens", 1), ("soft_length", 2), ("max_iters", 1)):
+        if getattr(cfg, name) < least:
+            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least {least}.")
+    if cfg.drafter == "ngram":
+        raise UserError("An n-gram counts texts: it learns with distill.py --drafter=ngram.")
+    if cfg.drafter not in ("lstm", "cnn", "gpt") and not set(cfg.drafter) & set("/:."):
+        raise UserError(f"drafter is {cfg.drafter!r}; choose lstm, cnn, gpt, or a checkpoint.")
+    if cfg.vocab_parallel and ("WORLD_SIZE" not in os.environ or cfg.dropout):
+        raise UserError(
+            "vocab_parallel needs processes, torchrun --nproc_per_node=2 ..., and --dropout=0."
+        )
+    if cfg.vocab_parallel and cfg.fsdp:
+        raise UserError("fsdp does not go with --vocab_parallel=True. Use --fsdp=False.")
+    if cfg.soft_data and not os.path.exists(cfg.soft_data):
+        raise UserError(f"soft_data is {cfg.soft_data!r}, but there is no such file or folder.")
+    if cfg.soft_data and not cfg.dataset:
+        raise UserError("--soft_data needs --dataset: its vocabulary, and its text to validate on.")
+
+
+def load_all(cfg):
+    """
+    -> teacher or None, corpus, tokens in a row of labels. Raises UserError if they or out_dir do
+    not fit, before anything is written.
+    """
+    teacher = None
+    if cfg.soft_data:  # the labels need no teacher
+        is_file = os.path.isfile(cfg.soft_data)
+        L = cfg.soft_length if is_file else load_soft(cfg.soft_data).meta["length"]
+        corpus = data.load(cfg.dataset)
+        meta = corpus.meta
+    else:
+        teacher, checkpoint = load_model(cfg.teacher, attention=cfg.attention)
+        if not teacher.config.causal:
+            said = f"The teacher {cfg.teacher} is a masked diffusion model"
+            raise UserError(f"{said}: soft labels are of the next token. Give a GPT.")
+        cfg.dataset = cfg.dataset or checkpoint["config"]["dataset"]
+        cfg.teacher_step = checkpoint["step"]  # so that a resumed run notices another teacher
+        cfg.teacher_loss = checkpoint["val_loss"]
+        L = teacher.config.block_size
+        corpus = data.load(cfg.dataset)
+        meta = checkpoint["meta"]
+    check_text(cfg, corpus, L, meta)
+    V = corpus.meta["vocab_size"]
+    if cfg.topk > V:
+        raise UserError(f"topk is {cfg.topk}, but the vocabulary has {V} tokens.")
+    check_folder(cfg, "ckpt.pt", free=("max_iters",))
+    return teacher, corpus, L
+
+
+def origin_of(cfg, L):
+    """-> a dict of all that the labels depend on."""
+    origin = {"length": L, "dataset": cfg.dataset, "topk": cfg.topk, "soft_data": cfg.soft_data}
+    if cfg.soft_data:
+        digest = hashlib.sha256()
+        with open(cfg.soft_data, "rb") as f:
+            for line in f:
+                digest.update(line)
+        return {**origin, "soft_data that holds": digest.hexdigest()[:16]}
+    names = ("teacher", "teacher_step", "teacher_loss", "n_tokens")
+    return origin | {name: getattr(cfg, name) for name in names}
+
+
+def label(teacher, corpus, folder, L, cfg):
+    """-> folder: the labels that cfg asks for, unless they are there. Raises if others are."""
+    path = os.path.join(cfg.out_dir, "soft.json")
+    finished = os.path.exists(os.path.join(folder, "meta.json"))
+    if cfg.soft_data and not finished and os.path.exists(path):
+        os.remove(path)  # the last try failed, and the file may be another now
+    check_origin(path, origin_of(cfg, L))
+    if finished:
+        return
+    if cfg.soft_data:
+        soft_from_jsonl(cfg.soft_data, folder, corpus.meta, L, cfg.topk)
+    else:
+        x = data.blocks(corpus.train, L, max(1, cfg.n_tokens // L))
+        soft_from_teacher(teacher, x, folder, corpus.meta, cfg.topk)
+
+
+def labels_of(teacher, corpus, L, cfg):
+    """-> the labels, which the first process makes if they are not there."""
+    folder = os.path.join(cfg.out_dir, "soft")
+    if os.path.isdir(cfg.soft_data):
+        folder = cfg.soft_data
+    else:
+        on_first_process(lambda: label(teacher, corpus, folder, L, cfg))
+    labels = load_soft(folder)
+    if not data.same_vocabulary(corpus.meta, labels.meta):
+        raise UserError(
+            f"The soft labels in {folder} have another vocabulary than the dataset {cfg.dataset}."
+        )
+    return labels
+
+
+def soft(cfg):
+    teacher, corpus, L = load_all(cfg)
+    device, note = join_processes(cfg)
+    on_first_process(lambda: start_folder(cfg, note))
+    if teacher:
+        teacher.to(device).requires_grad_(False)
+    student, saved = make_drafter(cfg, corpus.meta, L, device, note)
+    labels = labels_of(teacher, corpus, L, cfg)
+
+    def get_batch(generator):
+        """-> (B, L + 1): rows of labelled text, and their numbers."""
+        rows = torch.randint(len(labels.tokens), (cfg.batch_size,), generator=generator)
+        tokens = torch.from_numpy(labels.tokens[rows.numpy()]).long()
+        batch = torch.cat([tokens, rows[:, None]], dim=1).to(device)
+        if cfg.vocab_parallel:
+            dist.broadcast(batch, 0)  # all have the first one's
+        return batch
+
+    loss = functools.partial(
+        soft_loss,
+        soft=labels,
+        missing=cfg.missing,
+        ce_weight=cfg.ce_weight,
+        parallel=cfg.vocab_parallel,
+    )
+    validate = validator(ar_loss, corpus, L + 1, cfg, device)
+    on_eval, save = hooks(student, validate, cfg, corpus.meta)
+    fit(student, loss, get_batch, cfg, on_eval, save, saved)
+
+
+def main(cfg):
+    cfg.method = "soft"  # a run of distill.py cannot be resumed as one of these
+    check_knobs(cfg)
+    check_loop(cfg)
+    try:
+        soft(cfg)
+    finally:
+        release(cfg.out_dir)
+    leave_processes()
+
+
+if __name__ == "__main__":
+    main(cfg)
