@@ -80,7 +80,7 @@ def test_accumulated_steps_are_one_big_batch_in_pieces(pydoc, tmp_path):
     def get_batch(generator):
         return data.batch(corpus.train, 4, 17, generator)
 
-    loop.fit(model, loss, get_batch, lambda model: 0.0, cfg)
+    loop.fit(model, loss, get_batch, cfg, lambda *_: 0.0, lambda *_: None)
     assert len(batches) == 2
     assert not torch.equal(*batches)
     optimizer = loop.make_optimizer(at_once, cfg)
