@@ -212,7 +212,7 @@ def test_the_shape_of_a_resumed_run_is_its_own_and_that_is_said(pydoc, tmp_path,
     kw = dict(init_from="resume", max_iters=7, n_embd=48, n_head=4)
     resumed = trained(knobs(tmp_path, dataset=pydoc, **kw))
     assert resumed["model_config"] == was
-    said = f"the shape is that of {tmp_path}/ckpt.pt: n_head 2, n_embd 16"
+    said = f"the shape is that of {tmp_path}: n_head 2, n_embd 16"
     assert said in capsys.readouterr().out
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["n_head"], config["n_embd"]) == (2, 16)
