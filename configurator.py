@@ -1,5 +1,5 @@
 """
-Knobs: a script's own globals, changed by python config files and by --key=value, later ones winning.
+Knobs: a script's own globals, changed by python config files and by --key=value; later ones win.
 $ python train.py config/train_pydoc.py --batch_size=32         (--help prints every knob)
 
 How it differs from nanoGPT's configurator: it is imported, not exec'd, so a debugger can step
@@ -17,98 +17,104 @@ import types
 
 
 class UserError(ValueError):
-    """A mistake of the person at the keyboard: what was wrong, the value seen, the command that mends it."""
+    """A user's mistake: what was wrong, the value seen, the command that fixes it."""
 
 
 def configure(script):
-    """script: the globals() of a script whose globals so far are its knobs -> SimpleNamespace of their values.
-
-    Imported (script["__name__"] is not "__main__"), it just returns the defaults. Raises UserError for an unknown
-    knob, a value of another type, and a config file that is missing.
     """
-    knobs = {k: v for k, v in script.items() if is_knob(k, v)}
+    script: the globals() of a script whose globals so far are its knobs -> their values, as the
+    attributes of one object. Imported, a script just has its defaults.
+
+    Raises UserError for an unknown knob, a value of another type, a config file that is missing.
+    """
+    knobs = {name: value for name, value in script.items() if is_knob(name, value)}
     if script["__name__"] == "__main__":
         sys.excepthook = one_line_for_user_errors
         if "--help" in sys.argv or "-h" in sys.argv:
             print(knob_block(script["__file__"]))
             raise SystemExit(0)
         changed = parse(sys.argv[1:], knobs)
-        for key, value in changed.items():
-            print_once(f"{key} = {value!r}")
+        for name, value in changed.items():
+            print_once(f"{name} = {value!r}")
         knobs.update(changed)
         script.update(changed)
     return types.SimpleNamespace(**knobs)
-
-
-def parse(argv, knobs):
-    """["config/x.py", "--key=value", ...], {name: default} -> {name: new value} of the knobs that were named."""
-    changed = {}
-    for arg in argv:
-        if not arg.startswith("--"):
-            if not (os.path.isfile(arg) and arg.endswith(".py")):
-                raise UserError(
-                    f"{arg} is not a config file. Knobs are given as --key=value; config/ holds the files."
-                )
-            given = {
-                k: v for k, v in runpy.run_path(arg).items() if k[0] != "_" and not is_helper(v)
-            }
-            changed.update({k: checked(k, v, knobs, arg) for k, v in given.items()})
-        elif "=" not in arg:
-            raise UserError(f"{arg} has no value. Write {arg}=VALUE.")
-        else:
-            key, text = arg[2:].split("=", 1)  # once: a value may contain '=' itself
-            changed[key] = checked(key, from_text(text, knobs.get(key)), knobs, "the command line")
-    return changed
-
-
-def from_text(text, default):
-    """A value as typed in a shell -> python: a string stays as typed, a list knob takes 4,8,16."""
-    if isinstance(default, str):
-        return text
-    try:
-        return ast.literal_eval(
-            f"[{text}]" if isinstance(default, list) and not text.startswith("[") else text
-        )
-    except (ValueError, SyntaxError):
-        return text  # checked() names the type that was wanted
-
-
-def checked(key, value, knobs, where):
-    if key not in knobs:
-        near = difflib.get_close_matches(key, knobs, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"{key} (in {where}) is not a knob.{hint} --help lists them all.")
-    wanted = type(knobs[key])
-    if wanted is float and type(value) is int:
-        value = float(value)
-    if wanted is list and type(value) is list and type(knobs[key][0]) is float:
-        value = [float(v) if type(v) is int else v for v in value]
-    if type(value) is not wanted or (
-        wanted is list and {type(v) for v in value} - {type(knobs[key][0])}
-    ):
-        raise UserError(
-            f"{key} (in {where}) takes {wanted.__name__}, such as {knobs[key]!r}, but got {value!r}."
-        )
-    return value
-
-
-def choose(name, value, choices):
-    """Refuses a value that is not one of the choices."""
-    if value not in choices:
-        raise UserError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}.")
 
 
 def is_knob(name, value):
     return not name.startswith("_") and isinstance(value, (bool, int, float, str, list))
 
 
-def is_helper(value):
-    """What a config file may hold beside knobs: modules, functions, classes."""
-    return callable(value) or isinstance(value, types.ModuleType)
+def parse(argv, knobs):
+    """["config/x.py", "--key=value", ...], {name: default} -> {name: new value}, of those named."""
+    changed = {}
+    for arg in argv:
+        if not arg.startswith("--"):
+            for name, value in read_config(arg).items():
+                changed[name] = checked(name, value, knobs, arg)
+        elif "=" in arg:
+            name, text = arg[2:].split("=", 1)  # once: a value may contain '=' itself
+            value = from_text(text, knobs.get(name))
+            changed[name] = checked(name, value, knobs, "the command line")
+        else:
+            raise UserError(f"{arg} has no value. Write {arg}=VALUE.")
+    return changed
+
+
+def read_config(path):
+    """A python file -> {name: value} of its globals, without modules, functions and classes."""
+    if not (os.path.isfile(path) and path.endswith(".py")):
+        raise UserError(f"{path} is not a config file (config/ has some). A knob is --key=value.")
+    found = {}
+    for name, value in runpy.run_path(path).items():
+        is_helper = callable(value) or isinstance(value, types.ModuleType)
+        if not name.startswith("_") and not is_helper:
+            found[name] = value
+    return found
+
+
+def from_text(text, default):
+    """A value as typed in a shell -> python: a string stays as typed, a list knob takes 4,8,16."""
+    if isinstance(default, str):
+        return text
+    if isinstance(default, list) and not text.startswith("["):
+        text = f"[{text}]"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text  # checked() names the type that was wanted
+
+
+def checked(name, value, knobs, where):
+    """-> the value, if the knob exists and takes its type."""
+    if name not in knobs:
+        near = difflib.get_close_matches(name, knobs, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"{name} (in {where}) is not a knob.{hint} --help lists them all.")
+    default = knobs[name]
+    if isinstance(default, list):
+        fits = isinstance(value, list) and all(is_like(v, default[0]) for v in value)
+        if fits:
+            return [type(default[0])(v) for v in value]
+    elif is_like(value, default):
+        return type(default)(value)
+    kind = type(default).__name__
+    raise UserError(f"{name} (in {where}) takes {kind}, such as {default!r}, but got {value!r}.")
+
+
+def is_like(value, default):
+    """Whether it has the same type; an int is a float, too."""
+    return type(value) is type(default) or (type(value) is int and type(default) is float)
+
+
+def choose(name, value, choices):
+    """Raises UserError unless the value is one of the choices."""
+    if value not in choices:
+        raise UserError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}.")
 
 
 def knob_block(path):
-    """The source of a script's knobs, names, defaults and comments: from its first rule to configure."""
+    """-> the source of a script's knobs: names, defaults, comments, up to the call of configure."""
     with open(path, encoding="utf-8") as f:
         source = f.read()
     start = source.index("# ---")
@@ -128,7 +134,7 @@ def first_line(error):
 
 
 def print_once(*args):
-    """print on the first process of a torchrun only."""
+    """print, on the first process of a torchrun only."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(*args, flush=True)
 
@@ -137,9 +143,7 @@ def one_line_for_user_errors(kind, error, traceback):
     if issubclass(kind, UserError):
         print(error, file=sys.stderr)
     elif issubclass(kind, NotImplementedError) and "MPS" in str(error):
-        print(
-            "An Apple GPU lacks an operation: set PYTORCH_ENABLE_MPS_FALLBACK=1, or --device=cpu.",
-            file=sys.stderr,
-        )
+        hint = "set PYTORCH_ENABLE_MPS_FALLBACK=1, or --device=cpu"
+        print(f"An Apple GPU lacks an operation: {hint}.", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)

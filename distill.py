@@ -25,7 +25,7 @@ from tqdm import tqdm
 import data
 from configurator import UserError, configure, print_once, save_config
 from drafters import fit_ngram, load_model, new_model
-from loop import check_loop, fit, validator
+from loop import check_loop, fit, hooks, validator
 from model import GPT, GPTConfig, ancestral_steps, draw_tokens, rank_in_row, stratified
 from plumbing.checkpoints import load_checkpoint, load_weights, weights_of
 from plumbing.checks import check_distillation, check_teacher, check_text
@@ -166,7 +166,7 @@ def sdtt_targets(teacher, xt, step_of, k, generator):
     return targets
 
 
-def sdtt_loss(student, x0, generator, teacher, dt, sampler, k=2, divergence="kl_bwd"):
+def sdtt_loss(student, x0, generator, teacher, dt, sampler, *, k=2, divergence="kl_bwd"):
     """
     (B, T) int64 -> nats: student against teacher, the mean over supervised positions.
 
@@ -292,10 +292,17 @@ def sdtt(cfg):
                 divergence=cfg.divergence,
             )
             validate = validator(loss, corpus, T, cfg, device)
-            made_for = {"steps": steps, "sampler": cfg.sampler}
             first = (r - 1) * cfg.iters_per_round
-            resume = saved or carried
-            fit(student, loss, get_batch, validate, cfg, resume, corpus.meta, made_for, name, first)
+            on_eval, save = hooks(
+                student,
+                validate,
+                cfg,
+                corpus.meta,
+                name=name,
+                made_for={"steps": steps, "sampler": cfg.sampler},
+                first=first,
+            )
+            fit(student, loss, get_batch, cfg, on_eval, save, saved or carried, first=first)
             wait_for_all()  # until the first process has written the round
             saved = load_checkpoint(path)
 
@@ -406,7 +413,8 @@ def kd(cfg):
         ce_weight=cfg.ce_weight,
     )
     validate = validator(loss, corpus, T + 1, cfg, device)
-    fit(drafter, loss, get_batch, validate, cfg, saved, corpus.meta)
+    on_eval, save = hooks(drafter, validate, cfg, corpus.meta)
+    fit(drafter, loss, get_batch, cfg, on_eval, save, saved)
 
 
 def main(cfg):

@@ -5,31 +5,23 @@ around it.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import math
 import os
-import time
 
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 from tqdm import tqdm
 
 import data
-from configurator import UserError, print_once
+from configurator import UserError
 from model import DEFAULTS, unmask
 from plumbing.checkpoints import save_checkpoint
 from plumbing.hardware import compile_trunk, pick_device
-from plumbing.parallel import (
-    gradients_stay_here,
-    parallel,
-    rank_and_world,
-    shard_like,
-    whole,
-    whole_weights,
-)
+from plumbing.parallel import averaging, parallel, rank_and_world, whole_weights
 from plumbing.randomness import seeded
-from plumbing.runs import Log, files_of_run
+from plumbing.training import Progress, restore, training_state
 from speculative import generate
 
 
@@ -53,44 +45,31 @@ def make_optimizer(model, cfg):
     return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, cfg.beta2), fused=True)
 
 
-def fit(
-    model,
-    loss,
-    get_batch,
-    validate,
-    cfg,
-    resume=None,
-    meta=None,
-    made_for=None,
-    name="ckpt.pt",
-    first=0,
-):
+def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, first=0):
     """
-    Trains model in place on loss(model, get_batch(generator), generator) and returns it with its
-    averaged weights. Each validation calls validate(model) -> float and writes out_dir/name.
+    Trains model in place on loss(model, batch, generator), with batches from get_batch(generator),
+    and returns it with its averaged weights.
 
-    All random numbers of a step follow from (seed, step, forward pass): a resumed run, or one on
-    another number of processes, continues with the same ones, and neither validation nor a sample
-    can disturb them. Raises UserError at a loss that is not finite.
-
-    resume: the checkpoint to go on from; the model has its weights. meta: the dataset's, saved with
-    the model. made_for: the {"steps", "sampler"} of an SDTT student. first: the steps of earlier
-    rounds, from which seeds and log count on.
+    Every eval_interval steps and at the end, on_eval(model, step) -> validation loss runs on the
+    averaged weights, and save(state, val_loss) writes the checkpoint: what it holds besides the
+    state of the training, and where, is the caller's business. resume: such a checkpoint to go on
+    from; the model has its weights already. first: the steps of earlier rounds, from which seeds
+    and log count on. Raises UserError at a loss that is not finite.
     """
     device, autocast, _ = pick_device(cfg.device, cfg.dtype)
     rank, world = rank_and_world()
-    path = os.path.join(cfg.out_dir, name)
-    n_forwards = cfg.gradient_accumulation_steps  # a step, of all processes together
-    # before the optimizer: FSDP cuts the weights into shards
+    n_forwards = cfg.gradient_accumulation_steps  # in a step, over all processes
+
+    # DDP or FSDP around model and loss; before the optimizer, for FSDP cuts the weights into shards
     batch_loss = parallel(model, loss, device, world, cfg.fsdp)
     optimizer = make_optimizer(model, cfg)
-    averaged = {}  # name -> the average of that weight over the last steps
+    averaged = {}  # name of a weight -> its average over the last steps
     if cfg.ema:
         averaged = {n: p.detach().clone() for n, p in model.named_parameters()}
-    start = restore(resume, optimizer, averaged, cfg, path) if resume else 0
+    start = restore(resume, optimizer, averaged, cfg) if resume else 0
     if cfg.compile == "on" or (cfg.compile == "auto" and device.type == "cuda"):
         compile_trunk(model, device)
-    progress = Progress(cfg, start, first, path)
+    progress = Progress(cfg, start, first)
 
     model.train()
     for step in range(start, cfg.max_iters):
@@ -98,22 +77,21 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        # each process takes every world-th forward pass of the step; gradients add up
+        # All random numbers of a step follow from (seed, step, i): a resumed run, or one on another
+        # number of processes, continues with the same ones, and neither validation nor a sample in
+        # between can disturb them.
         step_loss = 0.0
-        tokens = 0
         for i in range(rank, n_forwards, world):
             batch = get_batch(seeded(cfg.seed, first + step, i)).to(device, non_blocking=True)
             generator = seeded(cfg.seed, first + step, i, "noise", device=device)
             if model.config.dropout:
                 torch.manual_seed(generator.initial_seed())  # it knows only the global generator
-            # DDP averages over processes with the last backward: world / n_forwards makes that the
-            # mean over all forward passes
-            with gradients_stay_here(batch_loss, cfg.fsdp, world, more=i + world < n_forwards):
+            # gradients add up over i; DDP then averages them over the processes
+            with averaging(batch_loss, cfg.fsdp, world, now=i + world >= n_forwards):
                 with autocast:
                     value = batch_loss(batch, generator) * (world / n_forwards)
                 value.backward()
             step_loss += value.detach()
-            tokens += batch.numel() * world
         if cfg.grad_clip:
             nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
         optimizer.step()
@@ -121,56 +99,19 @@ def fit(
         update(averaged, model, step, cfg.ema)
 
         evaluating = (step + 1) % cfg.eval_interval == 0 or step + 1 == cfg.max_iters
-        progress.add(step, step_loss, lr, tokens, evaluating)
+        progress.add(step, step_loss, lr, batch.numel() * n_forwards, evaluating)
         if evaluating:
             with averaged_weights(model, averaged), whole_weights(batch_loss, cfg.fsdp):
-                val_loss = evaluate(model, validate, step + 1, first, cfg, meta, made_for)
+                val_loss = on_eval(model.eval(), step + 1)
+            model.train()
             progress.check_finite([val_loss], step, lr)
-            saved = {
-                **training_state(model, optimizer, averaged, step + 1),
-                "model_config": dataclasses.asdict(model.config),
-                "val_loss": val_loss,
-                "config": vars(cfg),
-                "meta": meta,
-                "made_for": made_for,
-            }
-            progress.save(whole(saved) if cfg.fsdp else saved)
+            save(training_state(model, optimizer, averaged, step + 1), val_loss)
+            progress.validated(step, val_loss)
     progress.bar.close()
 
     for n, average in averaged.items():
         model.get_parameter(n).data.copy_(average)
     return model.eval()
-
-
-# --------------------------------------------------------------------------------------------------
-# what is saved, and how a run goes on from it
-
-
-def training_state(model, optimizer, averaged, step):
-    return {
-        "model": model.state_dict(),
-        "ema": averaged or None,
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-    }
-
-
-def restore(resume, optimizer, averaged, cfg, path):
-    """Optimizer and averages get what the checkpoint `resume` holds -> its step."""
-    if bool(resume["ema"]) != bool(cfg.ema):
-        ema = resume["config"]["ema"]
-        raise UserError(f"{path} was trained with --ema={ema}; resume it with the same.")
-    saved = resume["optimizer"]
-    ordered = [p for group in optimizer.param_groups for p in group["params"]]
-    state = {}
-    for i, of_weight in saved["state"].items():
-        state[i] = {key: shard_like(ordered[i], x) for key, x in of_weight.items()}
-    optimizer.load_state_dict({**saved, "state": state})
-    for n, average in averaged.items():
-        averaged[n] = shard_like(average, resume["ema"][n])
-    if resume["step"] >= cfg.max_iters:
-        print_once(f"{path} is already trained for {resume['step']} steps.")
-    return resume["step"]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -207,7 +148,7 @@ def averaged_weights(model, averaged):
 
 
 # --------------------------------------------------------------------------------------------------
-# validation, samples, and what a run says
+# validation, samples, checkpoints: what the callers of fit hand to it
 
 
 def validator(loss, corpus, length, cfg, device):
@@ -223,9 +164,8 @@ def validator(loss, corpus, length, cfg, device):
     return validate
 
 
-def evaluate(model, validate, step, first, cfg, meta, made_for):
+def evaluate(model, step, *, validate, first, cfg, meta, made_for=None):
     """-> the validation loss, in float32; prints a sample where one is due."""
-    model.eval()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # the shapes vary
         val_loss = validate(model)
         if cfg.sample_interval and step % cfg.sample_interval == 0:
@@ -233,7 +173,6 @@ def evaluate(model, validate, step, first, cfg, meta, made_for):
             text = show_sample(model, generator, meta, made_for)  # by all: FSDP gathers blocks
             if rank_and_world()[0] == 0:
                 tqdm.write(f"--- step {first + step}\n{text}\n---")
-    model.train()
     return val_loss
 
 
@@ -251,80 +190,33 @@ def show_sample(model, generator, meta, made_for=None):
     return data.encoder(meta)[1](tokens[0].tolist())
 
 
-LOG_INTERVAL = 10  # steps
+def save_run(state, val_loss, *, path, first, cfg, model, meta, made_for=None):
+    """The state of a training, with what makes it a model that others can load, to path."""
+    checkpoint = {
+        **state,
+        "model_config": dataclasses.asdict(model.config),
+        "val_loss": val_loss,
+        "config": vars(cfg),
+        "meta": meta,
+        "made_for": made_for,
+    }
+    if rank_and_world()[0] == 0:
+        save_checkpoint(path, checkpoint)
+        step = first + state["step"]
+        tqdm.write(f"step {step}: validation loss {val_loss:.4f}, saved to {path}")
 
 
-class Progress:
-    """The bar and log.jsonl, the checkpoint's file, and an end where a loss is no longer finite."""
+def hooks(model, validate, cfg, meta, *, name="ckpt.pt", made_for=None, first=0):
+    """
+    -> on_eval, save for fit: validates, prints samples, and writes out_dir/name.
 
-    def __init__(self, cfg, start, first, path):
-        self.out_dir = cfg.out_dir
-        self.first = first
-        self.path = path
-        self.rank, self.world = rank_and_world()
-        self.log = None
-        if self.rank == 0:
-            self.log = Log(cfg.out_dir, first + start, cfg.wandb, vars(cfg))
-        self.bar = tqdm(
-            total=cfg.max_iters,
-            initial=start,
-            unit="step",
-            disable=self.rank != 0,
-            dynamic_ncols=True,
-        )
-        self.begin()
-
-    def begin(self):
-        self.losses = []
-        self.tokens = 0
-        self.began = time.perf_counter()
-
-    def write(self, record):
-        if self.log:
-            self.log.write(record)
-
-    def add(self, step, loss, lr, tokens, evaluating):
-        """Counts a step; every LOG_INTERVAL of them, and before a validation, says how it goes."""
-        self.losses.append(loss)
-        self.tokens += tokens
-        self.bar.update()
-        if (step + 1) % LOG_INTERVAL and not evaluating:
-            return
-        losses = torch.stack(self.losses)
-        if self.world > 1:
-            dist.all_reduce(losses)
-            losses /= self.world
-        self.check_finite(losses.tolist(), step, lr)
-        mean = losses.mean().item()
-        speed = self.tokens / (time.perf_counter() - self.began)
-        self.bar.set_postfix_str(f"loss {mean:.3f}, {speed:,.0f} tokens/s")
-        record = {"step": self.first + step + 1, "loss": round(mean, 4), "lr": lr}
-        self.write({**record, "tokens_per_s": round(speed)})
-        self.begin()
-
-    def save(self, saved):
-        """Writes a checkpoint and says so. The time that validation took is not training's."""
-        if self.rank == 0:
-            save_checkpoint(self.path, saved)
-            step = self.first + saved["step"]
-            val_loss = saved["val_loss"]
-            self.write({"step": step, "val_loss": round(val_loss, 4)})
-            tqdm.write(f"step {step}: validation loss {val_loss:.4f}, saved to {self.path}")
-        self.began = time.perf_counter()
-
-    def check_finite(self, losses, step, lr):
-        """losses: those since the last log, the last one of them step's."""
-        bad = [i for i, value in enumerate(losses) if not math.isfinite(value)]
-        if not bad:
-            return
-        self.bar.close()
-        at = self.first + step + 2 - len(losses) + bad[0]
-        good = files_of_run(self.out_dir)
-        hint = "No checkpoint was saved yet: start again with a lower --learning_rate."
-        if good:
-            hint = f"The last good one is {good[-1]}: --init_from=resume, a lower --learning_rate."
-        value = losses[bad[0]]
-        raise UserError(f"The loss became {value} at step {at}, learning rate {lr:.2e}. {hint}")
+    made_for: the {"steps", "sampler"} of an SDTT student.
+    """
+    shared = {"first": first, "cfg": cfg, "meta": meta, "made_for": made_for}
+    path = os.path.join(cfg.out_dir, name)
+    on_eval = functools.partial(evaluate, validate=validate, **shared)
+    save = functools.partial(save_run, path=path, model=model, **shared)
+    return on_eval, save
 
 
 def check_loop(cfg):

@@ -1,238 +1,258 @@
 """
 Text out of any checkpoint.
-$ python sample.py --ckpt=out/pydoc/ckpt.pt --steps=64                                             (a few seconds)
-$ python sample.py --ckpt=out/pydoc/ckpt.pt --num_samples=1 --trace=True            (watch the text appear)
+$ python sample.py --ckpt=out/pydoc/ckpt.pt --steps=64                           (a few seconds)
+$ python sample.py --ckpt=out/pydoc/ckpt.pt --trace=True                         (watch it appear)
 $ python sample.py --ckpt=out/pydoc/ckpt.pt --infill='The ___ statement is used'
-$ python sample.py --ckpt=out/pydoc/ckpt.pt,out/sdtt_pydoc/round_3.pt --steps=8                      (side by side)
-$ python sample.py --ckpt=out/pydoc_ar/ckpt.pt --draft=lookup                                  (speculative decoding)
-$ python sample.py --ckpt=out/pydoc_ar/ckpt.pt,out/pydoc/ckpt.pt --steps=4 --html=page.html     (a page)
-$ torchrun --standalone --nproc_per_node=8 sample.py --ckpt=sdtt:kld:7 --num_samples=1024 --save=out/kld7.jsonl
+$ python sample.py --ckpt=out/pydoc/ckpt.pt,out/sdtt_pydoc/round_3.pt --steps=8  (side by side)
+$ python sample.py --ckpt=out/pydoc_ar/ckpt.pt --draft=lookup            (speculative decoding)
 """
 
 import contextlib
-import json
+import functools
 import sys
 import time
 
 import torch
-from config.common import *
-from config.sampling import *
-from plumbing.refusals import refuse_odd_sampling
 
 import data
-import speculative
-from configurator import UserError, check, configure, print_once
-from drafters import load_drafter, load_to_sample
+import metrics
+from configurator import UserError, choose, configure
+from drafters import load_drafter, load_model
 from plumbing.checkpoints import paths_of
-from plumbing.page import frontier_of, recorder, run_of, write_page
-from plumbing.parallel import join_processes, leave_processes, rank_and_world
-from plumbing.published import save_published
+from plumbing.hardware import compile_trunk, pick_device
 from plumbing.randomness import seeded
-from plumbing.terminal import coloured, print_samples, tracer
+from plumbing.terminal import Tracer, colored, print_samples
+from speculative import draw_samples, known_text, sampler_and_steps, speculate
 
-# ----------------------------------------------------------------------------------------------------------------------
-export = (
-    ""  # a folder: also save the model there as model.safetensors and config.json, to publish it
-)
-num_samples = 4  # at least 1
-steps = 0  # diffusion: K calls of the network (in each window); 0: the checkpoint's own, else 64, at least 0
+# --------------------------------------------------------------------------------------------------
+# what to write
+ckpt = "out/pydoc/ckpt.pt"  # several are shown side by side: a.pt,b.pt or out/x/round_*.pt
 prompt = ""  # text that the samples begin with, or FILE:path
 infill = ""  # diffusion: a text with blanks to fill, one token each, or FILE:path
 blank = "_"  # what a blank looks like in infill
-gamma = 0  # tokens that --draft guesses at a time; 0: the fastest by a short trial, from 0 to 64
-trace = False  # show one sample appearing (diffusion)
-html = ""  # a file: one sample of every model, replayed by a page at its measured speed; a GPT plain and with --draft
-frontier = ""  # of the page: an eval.json of eval.py --what=frontier, plotted below the samples
-save = ""  # a .jsonl file: write the samples there, for eval.py --samples; torchrun shares the work
-prefix = 0  # of saved samples: they continue so many tokens of a validation text, at least 0
-continuations = 1  # of saved samples: so many continue the same text, at least 1
+num_samples = 4
+length = 0  # tokens, with the prompt; 0: the context, and more than it works too
+# how to draw it
+steps = 0  # diffusion: forward passes; 0: what the checkpoint was made for, else 64
+sampler = ""  # '' (own, or spread) | 'spread' | 'ancestral' | 'first_hitting' | 'confidence'
+temperature = 1.0  # 0: always the most probable token
+top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
+top_p = 1.0  # keep the most probable tokens that hold this much probability
+# speculative decoding of a GPT, with the same distribution
+draft = ""  # what proposes tokens: a checkpoint, an ngram.txt or 'lookup'
+gamma = 0  # tokens proposed at a time; 0: the fastest in short trials
+trace = False  # diffusion: show one sample appearing
+# the run
+seed = 1337
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | a certain one, as 'cuda:1'
+dtype = ""  # '' (bfloat16 where the hardware multiplies it) | 'float32' | 'bfloat16'
+attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
+compile = "off"  # 'off' | 'on': torch.compile, in half a minute; a GPT is 1.2 to 1.4 times as fast
 cfg = configure(globals())
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
-def save_samples(cfg, model, checkpoint, autocast, note):
-    """Writes one JSON object a line: first what the samples are, then {"tokens", "text"} of each."""
-    meta, decode = checkpoint["meta"], data.encoder(checkpoint["meta"])[1]
-    cfg, size = speculative.settled(cfg, checkpoint), cfg.length or model.config.block_size
-    if cfg.prefix >= size:
-        raise UserError(f"prefix is {cfg.prefix}; it must be from 0 to {size - 1}.")
-    if cfg.num_samples % cfg.continuations:
-        raise UserError(
-            f"num_samples {cfg.num_samples} does not divide into {cfg.continuations} continuations."
-        )
-    dataset = cfg.dataset or checkpoint["config"]["dataset"]
-    templates = speculative.empty_pages(model, meta, cfg.num_samples, size)
-    if cfg.prefix:
-        corpus = data.load(dataset)
-        if not data.same_vocabulary(meta, corpus.meta):
-            raise UserError(
-                f"{dataset} has another vocabulary than {cfg.ckpt}: its text cannot be continued."
-            )
-        n = cfg.num_samples // cfg.continuations
-        texts = data.blocks(corpus.val, size, n)
-        if len(texts) < n:
-            raise UserError(
-                f"{dataset} has {len(texts)} validation texts of {size} tokens, fewer than {n}."
-            )
-        templates[:, : cfg.prefix] = texts.repeat_interleave(cfg.continuations, 0)[:, : cfg.prefix]
-    about = {
-        k: getattr(cfg, k)
-        for k in ("ckpt", "sampler", "temperature", "top_k", "top_p", "seed", "prefix")
-    }
-    about |= {
-        "continuations": cfg.continuations,
-        "steps": size if model.config.causal else cfg.steps,
-    }
-    about |= {"causal": model.config.causal, "hardware": note, "dataset": dataset, "meta": meta}
-    writes = rank_and_world()[0] == 0
-    # the file is opened now, not after hours
-    with autocast, data.replacing(cfg.save, "w") if writes else contextlib.nullcontext() as f:
-        x = speculative.draw_many(model, templates, cfg, cfg.steps)
-        lines = [about, *({"tokens": row, "text": decode(row)} for row in x.tolist())]
-        if writes:
-            f.writelines(json.dumps(line) + "\n" for line in lines)
-    print_once(f"{len(x)} samples saved in {cfg.save}")
+def check_knobs(cfg):
+    """Raises UserError for a value with which nothing can be sampled."""
+    least = {"num_samples": 1, "length": 0, "steps": 0, "temperature": 0, "top_k": 0, "gamma": 0}
+    for name, smallest in least.items():
+        value = getattr(cfg, name, smallest)  # a script need not have them all
+        if value < smallest:
+            raise UserError(f"{name} is {value}; it must be at least {smallest}.")
+    if not 0 < cfg.top_p <= 1:
+        raise UserError(f"top_p is {cfg.top_p}; it must be above 0 and at most 1.")
+    choose("compile", cfg.compile, ("off", "on"))
 
 
-def make_template(cfg, model, meta):
-    """prompt, infill and length -> (1, L) int64 with -1 at the blanks."""
-    encode, _ = data.encoder(meta)
-    size = cfg.length or model.config.block_size
+# --------------------------------------------------------------------------------------------------
+# load
+
+
+def load(path, cfg):
+    """-> model, checkpoint, the context to sample in, a note on device and number format."""
+    device, autocast, note = pick_device(cfg.device, cfg.dtype)
+    model, checkpoint = load_model(path, device, cfg.attention)
+    if model.config.causal and device.type == "cpu":
+        # a cached step multiplies one row, and bfloat16 on a CPU is fast for many rows only
+        autocast = contextlib.nullcontext()
+        note = note.rpartition(", ")[0] + ", float32"
+    if cfg.compile == "on":
+        compile_trunk(model, device)
+    return model, checkpoint, autocast, note
+
+
+# --------------------------------------------------------------------------------------------------
+# template: the known tokens, and -1 where a token is to be drawn
+
+
+def make_template(model, meta, cfg):
+    """-> (L,) int64, from prompt, infill and length."""
     if cfg.prompt and cfg.infill:
         raise UserError(
             "Give either --prompt or --infill: a template with blanks may begin with any text."
         )
     if cfg.infill:
-        if cfg.length or not cfg.blank:
-            raise UserError(
-                "--infill takes its length from the template, and --blank must not be empty."
-            )
-        parts = data.read_text(cfg.infill).split(cfg.blank)
-        if len(parts) == 1:
-            raise UserError(
-                f"The infill template has no blank {cfg.blank!r}. Mark blanks with it, or set --blank."
-            )
-        ids = encode(parts[0])
-        for part in parts[1:]:
-            ids += [-1] + encode(part)
-        return torch.tensor([ids])
-    ids = (
-        data.encode_prompt(meta, data.read_text(cfg.prompt))
-        if cfg.prompt or model.config.causal
-        else []
-    )
-    model.source = (
-        len(ids) - 1
-    )  # for one that has an encoder; the last is where its own text starts
+        return fill_in_template(meta, cfg)
+    ids = []
+    if cfg.prompt or model.config.causal:
+        ids = data.encode_prompt(meta, data.read_text(cfg.prompt))  # at least a start token
+    size = cfg.length or model.config.block_size
     if len(ids) >= size:
         raise UserError(
-            f"The prompt has {len(ids)} tokens and leaves no room in {size}. Use --length={len(ids) + 64}."
+            f"The prompt has {len(ids)} tokens and leaves no room in {size}. "
+            f"Use --length={len(ids) + 64}."
         )
-    return torch.tensor([ids + [-1] * (size - len(ids))])
+    return torch.tensor(ids + [-1] * (size - len(ids)))
 
 
-def end_of(row, start, eos):
-    """(L) int64 -> the place of its first eos from `start` on, else L."""
-    found = (row[start:] == eos).nonzero() if eos is not None else ()
-    return start + int(found[0]) if len(found) else len(row)
+def fill_in_template(meta, cfg):
+    """-> (L,) int64: the text of infill, with one token for each blank."""
+    if cfg.length or not cfg.blank:
+        raise UserError(
+            "--infill takes its length from the template, and --blank must not be empty."
+        )
+    encode, _ = data.encoder(meta)
+    first, *others = data.read_text(cfg.infill).split(cfg.blank)
+    if not others:
+        raise UserError(
+            f"The infill template has no blank {cfg.blank!r}. Mark blanks with it, or set --blank."
+        )
+    ids = encode(first)
+    for part in others:
+        ids += [-1, *encode(part)]
+    return torch.tensor(ids)
 
 
-def texts_of(model, meta, template, autocast, note, cfg):
-    """(1, L) int64, -1 at the blanks -> texts, a line on how long they took, and for the page what came when."""
-    device, decode = model.wte.weight.device, data.encoder(meta)[1]
-    n = 1 if cfg.trace or cfg.html else cfg.num_samples
-    n_known = int((template[0] >= 0).sum())
-    eos = meta.get("eot") if model.config.causal else None  # an autoregressive text ends there
-    events = []
-    watch = recorder(events) if cfg.html else tracer(decode, model.mask_id) if cfg.trace else None
-    template = template.to(device).expand(n, -1)
-    with torch.no_grad(), autocast:
-        if cfg.draft:
-            drafter, known = (
-                load_drafter(cfg.draft, model, meta, cfg),
-                speculative.known_text(template),
-            )
-            n_new, trial = template.size(1) - n_known, seeded(cfg.seed, "trial", device=device)
-            gamma = speculative.choose_gamma(model, drafter, known, n_new, cfg, trial)
+# --------------------------------------------------------------------------------------------------
+# draw
 
-        def draw(watch=None):
-            """-> samples, and Counts where there are drafts. Every call draws the same."""
-            noise = seeded(cfg.seed, device=device)
-            if not cfg.draft:
-                return speculative.draw_samples(
-                    model, template, cfg, cfg.steps, noise, watch, eos
-                ), None
-            settings = cfg.temperature, cfg.top_k, cfg.top_p
-            return speculative.speculate(
-                model, drafter, known, n_new, gamma, *settings, noise, eos, watch
-            )
 
-        if cfg.html or cfg.compile == "on":  # a first draw warms up: not part of the time
-            draw()[0].cpu()
-        if cfg.html:
-            watch(template)
-        began = time.perf_counter()  # the trial does not count
-        x, counts = draw(watch)
-        x = x.cpu()  # waits for the device
-        seconds = time.perf_counter() - began
-    source = speculative.unseen(model)  # what an encoder has read is not shown
-    rows = [row[source : end_of(row, n_known, eos)] for row in x]
-    texts, total = [decode(row.tolist()) for row in rows], sum(map(len, rows))
-    took = f"{total} tokens in {seconds:.2f} s on {note}, seed {cfg.seed}"
-    if counts:
-        drafted = [
-            places[source:][: len(row)]
-            for row, places in zip(rows, counts.drafted.cpu(), strict=True)
-        ]
-        share = torch.cat(drafted).sum() / max(total - n * (n_known - source), 1)
-        alpha, per_call = speculative.acceptance(counts), speculative.tokens_per_call(counts)
-        took += f"\n{share:.0%} of the tokens were drafted; gamma {gamma}, alpha {alpha:.2f}, "
-        took += f"{per_call:.2f} tokens per target call"
-        if sys.stdout.isatty():
-            texts = [
-                coloured(row, places, decode) for row, places in zip(rows, drafted, strict=True)
-            ]
-    events = [(at, seen[source:], drafts) for at, seen, drafts in events]
-    run = run_of(rows[0].tolist(), events, decode, model.mask_id) if cfg.html else None
-    return texts, took, run
+def text_end(row, n_known, eos):
+    """(L,) int64 -> how many tokens come before its first eos after the known ones."""
+    if eos is not None:
+        ends = (row[n_known:] == eos).nonzero()
+        if len(ends):
+            return n_known + int(ends[0])
+    return len(row)
+
+
+def settings_of(cfg):
+    return {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p}
+
+
+def draw_plain(model, checkpoint, template, n, cfg, watch=None):
+    """(L,) -> n texts, each (at most L,) int64 on the CPU."""
+    device = model.wte.weight.device
+    sampler, steps = sampler_and_steps(cfg.sampler, cfg.steps, checkpoint)
+    eos = checkpoint["meta"].get("eot") if model.config.causal else None
+    templates = template.to(device).expand(n, -1)  # (n, L)
+    generator = seeded(cfg.seed, device=device)
+    options = {"generator": generator, "eos": eos, "watch": watch, **settings_of(cfg)}
+    x = draw_samples(model, templates, steps, sampler, **options).cpu()
+    n_known = int((template >= 0).sum())
+    return [row[: text_end(row, n_known, eos)] for row in x]
+
+
+def draw_with_drafts(model, checkpoint, template, drafter, gamma, cfg, *, number=0, watch=None):
+    """(L,) -> one text, (at most L,) int64 on the CPU; its number gives it a seed of its own."""
+    device = model.wte.weight.device
+    known = known_text(template[None])[0].to(device)  # (n_known,)
+    n_new = len(template) - len(known)
+    eos = checkpoint["meta"].get("eot")
+    generator = seeded(cfg.seed, number, device=device)
+    options = {"generator": generator, "eos": eos, "watch": watch, **settings_of(cfg)}
+    x = speculate(model, drafter, known, n_new, gamma=gamma, **options).cpu()
+    return x[: text_end(x, len(known), eos)]
+
+
+def chosen_gamma(model, drafter, template, cfg):
+    """-> gamma; where it is open the fastest in short trials."""
+    if cfg.gamma:
+        return cfg.gamma
+    device = model.wte.weight.device
+    known = known_text(template[None])[0].to(device)
+    n_new = len(template) - len(known)
+    generator = seeded(cfg.seed, "trial", device=device)
+    return metrics.choose_gamma(model, drafter, known, n_new, settings_of(cfg), generator)
+
+
+# --------------------------------------------------------------------------------------------------
+# print
+
+
+def cost_line(texts, seconds, note, cfg):
+    """-> what the texts took."""
+    return f"{sum(map(len, texts))} tokens in {seconds:.2f} s on {note}, seed {cfg.seed}"
+
+
+def draft_line(n_drafted, rounds, gamma):
+    """metrics.Rounds, how many tokens were drafted -> what the drafts were good for."""
+    return (
+        f"{n_drafted / max(rounds.n_tokens, 1):.0%} of the tokens were drafted; gamma {gamma}, "
+        f"alpha {metrics.acceptance(rounds):.2f}, "
+        f"{metrics.tokens_per_forward(rounds):.2f} tokens per forward pass of the target"
+    )
+
+
+def sample_plain(model, checkpoint, template, note, cfg):
+    """-> [text, ...], a line on what they took."""
+    _, decode = data.encoder(checkpoint["meta"])
+    n = 1 if cfg.trace else cfg.num_samples
+    watch = Tracer(decode, model.mask_id) if cfg.trace else None
+    if cfg.compile == "on":
+        draw_plain(model, checkpoint, template, n, cfg)  # the first run compiles
+    began = time.perf_counter()
+    texts = draw_plain(model, checkpoint, template, n, cfg, watch)
+    seconds = time.perf_counter() - began
+    return [decode(text.tolist()) for text in texts], cost_line(texts, seconds, note, cfg)
+
+
+def sample_with_drafts(model, checkpoint, template, note, cfg):
+    """-> [text, ...], accepted drafts in green in a terminal, two lines on what they took."""
+    meta = checkpoint["meta"]
+    _, decode = data.encoder(meta)
+    drafter = load_drafter(cfg.draft, model, meta, cfg.attention)
+    gamma = chosen_gamma(model, drafter, template, cfg)
+    draw = functools.partial(draw_with_drafts, model, checkpoint, template, drafter, gamma, cfg)
+    if cfg.compile == "on":
+        draw()  # the first run compiles
+
+    rounds = metrics.Rounds(gamma)
+    n_known = int((template >= 0).sum())
+    texts = []
+    drafted = []  # of each text, whether each token was
+    began = time.perf_counter()
+    for number in range(cfg.num_samples):
+        rounds.start(n_known)
+        texts.append(draw(number=number, watch=rounds))
+        drafted.append([False] * n_known + rounds.drafted)
+    seconds = time.perf_counter() - began
+
+    if sys.stdout.isatty():
+        pairs = zip(texts, drafted, strict=True)
+        shown = [colored(text.tolist(), green[: len(text)], decode) for text, green in pairs]
+    else:
+        shown = [decode(text.tolist()) for text in texts]
+    n_drafted = sum(map(sum, drafted))
+    took = f"{cost_line(texts, seconds, note, cfg)}\n{draft_line(n_drafted, rounds, gamma)}"
+    return shown, took
 
 
 def main(cfg):
     sys.stdout.reconfigure(errors="replace")  # a Windows pipe cannot write every character
+    check_knobs(cfg)
     paths = paths_of(cfg.ckpt)
-    check(cfg, __file__)
-    refuse_odd_sampling(cfg, paths)
-    join_processes(cfg)
-    models = [load_to_sample(path, cfg) for path in paths]
-    if cfg.export and rank_and_world()[0] == 0:
-        save_published(cfg.export, *models[0][:2])
-        print(f"The model is in {cfg.export}")
-    if cfg.save:
-        save_samples(cfg, *models[0])
-        return leave_processes()
-    templates = [make_template(cfg, model, checkpoint["meta"]) for model, checkpoint, *_ in models]
-    if cfg.trace and (len(models) > 1 or models[0][0].config.causal):
-        raise UserError(
-            "--trace shows masks disappearing: it takes one model, not several or an autoregressive one."
-        )
-    points, names, drawn = frontier_of(cfg.frontier), [], []
-    some_causal = any(
-        model.config.causal for model, *_ in models
-    )  # if none is, load_drafter says so
-    for path, (model, checkpoint, autocast, note), template in zip(
-        paths, models, templates, strict=True
-    ):
-        drafts = [cfg.draft]
-        if cfg.html:  # a GPT is shown plain and, where there are drafts, with them
-            with_drafts = cfg.draft and (model.config.causal or not some_causal)
-            drafts = ["", cfg.draft] if with_drafts else [""]
-        for draft in drafts:
-            names.append(f"{path} --draft={draft}" if draft and cfg.html else path)
-            own_cfg = speculative.settled(cfg, checkpoint, draft=draft)
-            drawn.append(texts_of(model, checkpoint["meta"], template, autocast, note, own_cfg))
-    print_samples(names, drawn)
-    if cfg.html:
-        write_page(cfg.html, names, drawn, points)
+    loaded = [load(path, cfg) for path in paths]
+    if cfg.trace and (len(paths) > 1 or loaded[0][0].config.causal):
+        raise UserError("--trace shows masks disappearing: give one --ckpt, a diffusion model.")
+    templates = [make_template(model, checkpoint["meta"], cfg) for model, checkpoint, *_ in loaded]
+
+    drawn = []
+    draw = sample_with_drafts if cfg.draft else sample_plain
+    for (model, checkpoint, autocast, note), template in zip(loaded, templates, strict=True):
+        with torch.no_grad(), autocast:
+            drawn.append(draw(model, checkpoint, template, note, cfg))
+    print_samples(paths, drawn)
 
 
 if __name__ == "__main__":

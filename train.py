@@ -15,7 +15,7 @@ import torch
 import data
 from configurator import UserError, choose, configure, print_once, save_config
 from drafters import fit_ngram, load_model, new_model
-from loop import check_loop, fit, validator
+from loop import check_loop, fit, hooks, validator
 from model import GPTConfig, ar_loss, convert, diffusion_loss, nelbo
 from plumbing.checkpoints import load_checkpoint, load_weights
 from plumbing.parallel import join_processes, leave_processes, on_first_process, rank_and_world
@@ -187,8 +187,9 @@ def main(cfg):
     else:
         loss = functools.partial(diffusion_loss, t_weight=cfg.t_weight)
         validate = validator(nelbo, corpus, T, cfg, device)
+    on_eval, save = hooks(model, validate, cfg, corpus.meta)
     try:
-        fit(model, loss, get_batch, validate, cfg, resume, corpus.meta)
+        fit(model, loss, get_batch, cfg, on_eval, save, resume)
     finally:
         release(cfg.out_dir)
     leave_processes()

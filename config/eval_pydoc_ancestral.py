@@ -1,5 +1,6 @@
 """
-Beside it: the order of the papers, each token at a random time, needs a hundred steps for what `spread` does in 4.
+Beside it: the order of the papers, each token at a random time, needs a hundred steps for what
+`spread` does in 4.
 
 $ python eval.py config/eval_pydoc_ancestral.py
 """

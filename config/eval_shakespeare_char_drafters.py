@@ -1,5 +1,6 @@
 """
-Every drafter of the GPT of train_shakespeare_char_ar.py, trained on text and distilled; 12 minutes on 2 cores.
+Every drafter of the GPT of train_shakespeare_char_ar.py, trained on text and distilled; 12 minutes
+on 2 cores.
 
 $ python eval.py config/eval_shakespeare_char_drafters.py
 """

@@ -1,5 +1,6 @@
 """
-Tiny Shakespeare, characters: the same small model, distilled from its target for as many steps, 3 to 6 minutes.
+Tiny Shakespeare, characters: the same small model, distilled from its target for as many steps, 3
+to 6 minutes.
 
 $ python distill.py config/kd_shakespeare_char.py --drafter=lstm --out_dir=out/drafters/lstm_kd
 """

@@ -1,5 +1,6 @@
 """
-A small T5 that summarises Python's reference, and its drafters. Chapter 6 of lessons/ has all the commands.
+A small T5 that summarises Python's reference, and its drafters. Chapter 6 of lessons/ has all the
+commands.
 
 First:  the folders out/t5/small and out/t5/data, and the target: the same command, learning from the text alone
 $ python distill.py config/kd_small_t5.py --drafter=lstm --out_dir=out/t5/drafters/lstm_kd

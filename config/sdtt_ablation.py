@@ -1,5 +1,6 @@
 """
-The paper's ablations at class size: 3 rounds of 150 steps on the demo's model, 2 to 5 minutes on 2 cores.
+The paper's ablations at class size: 3 rounds of 150 steps on the demo's model, 2 to 5 minutes on 2
+cores.
 
 $ python distill.py config/sdtt_ablation.py --divergence=tvd --seed=1 --out_dir=out/ablation/tvd-1
 """

@@ -1,12 +1,16 @@
 """
-The paper's recipe (Deschenaux & Gulcehre 2024, section 4): 7 rounds of 10,000 steps, from 1024 sampling steps to 8.
+The paper's recipe (Deschenaux & Gulcehre 2024, section 4): 7 rounds of 10,000 steps, from 1024
+sampling steps to 8.
 
 One node of 8 GPUs:   torchrun --standalone --nproc_per_node=8 distill.py config/sdtt_openwebtext.py
-Two nodes, on each:   torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 \
-                          distill.py config/sdtt_openwebtext.py
-One GPU of 24 GB:     python distill.py config/sdtt_openwebtext.py      (by calculation 11 GB, 49 hours at 66 TFLOP/s)
-First:                python data/openwebtext/prepare.py, and the teacher: config/train_openwebtext.py, or the published
-                      one, --teacher=mdlm-owt; out_dir on a disk that all nodes share
+Two nodes, on each:   torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d \
+                          --rdzv_endpoint=HOST:29500 distill.py config/sdtt_openwebtext.py
+One GPU of 24 GB:     python distill.py config/sdtt_openwebtext.py
+                      (by arithmetic 15 GB, half of it logits of student and teacher; 49 hours at
+                      66 TFLOP/s)
+First:                python data/openwebtext/prepare.py, and the teacher:
+                      config/train_openwebtext.py, or the published one, --teacher=mdlm-owt; out_dir
+                      on a disk that all nodes share
 """
 
 teacher = "out/openwebtext/ckpt.pt"  # small, 1024 tokens
@@ -21,8 +25,8 @@ min_lr = 1.0
 beta2 = 0.999
 weight_decay = 0.0
 grad_clip = 1.0
-batch_size = 16
-gradient_accumulation_steps = 8  # over all processes: 8 x 16 = 128 sequences
+batch_size = 8
+gradient_accumulation_steps = 16  # over all processes: 16 x 8 = 128 sequences
 reset_optimizer = False  # as in the released configuration
 ema_teacher = False
 ema = 0.9999

@@ -1,5 +1,6 @@
 """
-The third part of `make demo`: three rounds of SDTT, to 4, 2 and 1 steps; a minute or two on 2 laptop cores.
+The third part of `make demo`: three rounds of SDTT, to 4, 2 and 1 steps; a minute or two on 2
+laptop cores.
 
 $ python distill.py config/sdtt_pydoc.py
 """

@@ -1,5 +1,6 @@
 """
-Tiny Shakespeare, characters: four rounds of SDTT on the model of train_shakespeare_char.py, to 8, 4, 2 and 1 steps.
+Tiny Shakespeare, characters: four rounds of SDTT on the model of train_shakespeare_char.py, to 8,
+4, 2 and 1 steps.
 
 $ python distill.py config/sdtt_shakespeare_char.py
 """

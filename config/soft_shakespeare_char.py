@@ -1,5 +1,5 @@
 """
-Tiny Shakespeare, characters: a small LSTM learns from the most probable tokens of a GPT, 3 to 6
+Tiny Shakespeare, characters: a small LSTM learns from the most probable tokens of a GPT, in a few
 minutes.
 
 $ python -m extras.soft_labels config/soft_shakespeare_char.py --topk=8

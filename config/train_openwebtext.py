@@ -1,10 +1,12 @@
 """
-MDLM small on OpenWebText (Sahoo et al. 2024): 162 M parameters, 1 M steps of 512 x 1024 tokens in bfloat16.
+MDLM small on OpenWebText (Sahoo et al. 2024): 162 M parameters, 1 M steps of 512 x 1024 tokens in
+bfloat16.
 
 One node of 8 GPUs:   torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py
-Two nodes, on each:   torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 \
-                          train.py config/train_openwebtext.py
-A model too large:    torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py --fsdp=True
+Two nodes, on each:   torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d \
+                          --rdzv_endpoint=HOST:29500 train.py config/train_openwebtext.py
+A model too large:    torchrun --standalone --nproc_per_node=8 \
+                          train.py config/train_openwebtext.py --fsdp=True
 First:                python data/openwebtext/prepare.py
 """
 

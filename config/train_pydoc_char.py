@@ -1,6 +1,6 @@
 """
-The diffusion model of train_pydoc.py on single characters: harder, since it must learn to spell first.
-On 2 cores 12 minutes with AVX2 (float32), 7 with AVX-512 and bfloat16.
+The diffusion model of train_pydoc.py on single characters: harder, since it must learn to spell
+first. On 2 cores 12 minutes with AVX2 (float32), 7 with AVX-512 and bfloat16.
 
 $ python train.py config/train_pydoc_char.py
 """

@@ -1,7 +1,6 @@
 """
-Tiny Shakespeare in GPT-2 byte pairs, the real vocabulary of 50257 on a laptop: a GPT. 0.3 M tokens are few: it overfits
-after some hundred steps.
-On 2 cores 11 minutes with AVX2 (float32).
+Tiny Shakespeare in GPT-2 byte pairs, the real vocabulary of 50257 on a laptop: a GPT. 0.3 M tokens
+are few: it overfits after some hundred steps. On 2 cores 11 minutes with AVX2 (float32).
 
 $ python train.py config/train_shakespeare_ar.py
 """

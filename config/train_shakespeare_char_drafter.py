@@ -1,6 +1,6 @@
 """
-Tiny Shakespeare, characters: a small model trained on the text, the baseline of the distilled drafters, half a
-minute to two on 2 cores.
+Tiny Shakespeare, characters: a small model trained on the text, the baseline of the distilled
+drafters, half a minute to two on 2 cores.
 
 $ python train.py config/train_shakespeare_char_drafter.py --arch=lstm --out_dir=out/drafters/lstm
 """

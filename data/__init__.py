@@ -228,20 +228,6 @@ def read_jsonl(path):
         return [json.loads(line) for line in f]
 
 
-def load_passages(folder):
-    """A folder that data/lambada/prepare.py wrote, or a name under data/ -> [(context ids, word ids), ...], meta."""
-    folder, meta = load_meta(folder, "passages.jsonl")
-    encode = encoder(meta)[0]
-    try:
-        lines = read_jsonl(os.path.join(folder, "passages.jsonl"))
-        return [(encode(line["context"]), encode(line["word"])) for line in lines], meta
-    except (ValueError, KeyError, TypeError) as error:
-        why = str(error)[:80]
-        raise UserError(
-            f"{folder}/passages.jsonl is damaged ({why}). Run data/lambada/prepare.py."
-        ) from None
-
-
 def load_prompts(path, meta, limit):
     """-> (n, P) int64, the texts that should follow. Only prompts of the commonest length, at most `limit`."""
     try:
@@ -260,30 +246,36 @@ def load_prompts(path, meta, limit):
     return torch.tensor([ids for ids, _ in rows]), [reference for _, reference in rows]
 
 
+# what a file of saved samples says of them in its first line
+SAMPLES_ARE = {
+    "ckpt",
+    "steps",
+    "causal",
+    "temperature",
+    "top_p",
+    "prefix",
+    "continuations",
+    "dataset",
+    "meta",
+}
+
+
 def load_samples(path):
-    """-> (n, L) int64, what sample.py --save says of them. Raises UserError if the file is damaged."""
+    """
+    -> (n, L) int64, what a file of saved samples says of them: SAMPLES_ARE. Raises UserError if the
+    file is damaged.
+    """
     try:
         about, *lines = read_jsonl(path)
         x = torch.tensor([line["tokens"] for line in lines])
-        if (
-            missing := {
-                "ckpt",
-                "steps",
-                "causal",
-                "prefix",
-                "continuations",
-                "top_p",
-                "dataset",
-                "meta",
-            }
-            - about.keys()
-        ):
+        missing = SAMPLES_ARE - about.keys()
+        if missing:
             raise ValueError(f"no {min(missing)}")
         if x.dim() != 2 or not 0 <= x.min() <= x.max() < about["meta"]["vocab_size"]:
             raise ValueError("tokens that are no samples of one length and vocabulary")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(
-            f"{path} holds no samples ({str(error)[:80]}). Write them with sample.py --save."
+            f"{path} holds no samples ({str(error)[:80]}). python -m extras.save_samples writes them."
         ) from None
     return x, about
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 import data
 from configurator import UserError, choose, configure, print_once, save_config
 from drafters import load_model
-from loop import check_loop, fit, validator
+from loop import check_loop, fit, hooks, validator
 from model import GPT, GPTConfig, draw_tokens, stratified
 from plumbing.checkpoints import load_checkpoint, weights_of
 from plumbing.checks import check_text
@@ -143,7 +143,7 @@ def fake_loss(student, B, T, generator):
         _, y = write(student, B, T, generator)
     masked = masked_at_random(y, generator)  # (B, T), N of them
     yt = y.masked_fill(masked, student.mask_id)
-    logits = student.fake.head(student.fake.hidden(yt)[masked])  # (N, V)
+    logits = student.fake.head(student.fake.hidden(yt)[masked]).float()  # (N, V)
     losses = F.cross_entropy(logits, y[masked], reduction="none")  # (N)
     return losses.sum() / max(len(losses), 1)
 
@@ -195,9 +195,7 @@ def check_training(cfg):
     choose("init_from", cfg.init_from, ("teacher", "resume"))
     if "WORLD_SIZE" in os.environ:
         raise UserError("The networks take turns, in one process: leave torchrun out.")
-    for name in ("batch_size", "max_iters", "eval_interval", "eval_iters"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least 1.")
+    check_loop(cfg)
 
 
 def load_teacher(cfg):
@@ -215,13 +213,13 @@ def load_teacher(cfg):
 
 
 def train_student(cfg):
-    # what the training loop asks for beside the knobs above
+    # what else the training loop asks for, and what is no choice here
     cfg.method = "dimo"
     cfg.gradient_accumulation_steps = 1  # the turns are counted in forward passes
+    cfg.dropout = 0.0
     cfg.sample_interval = 0  # the loop would sample it as a diffusion model
     cfg.fsdp = False
     check_training(cfg)
-    check_loop(cfg)
     device, _, note = pick_device(cfg.device, cfg.dtype)
     teacher, corpus = load_teacher(cfg)
     claim(cfg.out_dir)
@@ -239,7 +237,8 @@ def train_student(cfg):
     loss = functools.partial(dimo_loss, teacher=teacher)
     get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
     validate = validator(loss, corpus, T, cfg, device)
-    fit(student, loss, get_batch, validate, cfg, saved, corpus.meta)
+    on_eval, save = hooks(student, validate, cfg, corpus.meta)
+    fit(student, loss, get_batch, cfg, on_eval, save, saved)
     print_once(f"Sample it: python -m extras.dimo --task=sample --ckpt={cfg.out_dir}/ckpt.pt")
 
 
@@ -249,9 +248,11 @@ def train_student(cfg):
 
 def load_student(path, device, attention="sdpa"):
     """-> Student in eval mode with averaged weights, its checkpoint. Raises UserError."""
+    fix = "Make one with: python -m extras.dimo config/dimo_pydoc.py"
+    if not os.path.exists(path):
+        raise UserError(f"There is no checkpoint {path}. {fix}")
     saved = load_checkpoint(path)
     if "turn" not in saved["model"]:
-        fix = "Make one with: python -m extras.dimo config/dimo_pydoc.py"
         raise UserError(f"{path} is not a student of Di[M]O. {fix}")
     config = GPTConfig(**{**saved["model_config"], "attention": attention})
     student = Student(config)

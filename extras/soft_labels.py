@@ -2,7 +2,7 @@
 Soft labels: a student learns a text from the most probable tokens of a teacher at each position,
 all that an API shows. The labels lie on the disk: made by a local GPT, or read from a .jsonl.
 
-$ python -m extras.soft_labels config/soft_shakespeare_char.py --topk=8          (2 to 6 minutes)
+$ python -m extras.soft_labels config/soft_shakespeare_char.py --topk=8          (a few minutes)
 $ python -m extras.soft_labels config/soft_shakespeare_char.py --soft_data=texts.jsonl \
       --dataset=shakespeare_char --out_dir=out/soft_api
 $ torchrun --standalone --nproc_per_node=2 -m extras.soft_labels config/soft_shakespeare_char.py \
@@ -30,7 +30,7 @@ from configurator import UserError, choose, configure
 from distill import make_drafter, start_folder
 from drafters import load_model
 from extras.vocab_parallel import sliced_logits, sliced_soft_cross_entropy
-from loop import check_loop, fit, validator
+from loop import check_loop, fit, hooks, validator
 from model import ar_loss
 from plumbing.checks import check_text
 from plumbing.parallel import join_processes, leave_processes, on_first_process
@@ -458,7 +458,8 @@ def soft(cfg):
         parallel=cfg.vocab_parallel,
     )
     validate = validator(ar_loss, corpus, L + 1, cfg, device)
-    fit(student, loss, get_batch, validate, cfg, saved, corpus.meta)
+    on_eval, save = hooks(student, validate, cfg, corpus.meta)
+    fit(student, loss, get_batch, cfg, on_eval, save, saved)
 
 
 def main(cfg):

@@ -4,6 +4,7 @@ Checkpoints: written whole or not at all, read without running anything from the
 
 import glob
 import os
+import re
 
 import torch
 
@@ -71,22 +72,23 @@ def load_weights(model, weights):
 
 
 def how_to_train(folder):
-    """What a folder without the checkpoint asked for has, the command that makes it, or what else there is."""
+    """
+    -> what a folder without the checkpoint asked for has, or the command that makes it: a config
+    whose out_dir it is says it on its "$ python" line.
+    """
     if os.path.normpath(folder).startswith(os.path.join("out", "debug")):
         return "Make it with: python train.py config/debug.py, or distill.py, as that file says."
-    if inside := matching("*.pt", folder):
+    inside = matching("*.pt", folder)
+    if inside:
         return f"{folder or '.'} holds {', '.join(inside)}."
-    for config in sorted(
-        glob.glob(os.path.join(os.path.dirname(__file__), "..", "config", "*.py"))
-    ):
+    configs = os.path.join(os.path.dirname(__file__), "..", "config", "*.py")
+    for config in sorted(glob.glob(configs)):
         with open(config, encoding="utf-8") as f:
-            if folder and f'out_dir = "{folder}"\n' in f.read():
-                script = (
-                    "train.py" if os.path.basename(config).startswith("train") else "distill.py"
-                )
-                return f"Make it with: python {script} config/{os.path.basename(config)}"
-    names = "gpt2, gpt2-xl, mdlm-owt, sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:large, hub:OWNER/NAME, hf:OWNER/NAME"
-    return f"Train one, for example with: make demo; or give a published name, such as {names}."
+            source = f.read()
+        command = re.search(r"^\$ (python .*\.py)", source, re.M)
+        if folder and f'out_dir = "{folder}"\n' in source and command:
+            return f"Make it with: {command[1]}"
+    return "Train one, for example with: make demo"
 
 
 def paths_of(ckpt):

@@ -103,9 +103,14 @@ def parallel(model, loss, device, world, fsdp):
     return functools.partial(loss, model)
 
 
-def gradients_stay_here(loss_of, fsdp, world, more):
-    """-> a context: if more follow, the gradients of a backward are not yet averaged over the processes."""
-    return loss_of.no_sync() if more and world > 1 and not fsdp else contextlib.nullcontext()
+def averaging(loss_of, fsdp, world, now):
+    """
+    -> a context for a backward pass: DDP averages the gradients over the processes in the last one
+    of a step, and until then they add up here. (FSDP does it in every one.)
+    """
+    if now or world == 1 or fsdp:
+        return contextlib.nullcontext()
+    return loss_of.no_sync()
 
 
 @contextlib.contextmanager

@@ -97,12 +97,9 @@ def test_the_comment_beside_a_knob_says_what_it_takes(script, refused):
 
 
 def test_an_autoregressive_text_stops_at_eos():
-    assert S.end_of(torch.tensor([3, 1, 2, 3, 0]), 1, 3) == 3  # not at the one that it starts from
-    assert (
-        S.end_of(torch.tensor([3, 1, 2, 1, 0]), 1, 3)
-        == S.end_of(torch.tensor([3, 1, 2, 1, 0]), 1, None)
-        == 5
-    )
+    ended = torch.tensor([3, 1, 2, 3, 0])
+    assert S.text_end(ended, 1, 3) == 3  # not at the one that it starts from
+    assert S.text_end(ended, 1, 4) == S.text_end(ended, 1, None) == 5
 
 
 def test_importing_a_script_parses_and_prints_nothing():
@@ -241,20 +238,28 @@ def test_two_checkpoints_sample_side_by_side(out):
 
 def test_speculative_sampling_command(out, pydoc):
     run("train.py", f"--dataset={pydoc}", "--arch=ngram", "--ngram_n=3", f"--out_dir={out}/ngram")
-    greedy = ["sample.py", f"--ckpt={out}/ar/ckpt.pt", "--temperature=0", "--num_samples=1"]
+    greedy = ["sample.py", f"--ckpt={out}/ar/ckpt.pt", "--temperature=0", "--num_samples=2"]
     plain, _ = run(*greedy)
-    for draft in (f"{out}/ngram/ngram.txt", "lookup", f"{out}/d/ckpt.pt", f"{out}/ar/ckpt.pt"):
+    for draft in (f"{out}/ngram/ngram.txt", "lookup", f"{out}/ar/ckpt.pt"):
         said, _ = run(*greedy, f"--draft={draft}", f"--gamma={0 if draft == 'lookup' else 3}")
-        assert text_of(said)[0].split("-" * 40)[0] == text_of(plain)[0].split("-" * 40)[0]
-        assert re.search(
-            r"% of the tokens were drafted; gamma \d+, alpha \d\.\d\d, \d+\.\d\d tokens per target",
-            said,
-        )
-    ids, drafted = torch.tensor([1, 2, 3]), torch.tensor([False, True, True])
-    assert (
-        terminal.coloured(ids, drafted, lambda ids: "".join("abcd"[i] for i in ids))
-        == "b\033[32mcd\033[0m"
-    )
+        for text, plain_text in zip(text_of(said), text_of(plain), strict=True):
+            assert text.split("-" * 40)[0] == plain_text.split("-" * 40)[0]
+        assert re.search(r"% of the tokens were drafted; gamma \d+, alpha \d\.\d\d, ", said)
+        assert re.search(r", \d+\.\d\d tokens per forward pass of the target", said)
+
+
+def test_accepted_drafts_are_green():
+    decode = lambda ids: "".join("abcd"[i] for i in ids)  # noqa: E731
+    assert terminal.colored([1, 2, 3], [False, True, True], decode) == "b\033[32mcd\033[0m"
+
+
+def test_samples_with_drafts_differ_and_repeat(out):
+    cfg = S.cfg.__class__(**{**vars(S.cfg), "device": "cpu", "draft": "lookup", "gamma": 2})
+    model, checkpoint, _, note = S.load(f"{out}/ar/ckpt.pt", cfg)
+    template = S.make_template(model, checkpoint["meta"], cfg)
+    first, _ = S.sample_with_drafts(model, checkpoint, template, note, cfg)
+    again, _ = S.sample_with_drafts(model, checkpoint, template, note, cfg)
+    assert first == again and len(set(first)) == cfg.num_samples
 
 
 def test_sampling_mistakes(out, refused):
@@ -265,37 +270,36 @@ def test_sampling_mistakes(out, refused):
         return refused(S.main, type(S.cfg)(**{**vars(S.cfg), **cfg}))
 
     assert "steps is -1" in refuse("d", "--steps=-1")
+    assert "sampler is 'x'" in refuse("d", "--sampler=x")
+    assert "attention is 'x'" in refuse("d", "--attention=x")
+    assert "compile is 'x'" in refuse("d", "--compile=x")
     assert "no room in 32" in refuse("d", "--prompt=" + "x" * 32)
     assert "no blank '_'" in refuse("d", "--infill=no blanks")
     assert "either" in refuse("d", "--infill=_", "--prompt=x")
     assert "not a file" in refuse("d", "--prompt=FILE:none.txt")
     assert "num_samples is 0" in refuse("d", "--num_samples=0")
     assert "has no" in refuse("d", "--prompt=\u4e16")
-    assert "autoregressive" in refuse("ar", "--infill=a _ b")
-    assert "autoregressive" in refuse("ar", "--infill=_")
+    assert "Use a diffusion" in refuse("ar", "--infill=a _ b")
+    assert "Use a diffusion" in refuse("ar", "--infill=_")
     assert "--blank must not be empty" in refuse("d", "--infill=a_", "--blank=")
     assert "top_p is 0.0" in refuse("d", "--top_p=0")
     assert "temperature is -1.0" in refuse("d", "--temperature=-1")
     assert "top_k is -1" in refuse("ar", "--top_k=-1")
-    assert "autoregressive" in refuse("ar", "--trace=True")
+    assert "a diffusion model" in refuse("ar", "--trace=True")
     assert "diffusion model" in refuse("d", "--draft=lookup")
+    assert "diffusion model" in refuse("ar", f"--draft={out}/d/ckpt.pt")
     assert "cannot fill in blanks" in refuse("ar", "--draft=lookup", "--infill=a _ b")
     assert "cannot fill in blanks" in refuse("ar", "--draft=lookup", "--infill=_")
     assert "no n-gram file" in refuse("ar", "--draft=none.txt")
-    assert "draft_steps is 0" in refuse("ar", "--draft=lookup", "--draft_steps=0")
-    assert "more than the context of 32" in refuse("ar", "--draft=lookup", "--length=40")
-    assert "several" in refuse("d", "--trace=True", f"--ckpt={out}/d/ckpt.pt,{out}/d/ckpt.pt")
-    assert "--html=FILE" in refuse("d", "--frontier=eval.json")
-    assert "one of them" in refuse("d", "--html=page.html", "--trace=True")
-    assert "diffusion model" in refuse("d", "--html=page.html", "--draft=lookup")
-    assert "no frontier" in refuse("d", "--html=page.html", "--frontier=none.json")
+    assert "context of 32" in refuse("ar", "--draft=lookup", "--gamma=2", "--length=40")
+    assert "one --ckpt" in refuse("d", "--trace=True", f"--ckpt={out}/d/ckpt.pt,{out}/d/ckpt.pt")
     assert "There is no checkpoint" in refuse("none")
 
 
 def test_evaluation_command(out, tmp_path):
     args = [
         f"--ckpt={out}/d/ckpt.pt,{out}/ar/ckpt.pt",
-        f"--judge={out}/ar/ckpt.pt",
+        f"--evaluator={out}/ar/ckpt.pt",
         "--steps=2,4",
         "--num_samples=4",
     ]
@@ -365,17 +369,11 @@ def test_the_openwebtext_path_from_documents_to_lambada(tmp_path):
         f"--out_dir={tmp_path}/sdtt",
     )
     student = f"{tmp_path}/sdtt/round_2.pt"
-    run(
-        "sample.py",
-        f"--ckpt={student}",
-        "--num_samples=4",
-        "--steps=4",
-        "--device=cpu",
-        f"--save={tmp_path}/s.jsonl",
-    )
+    few = ["--num_samples=4", "--steps=4", "--device=cpu", f"--out={tmp_path}/s.jsonl"]
+    run("-m", "extras.save_samples", f"--ckpt={student}", *few)
     few = ["--eval_blocks=4", "--device=cpu", f"--out={tmp_path}/e"]
     said, _ = run(
-        "eval.py", f"--samples={tmp_path}/s.jsonl", f"--judge={ar}", "--what=genppl,selfbleu", *few
+        "eval.py", f"--samples={tmp_path}/s.jsonl", f"--evaluator={ar}", "--what=genppl,selfbleu", *few
     )
     assert "self_bleu" in said and "real text" in said
     said, _ = run("eval.py", f"--ckpt={student},{ar}", "--what=nelbo,lambada", words, *few)

@@ -267,7 +267,7 @@ def test_mistakes_are_said_before_any_work(
 
     assert "'sft'" in said(task="sft")
     assert "'scratch'" in said(init_from="scratch")
-    assert "max_iters is 0" in said(max_iters=0)
+    assert "has 0 steps" in said(max_iters=0)
     assert "another vocabulary" in said(dataset=pydoc)
     assert "There is no checkpoint" in said(teacher=tmp_path / "none.pt")
     assert "nothing to resume" in said(init_from="resume")
@@ -278,6 +278,8 @@ def test_mistakes_are_said_before_any_work(
     assert "batch_size 4, not 2" in refused(D.main, other)
     sample = dict(task="sample", ckpt=str(student / "ckpt.pt"))
     assert "not a student of Di[M]O" in said(**(sample | {"ckpt": teacher}))
+    none = tmp_path / "none.pt"
+    assert "extras.dimo config/dimo_pydoc.py" in said(**(sample | {"ckpt": str(none)}))
     assert "num_samples is 0" in said(**sample, num_samples=0)
     assert "temperature is -1.0" in said(**sample, temperature=-1.0)
     assert "top_p is 0.0" in said(**sample, top_p=0.0)

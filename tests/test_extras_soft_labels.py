@@ -1,5 +1,5 @@
 """
-python -m pytest tests/test_extras_soft_labels.py          soft labels: the loss, the files, the runs
+python -m pytest tests/test_extras_soft_labels.py        soft labels: the loss, the files, the runs
 """
 
 import json
@@ -316,15 +316,14 @@ def test_two_processes_with_half_of_the_vocabulary_each_equal_one(missing, odd_t
     Loss and gradient: after three steps of training the weights are the same, except for the order
     of a sum.
     """
-    kw = dict(teacher=odd_teacher, drafter="gpt", n_embd=16, n_head=2, topk=3, batch_size=24)
-    kw |= dict(max_iters=3, eval_interval=1, eval_iters=1, dtype="float32", device="cpu")
-    kw |= dict(learning_rate=1e-2, warmup_iters=1, ce_weight=0.5, missing=missing)
-    args = [f"--{name}={value}" for name, value in kw.items()]
-    module = ["-m", "extras.soft_labels"]
-    run(*module, *args, "--gradient_accumulation_steps=1", f"--out_dir={tmp_path}/one")
-    split = ["--gradient_accumulation_steps=2", "--vocab_parallel=True", f"--out_dir={tmp_path}/two"]
+    kw = dict(batch_size=24, max_iters=3, eval_interval=1, dtype="float32", ce_weight=0.5)
+    kw |= dict(n_layer=1, learning_rate=1e-2, warmup_iters=1, missing=missing)
+    S.main(settings(odd_teacher, tmp_path / "one", **kw))
+    split = dict(gradient_accumulation_steps=2, vocab_parallel=True)
+    cfg = settings(odd_teacher, tmp_path / "two", **kw, **split)
+    args = [f"--{k}={v}" for k, v in vars(cfg).items() if v != getattr(S.cfg, k)]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    run(*launcher, *module, *args, *split, env={"OMP_NUM_THREADS": "1"})
+    run(*launcher, "-m", "extras.soft_labels", *args, env={"OMP_NUM_THREADS": "1"})
     one, two = (load_checkpoint(tmp_path / d / "ckpt.pt") for d in ("one", "two"))
     for name in one["model"]:
         torch.testing.assert_close(one["model"][name], two["model"][name], atol=2e-5, rtol=1e-4)

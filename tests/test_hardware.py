@@ -105,7 +105,7 @@ def test_nothing_runs_in_16_bits_where_they_are_emulated(markov, tmp_path, monke
             num_samples=4,
             eval_blocks=8,
             steps=[2],
-            judge=f"{tmp_path}/ar/ckpt.pt",
+            evaluator=f"{tmp_path}/ar/ckpt.pt",
             out=str(tmp_path / "out"),
         )
         what = dict(what="nelbo,genppl,selfbleu,latency", latency_batch=[1])

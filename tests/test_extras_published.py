@@ -1,10 +1,8 @@
 """
-python -m pytest tests/test_published.py          GPT-2, MDLM and SDTT files in their published layouts, and our own
+python -m pytest tests/test_extras_published.py          files of GPT-2, MDLM, SDTT, and our own
 """
 
-import glob
 import json
-import os
 import sys
 
 import numpy as np
@@ -12,14 +10,13 @@ import pytest
 import reference
 import safetensors.torch
 import torch
-from conftest import ROOT, run
+from conftest import run
 
 import data
 from drafters import load_model
-from model import GPT
-from plumbing import checkpoints
+from extras import published
+from extras.published import hub_address, save_model
 from plumbing.checkpoints import load_checkpoint
-from plumbing.published import hub_address, save_published
 from plumbing.randomness import seeded
 
 V, C, L, E = 50257, 16, 2, 8
@@ -66,7 +63,7 @@ def gpt2_folder(gpt2, tmp_path_factory):
 
 
 def test_the_folded_model_is_the_adaptive_one(mdlm, mdlm_folder):
-    model = GPT.from_pretrained(mdlm_folder)
+    model = load_model(mdlm_folder)[0]
     xt = torch.randint(0, V + 1, (3, 32), generator=seeded(2))
     xt[:, ::3] = V  # [MASK]
     literal = reference.mdlm_forward(mdlm, 2, xt)[..., :V]
@@ -78,11 +75,11 @@ def test_the_fold_is_for_noise_level_zero_only(mdlm, mdlm_folder):
     """The twin is no tautology: with another level it says something else."""
     xt = torch.randint(0, V + 1, (1, 32), generator=seeded(2))
     other = reference.mdlm_forward(mdlm, 2, xt, sigma=1.0)[..., :V]
-    assert (GPT.from_pretrained(mdlm_folder)(xt) - other).abs().max() > 0.1
+    assert (load_model(mdlm_folder)[0](xt) - other).abs().max() > 0.1
 
 
 def test_gpt2_is_the_published_one(gpt2, gpt2_folder):
-    model = GPT.from_pretrained(gpt2_folder)
+    model = load_model(gpt2_folder)[0]
     x = torch.randint(0, V, (3, 32), generator=seeded(3))
     literal = reference.gpt2_forward(gpt2, 2, x)
     assert literal.std() > 0.5 and model.config.causal and model.lm_head is None
@@ -98,7 +95,7 @@ def test_any_number_of_prefixes_and_nested_settings_as_in_the_sdtt_files(
         "verbose": True,
     }
     folder = folder_of(tmp_path / "sdtt", config, {prefix + k: v for k, v in mdlm.items()})
-    same, model = GPT.from_pretrained(mdlm_folder), GPT.from_pretrained(folder)
+    same, model = load_model(mdlm_folder)[0], load_model(folder)[0]
     assert model.config == same.config and model.config.block_size == 32
     assert all(
         torch.equal(p, q) for p, q in zip(model.parameters(), same.parameters(), strict=True)
@@ -137,7 +134,7 @@ def test_the_hub_is_asked_for_three_files_of_the_revision(gpt2_folder, monkeypat
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda *a, **kw: asked.append((a, kw)) or gpt2_folder
     )
-    assert GPT.from_pretrained("gpt2-large").config.n_embd == C
+    assert load_model("gpt2-large")[0].config.n_embd == C
     files = ["config.json", "model.safetensors", "tokenizer.json"]
     assert asked == [
         (("openai-community/gpt2-large",), {"revision": "main", "allow_patterns": files})
@@ -243,72 +240,45 @@ def test_files_that_are_cut_off_or_missing_are_refused(gpt2_folder, gpt2, tmp_pa
 def test_a_model_is_exported_and_comes_back_the_same(mdlm_folder, tmp_path, refused):
     model, checkpoint = load_model(mdlm_folder)
     assert checkpoint.keys().isdisjoint({"model", "ema", "optimizer"})  # weights are held once
-    save_published(str(tmp_path / "mine"), model, checkpoint)
+    save_model(str(tmp_path / "mine"), model, checkpoint)
     again, about = load_model(str(tmp_path / "mine"))
     assert again.config == model.config and about["meta"] == checkpoint["meta"] == data.GPT2_META
     assert all(
         torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True)
     )
-    assert "another folder" in refused(save_published, str(tmp_path / "mine"), model, checkpoint)
+    assert "another folder" in refused(save_model, str(tmp_path / "mine"), model, checkpoint)
 
 
 def test_a_class_publishes_its_own(markov, tmp_path):
-    """Trains, samples and exports; the folder then serves as a checkpoint in every script."""
-    tiny = [
-        "--n_layer=1",
-        "--n_head=2",
-        "--n_embd=16",
-        "--block_size=16",
-        "--batch_size=4",
-        "--eval_iters=1",
-    ]
-    tiny += [
-        "--max_iters=4",
-        "--eval_interval=4",
-        "--device=cpu",
-        f"--dataset={markov}",
-        "--ema=0.9",
-    ]
+    """Trains, exports and samples; the folder then serves as a checkpoint in every script."""
+    cpu = ["--device=cpu", "--eval_iters=1", f"--dataset={markov}"]
+    tiny = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"]
+    tiny += [*cpu, "--max_iters=4", "--eval_interval=4", "--ema=0.9"]
     run("train.py", *tiny, f"--out_dir={tmp_path}/run")
+    ckpt = f"--ckpt={tmp_path}/run/ckpt.pt"
+    export = ["-m", "extras.published", ckpt, f"--out={tmp_path}/mine"]
+    said, _ = run(*export)
+    assert f"--ckpt={tmp_path}/mine" in said
     few = ["--num_samples=2", "--steps=4", "--device=cpu"]
-    out, _ = run("sample.py", f"--ckpt={tmp_path}/run/ckpt.pt", f"--export={tmp_path}/mine", *few)
+    out, _ = run("sample.py", ckpt, *few)
     again, _ = run("sample.py", f"--ckpt={tmp_path}/mine", *few)
     assert again.split("sample 1")[1].split(" in ")[0] == out.split("sample 1")[1].split(" in ")[0]
-    few = [
-        "--iters_per_round=2",
-        "--eval_interval=2",
-        "--eval_iters=1",
-        "--batch_size=2",
-        "--device=cpu",
-        "--rounds=1",
-    ]
-    few += ["--gradient_accumulation_steps=1"]
-    run(
-        "distill.py",
-        f"--teacher={tmp_path}/mine",
-        *few,
-        f"--out_dir={tmp_path}/sdtt",
-        f"--export={tmp_path}/student",
-    )
-    student, round_1 = (
-        load_model(f"{tmp_path}/{name}")[0] for name in ("student", "sdtt/round_1.pt")
-    )
-    assert all(
-        torch.equal(p, q) for p, q in zip(student.parameters(), round_1.parameters(), strict=True)
-    )
-    _, said = run(
-        "distill.py", f"--teacher={tmp_path}/mine", f"--export={tmp_path}/student", ok=False
-    )
-    assert "holds a model or a config.json already" in said
+    _, said = run(*export, ok=False)
+    assert "holds a model or a config.json already" in said and said.count("\n") == 1
+    _, said = run("-m", "extras.published", ckpt, ok=False)
+    assert "--out=FOLDER" in said
+
+    rounds = ["--rounds=1", "--iters_per_round=2", "--eval_interval=2", "--batch_size=2"]
+    rounds += ["--gradient_accumulation_steps=1", f"--teacher={tmp_path}/mine", *cpu]
+    run("distill.py", *rounds, f"--out_dir={tmp_path}/sdtt")
+    student = f"{tmp_path}/sdtt/round_1.pt"
+    run("-m", "extras.published", f"--ckpt={student}", f"--out={tmp_path}/student")
+    weights = load_model(f"{tmp_path}/student")[0].state_dict()
+    for key, value in load_model(student)[0].state_dict().items():
+        assert torch.equal(value, weights[key])
     run("train.py", *tiny, f"--init_from={tmp_path}/student", f"--out_dir={tmp_path}/more")
-    run(
-        "eval.py",
-        f"--ckpt={tmp_path}/student",
-        "--num_samples=4",
-        "--steps=4",
-        "--device=cpu",
-        f"--out={tmp_path}/e",
-    )
+    nelbo = ["--what=nelbo", "--eval_blocks=4", "--device=cpu", f"--out={tmp_path}/e"]
+    run("eval.py", f"--ckpt={tmp_path}/student", *nelbo)
 
 
 def test_gpt2_becomes_a_diffusion_model_with_a_shorter_context(gpt2_folder, tmp_path):
@@ -327,7 +297,7 @@ def test_gpt2_becomes_a_diffusion_model_with_a_shorter_context(gpt2_folder, tmp_
     assert (saved["causal"], saved["block_size"], saved["pos"]) == (False, 16, "learned")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # any vocabulary: V + 1 rows, the last of which is [MASK]
 
 WORDS = [*"abcdefghi", "##b", " "]  # 11 of them
@@ -372,7 +342,7 @@ def sampled(ckpt, prompt):
 
 def test_a_model_of_any_vocabulary_trains_distills_samples_and_is_exported(tmp_path):
     folder = small_folder(tmp_path / "eleven", tokenizer_json())
-    model = GPT.from_pretrained(folder)
+    model = load_model(folder)[0]
     assert (model.config.vocab_size, model.mask_id, model.wte.num_embeddings) == (11, 11, 12)
     xt = torch.randint(0, 12, (2, 32), generator=seeded(2))
     literal = reference.mdlm_forward(reference.random_mdlm(11, C, L, E, seeded(0)), 2, xt)[..., :11]
@@ -402,11 +372,12 @@ def test_a_model_of_any_vocabulary_trains_distills_samples_and_is_exported(tmp_p
         "--iters_per_round=2",
         "--rounds=1",
         f"--teacher={tmp_path}/run/ckpt.pt",
-        f"--export={tmp_path}/student",
     ]
     run("distill.py", *args, *more, f"--out_dir={tmp_path}/sdtt")
+    student = f"--ckpt={tmp_path}/sdtt/round_1.pt"
+    run("-m", "extras.published", student, f"--out={tmp_path}/student")
     assert data.same_vocabulary(
-        load_checkpoint(f"{tmp_path}/student")["meta"], load_checkpoint(folder)["meta"]
+        published.read_model(f"{tmp_path}/student")["meta"], published.read_model(folder)["meta"]
     )
     assert (
         "json" not in json.loads((tmp_path / "student" / "config.json").read_text())["meta"]
@@ -426,7 +397,7 @@ def test_without_a_tokenizer_text_is_token_ids(tmp_path):
     )
     corpus = data.load(f"{tmp_path}/data")
     assert corpus.train[:6].tolist() == [3, 1, 4, 10, 0, 3] and data.same_vocabulary(
-        corpus.meta, load_checkpoint(folder)["meta"]
+        corpus.meta, published.read_model(folder)["meta"]
     )
     sample, told = sampled(folder, "7 8 10 0")
     assert (
@@ -443,11 +414,10 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, refused):
             ("[]", ["can be read"]),
         ]
     ):
-        said = refused(load_checkpoint, small_folder(tmp_path / str(i), text))
+        said = refused(published.read_model, small_folder(tmp_path / str(i), text))
         assert all(word in said for word in words), said
-    meta = load_checkpoint(
-        small_folder(tmp_path / "mask", tokenizer_json(special=["[MASK]"]), eos_token_id=4)
-    )["meta"]
+    masked = small_folder(tmp_path / "mask", tokenizer_json(special=["[MASK]"]), eos_token_id=4)
+    meta = published.read_model(masked)["meta"]
     encode, decode = data.encoder(meta)
     assert (
         encode("ab h") == [0, 1, 10, 7]
@@ -468,8 +438,8 @@ def test_without_the_package_the_model_loads_and_text_is_refused_in_one_line(
     folder = small_folder(tmp_path / "eleven", tokenizer_json())
     data.tokenizers.json_tokenizer.cache_clear()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    assert GPT.from_pretrained(folder).config.vocab_size == 11
-    assert "pip install tokenizers" in refused(data.encoder, load_checkpoint(folder)["meta"])
+    assert load_model(folder)[0].config.vocab_size == 11
+    assert "pip install tokenizers" in refused(data.encoder, published.read_model(folder)["meta"])
 
 
 def test_a_gpt2_sized_vocabulary_is_gpt2s_only_if_its_words_are(gpt2, tmp_path):
@@ -481,7 +451,7 @@ def test_a_gpt2_sized_vocabulary_is_gpt2s_only_if_its_words_are(gpt2, tmp_path):
             {"model": {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"}, "added_tokens": []}
         )
         (tmp_path / name / "tokenizer.json").write_text(text)
-        meta[name] = load_checkpoint(folder)["meta"]
+        meta[name] = published.read_model(folder)["meta"]
     assert meta["english"] == data.GPT2_META
     assert meta["other"] == {"tokenizer": "json", "vocab_size": V, "json": text, "eot": V - 1}
 
@@ -491,7 +461,7 @@ def test_what_is_published_has_a_card_with_its_numbers(tmp_path, refused):
     model, checkpoint = load_model(small_folder(tmp_path / "eleven"))
     checkpoint |= {"step": 1200, "val_loss": 0.43219, "made_for": {"steps": 2, "sampler": "spread"}}
     checkpoint["config"] |= {"method": "sdtt", "divergence": "kl_bwd", "dataset": "/home/me/texts"}
-    save_published(str(tmp_path / "mine"), model, checkpoint)
+    save_model(str(tmp_path / "mine"), model, checkpoint)
     n = sum(p.numel() for p in model.parameters())
     card = (tmp_path / "mine" / "README.md").read_text()
     for words in (
@@ -511,30 +481,5 @@ def test_what_is_published_has_a_card_with_its_numbers(tmp_path, refused):
     assert load_model(str(tmp_path / "mine"))[1]["made_for"] == {"steps": 2, "sampler": "spread"}
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "README.md").write_text("by hand")
-    save_published(str(tmp_path / "other"), model, checkpoint)
+    save_model(str(tmp_path / "other"), model, checkpoint)
     assert (tmp_path / "other" / "README.md").read_text() == "by hand"
-
-
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, refused):
-    path = str(tmp_path / "ckpt.pt")
-    checkpoints.save_checkpoint(path, {"model_config": {}, "step": 1})
-
-    def full(checkpoint, f):
-        f.write(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    said = refused(checkpoints.save_checkpoint, path, {"model_config": {}, "step": 2})
-    assert "No space left" in said and "still there" in said
-    assert load_checkpoint(path)["step"] == 1 and not (tmp_path / "ckpt.pt.tmp").exists()
-    assert "Nothing was saved" in refused(
-        checkpoints.save_checkpoint, str(tmp_path / "other.pt"), {}
-    )
-
-
-def test_published_models_are_data_only():
-    files = [*glob.glob(f"{ROOT}/*.py"), *glob.glob(f"{ROOT}/plumbing/*.py")]
-    source = {os.path.basename(path): open(path, encoding="utf-8").read() for path in files}
-    assert all("trust_remote_code" not in s and "import pickle" not in s for s in source.values())
-    loads = [line for s in source.values() for line in s.splitlines() if "torch.load(" in line]
-    assert len(loads) == 1 and "weights_only=True" in loads[0]

@@ -1,0 +1,119 @@
+"""
+What the training loop has around it: its state for a checkpoint, its bar and log.
+"""
+
+import math
+import time
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from configurator import UserError, print_once
+from plumbing.parallel import is_shard, rank_and_world, shard_like, whole
+from plumbing.runs import Log, files_of_run
+
+# --------------------------------------------------------------------------------------------------
+# what is saved, and how a run goes on from it
+
+
+def training_state(model, optimizer, averaged, step):
+    """-> a dict; of weights in shards, every process has to call it, and the first gets them whole."""
+    state = {
+        "model": model.state_dict(),
+        "ema": averaged or None,
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+    }
+    sharded = any(is_shard(p) for p in model.parameters())
+    return whole(state) if sharded else state
+
+
+def restore(resume, optimizer, averaged, cfg):
+    """Optimizer and averages get what the checkpoint `resume` holds -> its step."""
+    if bool(resume["ema"]) != bool(cfg.ema):
+        ema = resume["config"]["ema"]
+        raise UserError(f"{cfg.out_dir} was trained with --ema={ema}; resume it with the same.")
+    saved = resume["optimizer"]
+    ordered = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {}
+    for i, of_weight in saved["state"].items():
+        state[i] = {key: shard_like(ordered[i], x) for key, x in of_weight.items()}
+    optimizer.load_state_dict({**saved, "state": state})
+    for n, average in averaged.items():
+        averaged[n] = shard_like(average, resume["ema"][n])
+    if resume["step"] >= cfg.max_iters:
+        print_once(f"{cfg.out_dir} is already trained for {resume['step']} steps.")
+    return resume["step"]
+
+
+# --------------------------------------------------------------------------------------------------
+# what a run says
+
+LOG_INTERVAL = 10  # steps
+
+
+class Progress:
+    """The bar and log.jsonl, and an end where a loss is no longer finite."""
+
+    def __init__(self, cfg, start, first):
+        self.out_dir = cfg.out_dir
+        self.first = first
+        self.rank, self.world = rank_and_world()
+        self.log = None
+        if self.rank == 0:
+            self.log = Log(cfg.out_dir, first + start, cfg.wandb, vars(cfg))
+        self.bar = tqdm(
+            total=cfg.max_iters,
+            initial=start,
+            unit="step",
+            disable=self.rank != 0,
+            dynamic_ncols=True,
+        )
+        self.begin()
+
+    def begin(self):
+        self.losses = []
+        self.tokens = 0
+        self.began = time.perf_counter()
+
+    def add(self, step, loss, lr, tokens, evaluating):
+        """Counts a step; every LOG_INTERVAL of them, and before a validation, says how it goes."""
+        self.losses.append(loss)
+        self.tokens += tokens
+        self.bar.update()
+        if (step + 1) % LOG_INTERVAL and not evaluating:
+            return
+        losses = torch.stack(self.losses)
+        if self.world > 1:
+            dist.all_reduce(losses)
+            losses /= self.world
+        self.check_finite(losses.tolist(), step, lr)
+        mean = losses.mean().item()
+        speed = self.tokens / (time.perf_counter() - self.began)
+        self.bar.set_postfix_str(f"loss {mean:.3f}, {speed:,.0f} tokens/s")
+        record = {"step": self.first + step + 1, "loss": round(mean, 4), "lr": lr}
+        self.write({**record, "tokens_per_s": round(speed)})
+        self.begin()
+
+    def validated(self, step, val_loss):
+        self.write({"step": self.first + step + 1, "val_loss": round(val_loss, 4)})
+        self.began = time.perf_counter()  # the time that it took is not training's
+
+    def write(self, record):
+        if self.log:
+            self.log.write(record)
+
+    def check_finite(self, losses, step, lr):
+        """losses: those since the last log, the last one of them step's."""
+        bad = [i for i, value in enumerate(losses) if not math.isfinite(value)]
+        if not bad:
+            return
+        self.bar.close()
+        at = self.first + step + 2 - len(losses) + bad[0]
+        good = files_of_run(self.out_dir)
+        hint = "No checkpoint was saved yet: start again with a lower --learning_rate."
+        if good:
+            hint = f"The last good one is {good[-1]}: --init_from=resume, a lower --learning_rate."
+        value = losses[bad[0]]
+        raise UserError(f"The loss became {value} at step {at}, learning rate {lr:.2e}. {hint}")
