@@ -127,7 +127,7 @@ def divergence_between(log_student, log_teacher, divergence):
         return ((log_student - log_teacher) ** 2).sum(-1)
     if divergence == "nla":
         return -torch.logsumexp(torch.minimum(log_student, log_teacher), -1)
-    log_m = ((p + q) / 2).log()
+    log_m = torch.stack([log_student, log_teacher]).logsumexp(0) - math.log(2)
     return (p * (log_student - log_m) + q * (log_teacher - log_m)).sum(-1) / 2
 
 
@@ -171,7 +171,7 @@ def sdtt_targets(teacher, xt, step_of, k, generator):
     return targets
 
 
-def sdtt_loss(student, x0, generator, teacher, dt, sampler, k=2, divergence="kl_bwd"):
+def sdtt_loss(student, x0, generator, teacher, dt, sampler, *, k=2, divergence="kl_bwd"):
     if sampler == "spread":
         xt, step_of = spread_state(x0, dt, k, student.mask_id, generator)
     else:
@@ -272,11 +272,14 @@ def predicted_speedup(alpha, c, gamma, verify=1.0):
 
 
 def soft_cross_entropy(logits, ids, logp, missing="none"):
-    w, log_p = torch.exp(logp), logits.log_softmax(-1)
+    w = torch.exp(logp)
+    log_p = logits.log_softmax(-1)
     if missing == "renorm":
         w = w / w.sum(1, keepdim=True)
     loss = -(w * torch.gather(log_p, 1, ids)).sum(1)
     if missing == "tail":
         named = torch.zeros_like(log_p).scatter(1, ids, 1.0) > 0
-        loss = loss - (1 - w.sum(1)) * log_p.masked_fill(named, -1e9).logsumexp(1)
+        gone = 1 - w.sum(1)
+        tail = torch.where(gone < 1e-6, 0, gone * log_p.masked_fill(named, -1e9).logsumexp(1))
+        loss = loss - tail
     return loss

@@ -287,7 +287,9 @@ if __name__ == "__main__":
     parser.add_argument("folder", help="to be made, beside the project")
     parser.add_argument("--name", default="student", help="another name, other numbers")
     parser.add_argument("--handed_in", help="a student's folder: its functions are put in, no more")
-    parser.add_argument("--lesson", type=int, default=0, help="this lesson's exercises only; 0: all")
+    parser.add_argument(
+        "--lesson", type=int, default=0, help="this lesson's exercises only; 0: all"
+    )
     args = parser.parse_args()
     make_student(args.folder, args.name, args.handed_in, args.lesson)
     print(f"{args.folder} is ready: cd {args.folder}; make grade")

@@ -3,7 +3,7 @@
 
 def entropies(x):
     found = []
-    for row in x:
+    for _ in x:
         p = x.unique(return_counts=True)[1] / x.numel()
         found.append(-(p * p.log()).sum())
     return torch.stack(found)
