@@ -1,7 +1,7 @@
 # distill.py:sdtt_loss, exercise 11: k is 2, whatever it is
 
 
-def sdtt_loss(student, x0, generator, teacher, dt, sampler, k=2, divergence="kl_bwd"):
+def sdtt_loss(student, x0, generator, teacher, dt, sampler, *, k=2, divergence="kl_bwd"):
     state = spread_state if sampler == "spread" else ancestral_state
     xt, step_of = state(x0, dt, 2, student.mask_id, generator)  # (B, T) each
     targets = sdtt_targets(teacher, xt, step_of, 2, generator)  # (B, T, C)

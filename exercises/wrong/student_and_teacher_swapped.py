@@ -1,7 +1,7 @@
 # distill.py:sdtt_loss, exercise 11: the divergence of the teacher from the student
 
 
-def sdtt_loss(student, x0, generator, teacher, dt, sampler, k=2, divergence="kl_bwd"):
+def sdtt_loss(student, x0, generator, teacher, dt, sampler, *, k=2, divergence="kl_bwd"):
     state = spread_state if sampler == "spread" else ancestral_state
     xt, step_of = state(x0, dt, k, student.mask_id, generator)  # (B, T) each
     targets = sdtt_targets(teacher, xt, step_of, k, generator)  # (B, T, C)
