@@ -247,10 +247,10 @@ def plan_rounds(orig_steps, k, rounds):
     steps = orig_steps
     for _ in range(rounds):
         if steps % k:
-            way = " -> ".join(str(round(1 / dt)) for dt, _ in plan)
+            way = [orig_steps, *(fewer for _, fewer in plan)]
             raise UserError(
                 f"{rounds} rounds: teacher_steps {k} divides orig_steps only {len(plan)} times "
-                f"({way} -> {steps})."
+                f"({' -> '.join(map(str, way))})."
             )
         plan.append((1 / steps, steps // k))
         steps = steps // k  # 1024, 512, ...

@@ -2,13 +2,10 @@
 Two fast ways to compute what model.attend computes, with the same arguments. model.py chooses.
 """
 
-import functools
-
 import torch
 import torch.nn.functional as F
 
 
-@functools.lru_cache(maxsize=8)  # every layer asks for the same one
 def causal_mask(n_query, n_key, device):
     """-> (n_query, n_key) bool, True where a query may look: the queries are the last of the keys."""
     return torch.ones(n_query, n_key, dtype=torch.bool, device=device).tril(n_key - n_query)
@@ -18,11 +15,13 @@ def sdpa(q, k, v, causal):
     """PyTorch's fused attention."""
     Tq = q.size(2)
     Tk = k.size(2)
-    if causal and 1 < Tq < Tk:
+    if not causal or Tq == 1:  # a single query is the last position: it sees all keys
+        return F.scaled_dot_product_attention(q, k, v)
+    if Tq < Tk:
         # new queries after cached keys: its is_causal would align them to the first key
         mask = causal_mask(Tq, Tk, q.device)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal and Tq > 1)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 def is_slow_in_sdpa(q):

@@ -16,7 +16,8 @@ def check_distillation(cfg):
     choose("sampler", cfg.sampler, ("ancestral", "analytic", "spread"))
     choose("kd_data", cfg.kd_data, ("dataset", "teacher", "student"))
     choose("smoothing", cfg.smoothing, ("kneser_ney", "laplace"))
-    for name, least in (("teacher_steps", 2), ("orig_steps", 1), ("rounds", 1), ("ngram_n", 1)):
+    smallest = {"teacher_steps": 2, "orig_steps": 1, "rounds": 1, "ngram_n": 1, "pseudo_tokens": 1}
+    for name, least in smallest.items():
         if getattr(cfg, name) < least:
             raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least {least}.")
     if not cfg.kd_temp > 0:

@@ -27,11 +27,10 @@ TINY = dict(
 
 
 def tiny_model(V=7, seed=0, **kw):
-    """A GPT of two layers whose weights are large enough that its predictions differ from uniform."""
+    """A GPT of two layers, with weights so large that its predictions are far from uniform."""
     torch.manual_seed(seed)
-    model = new_model(
-        GPTConfig(**{**dict(block_size=16, vocab_size=V, n_layer=2, n_head=2, n_embd=16), **kw})
-    )
+    shape = dict(block_size=16, vocab_size=V, n_layer=2, n_head=2, n_embd=16)
+    model = new_model(GPTConfig(**{**shape, **kw}))
     for p in model.parameters():
         if p.dim() == 2:
             p.data.mul_(12)
@@ -54,7 +53,7 @@ def save_tiny(path, itos, **kw):
 
 
 def run(*args, ok=True, cwd=ROOT, env=None):
-    """Runs a script of the project in a process of its own -> (stdout, stderr); `ok` is whether it should succeed."""
+    """Runs a script of the project in a process of its own -> (stdout, stderr). ok: should it?"""
     result = subprocess.run(
         [sys.executable, *map(str, args)],
         capture_output=True,
@@ -68,33 +67,19 @@ def run(*args, ok=True, cwd=ROOT, env=None):
 
 def knobs(tmp_path, **kw):
     """train.py's knobs for a run of seconds in tmp_path."""
-    return types.SimpleNamespace(
-        **{
-            **vars(train.cfg),
-            **TINY,
-            "out_dir": str(tmp_path),
-            "max_iters": 6,
-            "eval_interval": 3,
-            **kw,
-        }
-    )
+    few = {"out_dir": str(tmp_path), "max_iters": 6, "eval_interval": 3}
+    return types.SimpleNamespace(**{**vars(train.cfg), **TINY, **few, **kw})
 
 
 def way_to(module, loss, command):
-    """-> the project's functions between a command and the first call of its loss, each as file:function."""
+    """-> the project's functions between a command and its loss's first call, as file:function."""
     seen = []
 
     def stop(*args, **kw):
-        frames = [
-            f
-            for f in traceback.extract_stack()
-            if f.filename.startswith(ROOT) and "tests" not in f.filename
-        ]
-        seen.extend(
-            f"{os.path.relpath(f.filename, ROOT)}:{f.name}"
-            for f in frames
-            if ".venv" not in f.filename
-        )
+        for frame in traceback.extract_stack():
+            folder, file = os.path.split(frame.filename)
+            if folder == ROOT:
+                seen.append(f"{file}:{frame.name}")
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -138,7 +123,7 @@ def trained(markov, tmp_path_factory):
 
 @pytest.fixture
 def refused():
-    """refused(f, *args): the one-line message with which f refuses its arguments."""
+    """refused(f, *args): the one-line message of the UserError that f raises."""
 
     def call(f, *args, **kw):
         with pytest.raises(UserError) as error:

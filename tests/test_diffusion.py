@@ -1,7 +1,8 @@
 """
-python -m pytest tests/test_diffusion.py          masked diffusion: the loss, the bound and every sampler
+python -m pytest tests/test_diffusion.py          masked diffusion: the loss, the bound, every sampler
 """
 
+import functools
 import itertools
 import math
 
@@ -11,309 +12,377 @@ import torch
 from conftest import tiny_model
 
 import model as M
-from model import unmask
+from model import SAMPLERS, close_gaps, unmask, unmask_any, unmask_steps
 from plumbing.randomness import seeded
 
 pytestmark = pytest.mark.numerics
 
 
-def blanks(model, B=1, T=8):
+def all_masked(model, B=1, T=8):
     return torch.full((B, T), model.mask_id)
 
 
+# --------------------------------------------------------------------------------------------------
+# the loss and the bound
+
+
 def test_stratified_numbers_cover_the_unit_interval_evenly():
-    u = M.stratified(64, seeded(0), "cpu").flatten()
+    u = M.stratified(64, seeded(0), "cpu")
+    assert u.shape == (64, 1)
     assert u.min() >= 0 and u.max() < 1
-    torch.testing.assert_close(u.sort().values.diff(), torch.full((63,), 1 / 64), atol=1e-6, rtol=0)
+    gaps = u.flatten().sort().values.diff()
+    torch.testing.assert_close(gaps, torch.full((63,), 1 / 64), atol=1e-6, rtol=0)
 
 
-def test_noise_masks_each_token_with_probability_t():
-    x0 = torch.randint(7, (2, 100_000))
-    xt = M.add_noise(x0, torch.tensor([[0.2], [1.0]]), 7, seeded(0))
-    assert abs((xt[0] == 7).float().mean() - 0.2) < 0.01 and (xt[1] == 7).all()
-    assert torch.equal(xt[0][xt[0] != 7], x0[0][xt[0] != 7])
-
-
-@pytest.mark.parametrize("t_value", [None, 1.0, 1e-3])
-def test_diffusion_loss_equals_the_dense_one(t_value, monkeypatch):
-    """At t = 1 all is masked; at 1e-3 nothing is, and the loss is zero."""
-    model = tiny_model()
-    x0 = torch.randint(7, (4, 16))
+def loss_and_its_noise(model, x0, generator, monkeypatch, t_weight=1.0):
+    """-> the loss, the xt (B, T) that it gave the network, its t (B, 1)."""
     seen = {}
-    real = M.add_noise
+    real_masked_nll = M.masked_nll
 
-    def spy(x0, t, mask_id, g):
-        seen["t"] = t
-        seen["xt"] = real(x0, t, mask_id, g)
-        return seen["xt"]
+    def masked_nll(model, x0, masked, weight):
+        seen["xt"] = x0.masked_fill(masked, model.mask_id)
+        seen["weight"] = weight
+        return real_masked_nll(model, x0, masked, weight)
 
-    monkeypatch.setattr(M, "add_noise", spy)
-    if t_value:
-        u = (t_value - 1e-3) / (1 - 1e-3)
+    with monkeypatch.context() as patch:
+        patch.setattr(M, "masked_nll", masked_nll)
+        loss = M.diffusion_loss(model, x0, generator, t_weight)
+    return loss, seen["xt"], 1 / seen["weight"]
+
+
+@pytest.mark.parametrize("t", [None, 1.0, 0.5, 1e-3])
+def test_diffusion_loss_and_gradient_equal_the_dense_ones(t, monkeypatch):
+    """At t = 1 all tokens are masked; at 1e-3 none is, and the loss is zero."""
+    model = tiny_model(tie_weights=False)
+    x0 = torch.randint(7, (4, 16), generator=seeded(0))
+    if t:
+        u = (t - 1e-3) / (1 - 1e-3)
         monkeypatch.setattr(M, "stratified", lambda B, *_: torch.full((B, 1), u))
-    fast = M.diffusion_loss(model, x0, seeded(3))
-    torch.testing.assert_close(fast, reference.diffusion_loss(model, x0, seen["xt"], seen["t"]))
-    assert (fast == 0) == (t_value == 1e-3)
+    loss, xt, used_t = loss_and_its_noise(model, x0, seeded(3), monkeypatch)
+    loss.backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    dense = reference.diffusion_loss(model, x0, xt, used_t)
+    torch.testing.assert_close(loss, dense)
+    assert (loss == 0) == (t == 1e-3)
+    if t == 1e-3:
+        assert all(gradient.abs().sum() == 0 for gradient in gradients)
+        return
+    dense.backward()
+    for p, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(gradient, p.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_each_token_is_masked_with_probability_t(monkeypatch):
+    model = tiny_model(block_size=2000)
+    monkeypatch.setattr(model, "hidden", lambda x: torch.zeros(*x.shape, 16))
+    x0 = torch.randint(7, (20, 2000), generator=seeded(0))
+    _, xt, t = loss_and_its_noise(model, x0, seeded(1), monkeypatch)
+    masked = xt == 7
+    assert (masked.float().mean(dim=1, keepdim=True) - t).abs().max() < 0.05
+    assert torch.equal(xt[~masked], x0[~masked])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("a", [1.0, 0.5, 0.0])
 def test_t_weight_reweights_noise_levels_and_keeps_the_scale(a, monkeypatch):
     model = tiny_model()
-    x0 = torch.randint(7, (4, 16))
+    x0 = torch.randint(7, (4, 16), generator=seeded(0))
     for t in (0.3, 0.9):
-        monkeypatch.setattr(
-            M, "stratified", lambda B, *_, u=(t - 1e-3) / (1 - 1e-3): torch.full((B, 1), u)
-        )
-        bound, other = (M.diffusion_loss(model, x0, seeded(1), w) for w in (1.0, a))
+        u = (t - 1e-3) / (1 - 1e-3)
+        with monkeypatch.context() as patch:
+            patch.setattr(M, "stratified", lambda B, *_, u=u: torch.full((B, 1), u))
+            bound = M.diffusion_loss(model, x0, seeded(1))
+            other = M.diffusion_loss(model, x0, seeded(1), t_weight=a)
         torch.testing.assert_close(other / bound, torch.tensor((2 - a) * t ** (1 - a)))
-    monkeypatch.undo()
     for p in model.parameters():
         p.zero_()  # every token costs log 7, at every noise level
-    mean = torch.stack([M.diffusion_loss(model, x0, seeded(i), a) for i in range(400)]).mean()
-    assert abs(mean - math.log(7)) < 0.03
+    losses = [M.diffusion_loss(model, x0, seeded(i), t_weight=a) for i in range(400)]
+    assert torch.stack(losses).mean().item() == pytest.approx(math.log(7), abs=0.03)
 
 
 @torch.no_grad()
-def test_both_estimators_have_the_exact_bound_as_their_mean():
+@pytest.mark.parametrize("estimate", [M.nelbo, M.diffusion_loss])
+def test_the_estimates_have_the_exact_bound_as_their_mean(estimate):
     model = tiny_model(block_size=4)
     x0 = torch.tensor([[3, 1, 1, 6]])
     exact = reference.exact_nelbo(model, x0)
-    for estimate, tolerance in ((M.nelbo, 0.02), (lambda *a: M.diffusion_loss(*a), 0.05)):
-        values = torch.stack([estimate(model, x0.expand(64, 4), seeded(i)) for i in range(100)])
-        error = values.std().item() / 10
-        assert error < tolerance * exact
-        assert (
-            abs(values.mean().item() - exact) < 4 * error + 1e-3 * exact
-        )  # the loss leaves out t < eps = 1e-3
+    values = torch.stack([estimate(model, x0.expand(64, 4), seeded(i)) for i in range(100)])
+    error = values.std().item() / 10
+    assert error < 0.05 * exact
+    # the loss leaves out t < eps = 1e-3
+    assert abs(values.mean().item() - exact) < 4 * error + 1e-3 * exact
+
+
+@torch.no_grad()
+def test_the_exact_bound_is_the_mean_over_all_orders_of_unmasking():
+    model = tiny_model(block_size=3)
+    x0 = torch.tensor([[5, 2, 1]])
+    nats = 0.0
+    for order in itertools.permutations(range(3)):
+        xt = all_masked(model, 1, 3)
+        for i in order:
+            nats -= model(xt)[0, i].log_softmax(-1)[x0[0, i]].item() / 6
+            xt[0, i] = x0[0, i]
+    assert reference.exact_nelbo(model, x0) == pytest.approx(nats / 3, rel=1e-5)
 
 
 @torch.no_grad()
 def test_the_bound_has_less_noise_than_the_loss():
     model = tiny_model()
-    x0 = torch.randint(7, (8, 16))
-    noise = [
-        torch.stack([f(model, x0, seeded(i)) for i in range(200)]).std()
-        for f in (M.nelbo, M.diffusion_loss)
-    ]
-    assert noise[0] < 0.7 * noise[1]
+    x0 = torch.randint(7, (8, 16), generator=seeded(0))
+    bounds = torch.stack([M.nelbo(model, x0, seeded(i)) for i in range(200)])
+    losses = torch.stack([M.diffusion_loss(model, x0, seeded(i)) for i in range(200)])
+    assert bounds.std() < 0.7 * losses.std()
 
 
 def test_gradient_reaches_every_weight():
     model = tiny_model(tie_weights=False)
-    M.diffusion_loss(model, torch.randint(7, (4, 16)), seeded(0)).backward()
-    assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in model.parameters())
+    x0 = torch.randint(7, (4, 16), generator=seeded(0))
+    M.diffusion_loss(model, x0, seeded(0)).backward()
+    for p in model.parameters():
+        assert torch.isfinite(p.grad).all()
+        assert p.grad.abs().sum() > 0
+
+
+# --------------------------------------------------------------------------------------------------
+# steps
 
 
 def test_the_analytic_step_is_the_ancestral_step():
-    t = torch.rand(1000, dtype=torch.float64)
-    s = t * torch.rand(1000, dtype=torch.float64)
-    t, s = (
-        torch.cat([t, torch.ones(2, dtype=torch.float64)]),
-        torch.cat([s, torch.tensor([0.0, 0.5]).double()]),
-    )
-    torch.testing.assert_close(M.reveal_rate(t, s, "analytic"), M.reveal_rate(t, s, "ancestral"))
+    p = torch.randn(50, 7, generator=seeded(0), dtype=torch.float64).softmax(-1)
+    for t, s in ((0.999, 0.0), (0.9, 0.5), (0.5, 0.499), (1e-3, 0.0)):
+        analytic = reference.analytic_step(p, t, s)
+        torch.testing.assert_close(analytic, reference.ancestral_step(p, t, s))
+        torch.testing.assert_close(analytic.sum(-1), torch.ones(50, dtype=torch.float64))
+    masked = torch.ones(3, 8, dtype=torch.bool)
+    one = unmask_steps(masked, 5, "analytic", seeded(1))
+    assert torch.equal(one, unmask_steps(masked, 5, "ancestral", seeded(1)))
 
 
-def total_variation(xs, exact):
+def test_a_step_from_t_to_s_unmasks_a_fraction_t_minus_s_over_t():
+    u = torch.rand(1, 400_000, generator=seeded(0))
+    step_of = M.ancestral_steps(u, t=0.75, dt=0.25, n_steps=2)
+    masked = u < 0.75
+    assert torch.equal(step_of > 0, masked)
+    first = (step_of == 1).sum() / masked.sum()
+    assert first.item() == pytest.approx(1 / 3, abs=0.005)  # the rest is the last step's
+
+
+def test_the_ends_of_time_belong_to_the_first_and_the_last_step():
+    largest = 1 - 2**-24  # of what torch.rand gives
+    u = torch.tensor([[0.0, 0.25, 0.4999, 0.5, largest]])
+    assert M.ancestral_steps(u, t=1, dt=1 / 2, n_steps=2).tolist() == [[2, 2, 2, 1, 1]]
+    assert M.ancestral_steps(u, t=0.5, dt=1 / 4, n_steps=2).tolist() == [[2, 1, 1, 0, 0]]
+    assert M.ancestral_steps(u, t=0.5, dt=1 / 8, n_steps=2).tolist() == [[2, 2, 1, 0, 0]]
+
+
+def test_first_hitting_unmasks_one_position_a_step_in_random_order():
+    masked = torch.rand(50, 20, generator=seeded(0)) < 0.5
+    step_of = unmask_steps(masked, 3, "first_hitting", seeded(1))
+    firsts = set()
+    for row, positions in zip(step_of, masked, strict=True):
+        n = int(positions.sum())
+        assert sorted(row[positions].tolist()) == list(range(1, n + 1))
+        assert (row[~positions] == 0).all()
+        firsts.add(int((row == 1).nonzero()))
+    assert len(firsts) > 10
+
+
+def test_spread_unmasks_every_kth_masked_position_together():
+    masked = torch.rand(50, 40, generator=seeded(0)) < 0.5
+    step_of = unmask_steps(masked, 4, "spread", seeded(1))
+    orders = set()
+    for row, positions in zip(step_of, masked, strict=True):
+        steps = row[positions].tolist()
+        assert steps == [steps[i % 4] for i in range(len(steps))]
+        assert sorted(steps[:4]) == [1, 2, 3, 4]
+        assert (row[~positions] == 0).all()
+        orders.add(tuple(steps[:4]))
+    assert len(orders) > 12  # of 24
+
+
+def test_closing_gaps_keeps_the_order_of_the_steps():
+    step_of = torch.tensor([[7, 0, 3, 7], [0, 0, 0, 0], [1, 2, 4, 1024], [5, 5, 5, 5]])
+    assert close_gaps(step_of).tolist() == [[2, 0, 1, 2], [0] * 4, [1, 2, 3, 4], [1] * 4]
+    step_of = unmask_steps(torch.rand(30, 12) < 0.7, 20, "ancestral", seeded(0))
+    for row, closed in zip(step_of.tolist(), close_gaps(step_of).tolist(), strict=True):
+        steps = sorted(set(row) - {0})
+        assert closed == [steps.index(step) + 1 if step else 0 for step in row]
+
+
+# --------------------------------------------------------------------------------------------------
+# samplers, by enumeration
+
+
+def total_variation(rows, exact):
     """(n, T) samples, {tokens: probability} -> half the L1 distance."""
     counts = {}
-    for x in map(tuple, xs.tolist()):
-        counts[x] = counts.get(x, 0) + 1 / len(xs)
+    for x in map(tuple, rows.tolist()):
+        counts[x] = counts.get(x, 0) + 1 / len(rows)
+    assert sum(exact.values()) == pytest.approx(1, abs=1e-4)
     return sum(abs(counts.get(x, 0) - exact.get(x, 0)) for x in counts.keys() | exact.keys()) / 2
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "analytic"])
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_samples_have_exactly_the_ancestral_distribution(sampler, steps):
-    model = tiny_model(V=2, block_size=3)
-    exact = reference.exact_ancestral_distribution(model, 3, steps)
-    assert abs(sum(exact.values()) - 1) < 1e-5
-    xs = unmask(model, blanks(model, 40_000, 3), steps, sampler, generator=seeded(steps))
-    assert total_variation(xs, exact) < 0.012  # 8 outcomes, 40000 draws: 0.005 expected
-    if steps > 1:  # and it could tell another number of steps apart
-        assert total_variation(xs, reference.exact_ancestral_distribution(model, 3, 1)) > 0.02
+def distance(a, b):
+    return sum(abs(a.get(x, 0) - b.get(x, 0)) for x in a.keys() | b.keys()) / 2
+
+
+N = 20_000  # samples; of 8 outcomes, 0.007 is the distance to expect
+CLOSE = 0.016
+TEMPLATES = ([2, 2, 2], [2, 1, 2], [0, 2, 1])  # 3, 2 and 1 masked positions; 2 is [MASK]
+
+
+@functools.cache
+def two_tokens():
+    # learned positions: with rope, a text that is all masked looks the same everywhere
+    return tiny_model(V=2, block_size=3, pos="learned", seed=11)
+
+
+def exact_distribution(sampler, x, steps):
+    model = two_tokens()
+    if sampler == "ancestral":
+        return reference.exact_ancestral_distribution(model, x, steps)
+    if sampler == "first_hitting":
+        return reference.exact_first_hitting_distribution(model, x)
+    if sampler == "spread":
+        return reference.exact_spread_distribution(model, x, steps)
+    return reference.exact_confidence_distribution(model, x, steps)
+
+
+CASES = [
+    ("first_hitting", 1),
+    *itertools.product(("ancestral", "spread", "confidence"), (1, 2, 3, 7)),
+]
+
+
+@pytest.mark.parametrize("sampler, steps", CASES)
+def test_samples_have_exactly_the_samplers_distribution(sampler, steps):
+    """Rows of 3, 2 and 1 masked positions in one batch; steps below, at and above their number."""
+    templates = torch.tensor(TEMPLATES)
+    batch = templates.repeat_interleave(N, dim=0)
+    rows = unmask_any(two_tokens(), batch, steps, sampler, generator=seeded(steps))
+    for x, part in zip(TEMPLATES, rows.split(N), strict=True):
+        exact = exact_distribution(sampler, x, steps)
+        assert total_variation(part, exact) < CLOSE
+
+
+def test_the_distributions_differ_by_more_than_the_tolerance():
+    """So that the test above could tell one sampler from another, and 2 steps from 1."""
+    masked = TEMPLATES[0]
+    of_two = {name: exact_distribution(name, masked, 2) for name in SAMPLERS}
+    of_two["one step"] = exact_distribution("ancestral", masked, 1)
+    for (name, one), (other_name, other) in itertools.combinations(of_two.items(), 2):
+        assert distance(one, other) > 4 * CLOSE, (name, other_name)
 
 
 def test_the_literal_sampler_has_that_distribution_too():
-    model = tiny_model(V=2, block_size=3)
-    xs = reference.ancestral_sampler(model, blanks(model, 40_000, 3), 2, seeded(0))
-    assert total_variation(xs, reference.exact_ancestral_distribution(model, 3, 2)) < 0.012
+    model = two_tokens()
+    rows = reference.ancestral_sampler(model, all_masked(model, N, 3), 2, seeded(0))
+    exact = reference.exact_ancestral_distribution(model, TEMPLATES[0], 2)
+    assert total_variation(rows, exact) < CLOSE
 
 
-@torch.no_grad()
-def test_first_hitting_is_the_limit_of_many_steps():
-    model = tiny_model(V=2, block_size=3)
-    exact = {}
-    for order in itertools.permutations(
-        range(3)
-    ):  # one token at a time, in a uniformly random order
-        for x in itertools.product(range(2), repeat=3):
-            p, xt = 1 / 6, blanks(model, 1, 3)
-            for i in order:
-                p *= reference.subs_log_p(model, xt)[0, i, x[i]].exp().item()
-                xt[0, i] = x[i]
-            exact[x] = exact.get(x, 0) + p
-    xs = unmask(model, blanks(model, 40_000, 3), 1, "first_hitting", generator=seeded(0))
-    assert total_variation(xs, exact) < 0.012
-    many = reference.exact_ancestral_distribution(model, 3, 60)
-    assert sum(abs(exact[x] - many[x]) for x in exact) / 2 < 0.01
+def test_first_hitting_is_the_limit_of_many_steps_of_each_sampler():
+    masked = TEMPLATES[0]
+    limit = exact_distribution("first_hitting", masked, 1)
+    assert distance(limit, exact_distribution("ancestral", masked, 60)) < 0.01
+    assert distance(limit, exact_distribution("spread", masked, 3)) < 1e-5
+    one_step = exact_distribution("ancestral", masked, 1)
+    assert distance(one_step, exact_distribution("spread", masked, 1)) < 1e-5
 
 
-def spread_template(model, n):
-    """Rows of 3 blanks, of 2 with a known token between them, and of 1."""
-    template = blanks(model, n, 3)
-    template[n // 3 :, 1] = 1
-    template[2 * n // 3 :, 0] = 0
-    return template
+def test_temperature_and_top_p_shape_every_draw():
+    model = two_tokens()
+    batch = all_masked(model, 500, 3)
+    for settings in ({"temperature": 0}, {"top_p": 0.01}):
+        rows = unmask(model, batch, 1, "ancestral", generator=seeded(0), **settings)
+        assert torch.equal(rows, model(batch).argmax(-1))
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 7])
-def test_spread_samples_have_exactly_their_distribution(steps):
-    """K = 1, 2, N and more, with known tokens between, in rows of different numbers of blanks."""
-    model, n = tiny_model(V=2, block_size=3), 90_000
-    template = spread_template(model, n)
-    xs = unmask(model, template, steps, "spread", generator=seeded(steps))
-    for row in (0, n // 3, 2 * n // 3):
-        exact = reference.exact_spread_distribution(model, template[row].tolist(), steps)
-        assert abs(sum(exact.values()) - 1) < 1e-5
-        assert total_variation(xs[row : row + n // 3], exact) < 0.014
-    if steps == 2:
-        other = reference.exact_ancestral_distribution(model, 3, 2)
-        assert total_variation(xs[: n // 3], other) > 0.03  # it is another law
+# --------------------------------------------------------------------------------------------------
+# samplers, what they visit
 
 
-def test_a_half_random_start_has_its_law_and_so_has_what_is_written_from_it(refused):
-    model, n = tiny_model(V=2, block_size=3), 60_000
-    assert "--sampler=spread" in refused(unmask, model, blanks(model, 1, 3), 1, "dimo")
-    model.frequency = torch.tensor([0.2, 0.8])
-    template = blanks(model, n, 3)
-    template[n // 2 :, 1] = 0
-    start = M.half_random(template, model, seeded(5))
-    shares = [(start[:, i] == v).float().mean().item() for i in (0, 2) for v in range(3)]
-    assert (
-        shares == pytest.approx([0.1, 0.4, 0.5] * 2, abs=0.01) and (start[n // 2 :, 1] == 0).all()
-    )
-    xs = unmask(model, template, 1, "dimo", generator=seeded(6))
-    for row in (0, n // 2):
-        exact = reference.exact_dimo_distribution(model, template[row].tolist())
-        assert sum(exact.values()) == pytest.approx(1, abs=1e-5)
-        assert total_variation(xs[row : row + n // 2], exact) < 0.014
-    assert (
-        total_variation(xs[: n // 2], reference.exact_ancestral_distribution(model, 3, 1)) > 0.02
-    )  # another law
-
-
-def test_spread_with_a_step_for_each_token_is_first_hitting_and_with_one_step_ancestral():
-    model = tiny_model(V=2, block_size=3)
-    many = reference.exact_ancestral_distribution(model, 3, 60)
-    each = reference.exact_spread_distribution(model, [2, 2, 2], 3)
-    assert sum(abs(each[x] - many[x]) for x in each) / 2 < 0.01
-    one, same = (
-        reference.exact_ancestral_distribution(model, 3, 1),
-        reference.exact_spread_distribution(model, [2] * 3, 1),
-    )
-    assert sum(abs(one[x] - same[x]) for x in one) < 1e-5
-
-
-def test_spread_reveals_every_kth_blank_together():
-    blank = torch.rand(50, 40, generator=seeded(0)) < 0.5
-    order = M.spread_order(blank, 4, seeded(1))
-    for row, places in zip(order, blank, strict=True):
-        calls = row[places].tolist()
-        assert calls == [calls[i % 4] for i in range(len(calls))] and sorted(calls[:4]) == [
-            1,
-            2,
-            3,
-            4,
-        ]
-        assert (row[~places] == 0).all()
-    assert (
-        len({tuple(row[:4]) for row in (o[b].tolist() for o, b in zip(order, blank, strict=True))})
-        > 12
-    )  # of 24
-    assert (M.spread_order(blank, 1000, seeded(1)).amax(1) == blank.sum(1)).all()
-
-
-@pytest.mark.parametrize("sampler", M.SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 3, 100])
 @pytest.mark.parametrize("length", [1, 8, 16, 17, 41])
-def test_every_blank_is_filled_and_nothing_else_is_touched(sampler, steps, length):
+def test_every_masked_position_is_filled_and_no_other_touched(sampler, steps, length):
     model = tiny_model()
-    model.frequency = torch.full((7,), 1 / 7)
-    template = blanks(model, 3, length)
-    template[0] = torch.arange(length) % 7  # a row without blanks
+    template = all_masked(model, 3, length)
+    template[0] = torch.arange(length) % 7  # a row with nothing to do
     template[1, ::3] = 5  # infilling
     template[2, : length // 2] = 2  # a prompt
+    before = template.clone()
+    settings = dict(temperature=0.9, top_p=0.9)
     seen = []
-    x = unmask(
-        model, template, steps, sampler, 0.9, 0.9, seeded(0), lambda xt: seen.append(xt.clone())
-    )
-    assert (x < 7).all() and torch.equal(x[template != 7], template[template != 7])
-    again = unmask(model, template, steps, sampler, 0.9, 0.9, seeded(0))
+    watch = lambda xt: seen.append(xt.clone())  # noqa: E731
+    x = unmask_any(model, template, steps, sampler, generator=seeded(0), watch=watch, **settings)
+    assert torch.equal(template, before)
+    assert (x < 7).all()
+    assert torch.equal(x[template != 7], template[template != 7])
+    again = unmask_any(model, template, steps, sampler, generator=seeded(0), **settings)
     assert torch.equal(x, again)
-    for before, after in itertools.pairwise([template, *seen]):  # a token once revealed stays
-        assert torch.equal(before[before != 7], after[before != 7])
-    assert not seen or torch.equal(seen[-1], x)
+    for earlier, later in itertools.pairwise([template, *seen]):  # what is unmasked stays
+        assert torch.equal(earlier[earlier != 7], later[earlier != 7])
+    if length > 1:
+        assert torch.equal(seen[-1], x)
 
 
-def test_forwards_stop_growing_when_there_are_more_steps_than_tokens(monkeypatch):
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_more_steps_than_tokens_cost_no_more_forward_passes(sampler, monkeypatch):
     model = tiny_model()
     rows = []
     hidden = model.hidden
     monkeypatch.setattr(model, "hidden", lambda x: rows.append(len(x)) or hidden(x))
-    for sampler in ("spread", "ancestral", "first_hitting", "confidence"):
-        rows.clear()
-        unmask(model, blanks(model, 4, 16), 5000, sampler, generator=seeded(0))
-        assert len(rows) <= 16 and sum(rows) <= 4 * 16
+    unmask_any(model, all_masked(model, 4, 16), 5000, sampler, generator=seeded(0))
+    assert len(rows) <= 16
+    assert sum(rows) <= 4 * 16
     rows.clear()
-    unmask(model, blanks(model, 4, 16), 4, generator=seeded(0))
-    assert len(rows) <= 4
+    unmask_any(model, all_masked(model, 4, 16), 4, sampler, generator=seeded(0))
+    assert len(rows) <= (16 if sampler == "first_hitting" else 4)
     rows.clear()
     full = torch.zeros(2, 16, dtype=torch.long)
-    assert torch.equal(unmask(model, full, 4, generator=seeded(0)), full) and not rows
+    assert torch.equal(unmask_any(model, full, 4, sampler, generator=seeded(0)), full)
+    assert not rows
 
 
-def test_the_head_runs_once_per_token(monkeypatch):
+@pytest.mark.parametrize("sampler", ["spread", "ancestral", "first_hitting"])
+def test_the_head_runs_once_per_token(sampler, monkeypatch):
     model = tiny_model()
     n = []
     head = model.head
-    monkeypatch.setattr(model, "head", lambda h: n.append(h.size(0)) or head(h))
-    unmask(model, blanks(model, 3, 16), 50, generator=seeded(0))
+    monkeypatch.setattr(model, "head", lambda h: n.append(len(h)) or head(h))
+    unmask(model, all_masked(model, 3, 16), 50, sampler, generator=seeded(0))
     assert sum(n) == 3 * 16
 
 
-def test_confidence_reveals_an_even_share_and_the_surest_first():
+def test_confidence_unmasks_an_equal_fraction_in_each_step():
     model = tiny_model()
     left = []
-    unmask(
-        model,
-        blanks(model, 1, 16),
-        4,
-        "confidence",
-        0,
-        generator=seeded(0),
-        watch=lambda x: left.append((x == 7).sum()),
-    )
-    assert left == [12, 8, 4, 0]
-    seen = []
-    unmask(
-        model,
-        blanks(model, 1, 16),
-        16,
-        "confidence",
-        0,
-        generator=seeded(0),
-        watch=lambda x: seen.append(x.clone()),
-    )
-    first = (seen[0] != 7).nonzero()[0, 1]
-    best = model(blanks(model, 1, 16))[0].softmax(-1).max(-1).values
-    assert best[first] > best.max() - 1e-5  # another kernel computed it
+    xt = all_masked(model, 2, 16)
+    xt[1, :8] = 3
+    watch = lambda x: left.append((x == 7).sum(dim=1).tolist())  # noqa: E731
+    unmask_any(model, xt, 4, "confidence", generator=seeded(0), watch=watch)
+    assert left == [[12, 6], [8, 4], [4, 2], [0, 0]]
 
 
-def test_bad_requests_are_refused(refused):
+def test_text_past_the_context_is_written_window_by_window():
+    """Each window sees the second half of the last one, and nothing before it."""
+    model = tiny_model(block_size=8)
+    xt = all_masked(model, 1, 20)
+    text = unmask_any(model, xt, 1, temperature=0)
+    known = model(xt[:, :8]).argmax(-1)  # one step
+    for start in (4, 8, 12):
+        window = torch.cat([known[:, start:], all_masked(model, 1, 4)], dim=1)
+        known = torch.cat([known, model(window).argmax(-1)[:, 4:]], dim=1)
+    assert torch.equal(text, known)
+
+
+def test_bad_requests_raise(refused):
     model = tiny_model()
-    assert "steps is 0" in refused(unmask, model, blanks(model), 0)
-    assert "'euler'" in refused(unmask, model, blanks(model), 4, "euler")
+    assert "steps is 0" in refused(unmask_any, model, all_masked(model), 0)
+    assert "'euler'" in refused(unmask_any, model, all_masked(model), 4, "euler")
+    assert "'euler'" in refused(unmask, model, all_masked(model), 4, "euler")
     gpt = tiny_model(causal=True)
-    assert "autoregressive" in refused(unmask, gpt, torch.zeros(1, 4, dtype=torch.long), 4)
+    assert "left to right" in refused(unmask_any, gpt, torch.zeros(1, 4, dtype=torch.long), 4)

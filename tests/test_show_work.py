@@ -12,7 +12,7 @@ import reference
 import torch
 from conftest import ROOT, save_tiny
 
-from model import diffusion_loss
+from model import diffusion_loss, masked_nll
 from plumbing.randomness import seeded
 
 W = types.SimpleNamespace(**runpy.run_path(os.path.join(ROOT, "lessons", "show_work.py")))
@@ -32,40 +32,56 @@ def numbers(name, text):
     return [float(x) for x in re.findall(rf"{re.escape(name)} +(-?[\d.]+)", text)]
 
 
-def test_what_is_shown_is_what_the_functions_computed(models, capsys):
-    paths, model = models
-    refused = set()
+def parts_of(seed, models, capsys):
+    """-> what is shown of the loss, the sampler and the speculation."""
+    W.main("abcdefgabcdefg", *models[0], seed)
+    return re.split(r"^[23]\. ", capsys.readouterr().out, flags=re.M)
+
+
+@pytest.mark.parametrize("seed", "123")
+def test_the_loss_that_is_shown_is_the_functions(seed, models, capsys):
+    loss, steps, _ = parts_of(seed, models, capsys)
+    _, model = models
+    x0 = torch.arange(14)[None] % 7
+    expected = diffusion_loss(model, x0, seeded(seed, "loss")).item()
+    assert numbers("The sum,", loss)[0] == pytest.approx(expected, abs=1e-3)
+    assert sum(numbers("adds", loss)) == pytest.approx(expected, abs=0.01)
+    outer, inner = W.inside(
+        lambda: diffusion_loss(model, x0, seeded(seed, "loss")), diffusion_loss, masked_nll
+    )
+    dense = reference.diffusion_loss(model, x0, inner["xt"], outer["t"]).item()
+    assert expected == pytest.approx(dense, abs=1e-3)
+    n_masked = int(outer["masked"].sum())
+    assert loss.count(" adds ") == steps.count(" drawn, ") == n_masked > 0
+
+
+def test_the_steps_that_are_shown_unmask_everything(models, capsys):
+    _, steps, _ = parts_of("1", models, capsys)
+    assert "0.50, 1.00" in steps and "░" not in steps.strip().splitlines()[-1]
+
+
+def test_the_round_that_is_shown_is_verifys(models, capsys):
+    n_rejected = 0
     for seed in "123456":
-        W.main("abcdefgabcdefg", *paths, seed)
-        loss, reverse, speculation = re.split(r"^[23]\. ", capsys.readouterr().out, flags=re.M)
-        x0, noise = torch.arange(14)[None] % 7, lambda: seeded(seed, "loss")  # noqa: B023
-        held = W.inside(diffusion_loss, lambda: diffusion_loss(model, x0, noise()))  # noqa: B023
-        total = numbers("The sum,", loss)[0]
-        assert total == pytest.approx(diffusion_loss(model, x0, noise()).item(), abs=1e-3)
-        assert total == pytest.approx(
-            reference.diffusion_loss(model, x0, held["xt"], held["t"]).item(), abs=1e-3
-        )
-        assert sum(numbers("adds", loss)) == pytest.approx(total, abs=0.01)
-        assert (
-            loss.count(" adds ")
-            == reverse.count(" drawn, ")
-            == int((held["xt"] == model.mask_id).sum())
-            > 0
-        )
-        assert "0.50, 1.00" in reverse and "░" not in reverse.strip().splitlines()[-1]
-        q, p, chance = (numbers(name, speculation) for name in (" q", " p", "min(1, p / q)"))
-        for q_x, p_x, c in zip(q, p, chance, strict=True):
-            assert c == pytest.approx(min(1, p_x / q_x), abs=0.002 / q_x)
-        judged = re.findall("accepted|refused|not judged", speculation)
-        assert len(judged) == len(q) == 4 and judged == sorted(
-            judged, key=["accepted", "refused", "not judged"].index
-        )
-        assert ("refused" in judged) == ("residual" in speculation) and judged.count("refused") <= 1
-        refused.add("refused" in judged)
-    assert True in refused
+        _, _, speculation = parts_of(seed, models, capsys)
+        names = (" q", " p", "min(1, p / q)", " u")
+        rows = list(zip(*(numbers(name, speculation) for name in names), strict=True))
+        verdicts = re.findall("accepted|rejected|not tested", speculation)
+        assert len(verdicts) == len(rows) == 4
+        for (q, p, chance, u), verdict in zip(rows, verdicts, strict=True):
+            assert chance == pytest.approx(min(1, p / q), abs=0.002 / q)
+            if verdict == "accepted":
+                assert u <= chance
+            if verdict == "rejected":
+                assert u >= chance
+        assert verdicts == sorted(verdicts, key=["accepted", "rejected", "not tested"].index)
+        assert ("rejected" in verdicts) == ("residual" in speculation)
+        assert verdicts.count("rejected") <= 1
+        n_rejected += verdicts.count("rejected")
+    assert n_rejected > 0
 
 
-def test_a_text_or_model_that_does_not_fit_is_refused(models, refused):
+def test_a_text_or_model_that_does_not_fit_raises(models, refused):
     (diffusion, gpt), _ = models
     assert "must be a diffusion model and a GPT" in refused(W.main, "abc", gpt, diffusion)
     assert "from 2 to 16" in refused(W.main, "a", diffusion, gpt)

@@ -1,423 +1,619 @@
 """
-python -m pytest tests/test_speculative.py          speculative decoding has exactly the target's law, with any drafter
+python -m pytest tests/test_speculative.py          text of a GPT, with a cache and with drafts
 """
 
+import inspect
 import itertools
-import types
+import math
 
-import numpy as np
 import pytest
-import reference
 import torch
 import torch._dynamo.testing
-from conftest import knobs, tiny_model
+from conftest import tiny_model
 
 import drafters
+import metrics
 import speculative
-import train
-from drafters import Diffusion, Lookup, NGram
-from model import probabilities
+from drafters import Lookup, NGram
+from metrics import Rounds, best_gamma, overlap, predicted_speedup
+from model import draw, probabilities
 from plumbing.randomness import seeded
-from speculative import generate, speculate
+from speculative import KVCache, Network, generate, speculate
 
 pytestmark = pytest.mark.numerics
 V = 3
+PROMPT = [0, 1, 1, 0, 1]
 
 
-def target_model(V=V):
-    return tiny_model(V=V, causal=True, seed=1)
+def make_target(V=V, block_size=16):
+    return tiny_model(V=V, causal=True, seed=1, block_size=block_size)
 
 
-def drafter(name, V=V, block_size=16):
-    """A drafter that differs from the target, for V tokens."""
-    if name == "ngram":
-        return NGram(3, V).fit(torch.randint(V, (200,), generator=seeded(4)).numpy())
-    if name == "lookup":
+class Hesitant:
+    """Proposes fewer tokens than it is asked for, often none."""
+
+    def __init__(self, V):
+        self.V = V
+
+    def propose(self, x, n, settings, generator):
+        q = []
+        drafts = []
+        for _ in range(min(n, len(x) % 3)):
+            q.append(torch.full((self.V,), 1 / self.V))
+            drafts.append(speculative.draw(q[-1], generator))
+        return torch.tensor(drafts, dtype=torch.int64), q
+
+
+def make_drafter(name, V=V, block_size=16):
+    """-> a drafter that differs from the target, for V tokens."""
+    kind, _, detail = name.partition(", ")
+    if kind == "ngram":
+        return NGram(3, V, detail).fit(torch.randint(V, (200,), generator=seeded(4)).numpy())
+    if kind == "lookup":
         return Lookup(V)
-    if name.startswith("diffusion"):
-        kw = {
-            "diffusion": {},
-            "diffusion, 2 groups": {"steps": 2},
-            "diffusion, short window": {"window": 1},
-        }[name]
-        return Diffusion(tiny_model(V=V, seed=2, block_size=block_size), **kw)
-    return tiny_model(V=V, causal=True, seed=2, arch=name, block_size=block_size)
+    if kind == "hesitant":
+        return Hesitant(V)
+    if detail == "short context":
+        block_size = 6
+    return Network(tiny_model(V=V, causal=True, seed=2, arch=kind, block_size=block_size))
 
 
-DRAFTERS = [
-    "ngram",
-    "lookup",
-    "diffusion",
-    "diffusion, 2 groups",
-    "diffusion, short window",
-    "gpt",
-    "lstm",
-    "cnn",
-]
+DRAFTERS = ["gpt", "gpt, short context", "lstm", "cnn"]
+DRAFTERS += ["ngram, kneser_ney", "ngram, laplace", "lookup", "hesitant"]
+
+
+# --------------------------------------------------------------------------------------------------
+# the distribution of the text, by enumeration
+
+
+class Uniform:
+    """A number in [0, 1), times a factor, of which `>= p` is asked: both answers are paths."""
+
+    def __init__(self, paths, factor=1.0):
+        self.paths = paths
+        self.factor = factor
+
+    def __mul__(self, factor):
+        return Uniform(self.paths, self.factor * float(factor))
+
+    def __ge__(self, p):
+        below = min(1.0, float(p) / self.factor)
+        return self.paths.choose([below, 1 - below]) == 1
 
 
 class Paths:
-    """Runs f once for every sequence of random choices it can make, in place of draw_from and bernoulli."""
+    """Runs f once for every sequence of random choices that it can make."""
 
     def __init__(self, monkeypatch):
-        monkeypatch.setattr(drafters, "draw_from", self.draw_from)
-        monkeypatch.setattr(speculative, "draw_from", self.draw_from)
-        monkeypatch.setattr(speculative, "bernoulli", self.bernoulli)
+        for module in (speculative, drafters):
+            monkeypatch.setattr(module, "draw", self.draw)
+        monkeypatch.setattr(speculative, "uniform", self.uniform)
 
     def choose(self, weights):
         """Depth first: the choices of `plan`, then always the first possible one."""
-        at = len(self.taken)
-        possible = [i for i, w in enumerate(weights) if w > 0]
-        i = self.plan[at] if at < len(self.plan) else 0
+        depth = len(self.taken)
+        possible = [i for i, weight in enumerate(weights) if weight > 0]
+        i = self.plan[depth] if depth < len(self.plan) else 0
         self.taken.append((i, len(possible)))
-        self.weight *= weights[possible[i]]
+        self.probability *= weights[possible[i]]
         return possible[i]
 
-    def draw_from(self, p, generator=None):
-        flat = p.reshape(-1, p.size(-1)).double()
-        return torch.tensor([self.choose((row / row.sum()).tolist()) for row in flat]).view(
-            p.shape[:-1]
-        )
+    def draw(self, p, generator=None):
+        p = p.double()
+        return torch.tensor(self.choose((p / p.sum()).tolist()))
 
-    def bernoulli(self, chance, generator):
-        out = []
-        for a in chance.double().flatten().tolist():
-            # after a refusal nothing looks at the rest: one path instead of two
-            out.append(self.choose([1 - a, a]) == 1 if not (out and out[-1] is False) else False)
-        return torch.tensor(out).view(chance.shape)
+    def uniform(self, shape, generator, device):
+        return [Uniform(self) for _ in range(shape[0])]
 
-    def law(self, f):
+    def distribution(self, f):
         """-> {f(): probability}."""
-        law, self.plan = {}, []
+        found = {}
+        self.plan = []
         while True:
-            self.taken, self.weight = [], 1.0
+            self.taken = []
+            self.probability = 1.0
             x = f()
-            law[x] = law.get(x, 0.0) + self.weight
+            found[x] = found.get(x, 0.0) + self.probability
             while self.taken and self.taken[-1][0] + 1 == self.taken[-1][1]:
                 self.taken.pop()
             if not self.taken:
-                return law
+                return found
             self.plan = [i for i, _ in self.taken]
             self.plan[-1] += 1
 
 
 @torch.no_grad()
-def target_law(target, prompt, n_new, eos=None, **settings):
-    """-> {tokens: probability} of autoregressive sampling, every sequence one by one."""
-    law = {}
-    for new in itertools.product(range(target.config.vocab_size), repeat=n_new):
-        weight = 1.0
-        for i in range(n_new):
-            if eos is not None and eos in new[:i]:
-                weight *= new[i] == eos
+def exact_distribution(target, prompt, n_new, eos=None, **settings):
+    """-> {tokens: probability} of autoregressive sampling, token by token, to n_new or an eos."""
+    texts = {tuple(prompt): 1.0}
+    for _ in range(n_new):
+        longer = {}
+        for x, weight in texts.items():
+            if eos is not None and eos in x[len(prompt) :]:
+                longer[x] = weight
                 continue
-            p = probabilities(
-                target(torch.tensor([[*prompt, *new[:i]]]))[0, -1], *settings.values()
-            )
-            weight *= p[new[i]].item()
-        if weight > 0:
-            law[(*prompt, *new)] = weight
-    return law
+            p = probabilities(target(torch.tensor([x]))[0, -1], **settings)
+            for token in p.nonzero().flatten().tolist():
+                longer[(*x, token)] = weight * p[token].item()
+        texts = longer
+    return texts
 
 
 def distance(a, b):
+    """Total variation."""
     return sum(abs(a.get(x, 0) - b.get(x, 0)) for x in a.keys() | b.keys()) / 2
 
 
-PROMPT = [0, 1, 1, 0, 1]
-
-
-def speculative_law(monkeypatch, name, gamma, n_new=3, eos=None, V=V, **settings):
+def speculative_distribution(monkeypatch, name, prompt, n_new, V=V, **options):
     paths = Paths(monkeypatch)
-    target, guess, idx = target_model(V), drafter(name, V), torch.tensor([PROMPT])
-    return paths.law(
-        lambda: tuple(
-            speculate(target, guess, idx, n_new, gamma, eos=eos, **settings)[0][0].tolist()
-        )
+    target = make_target(V)
+    drafter = make_drafter(name, V)  # one for all texts: its cache must forget the other ones
+    x = torch.tensor(prompt)
+    return paths.distribution(
+        lambda: tuple(speculate(target, drafter, x, n_new, **options).tolist())
     )
 
 
+@pytest.mark.parametrize("prompt", [[1], PROMPT])
 @pytest.mark.parametrize("gamma", [1, 2, 3])
 @pytest.mark.parametrize("name", DRAFTERS)
-def test_the_law_is_the_targets_by_enumeration(name, gamma, monkeypatch):
-    n_new, V = (
-        (3, 3) if gamma < 3 else (4, 2)
-    )  # 4 more tokens are at most 3 drafted ones and a free one
-    law = speculative_law(monkeypatch, name, gamma, n_new, V=V)
-    assert sum(law.values()) == pytest.approx(1)
-    assert distance(law, target_law(target_model(V), PROMPT, n_new)) < 1e-5
+def test_the_distribution_is_the_targets_by_enumeration(name, gamma, prompt, monkeypatch):
+    # 4 new tokens: 3 drafts and a bonus token
+    n_new, V = (3, 3) if gamma < 3 else (4, 2)
+    found = speculative_distribution(monkeypatch, name, prompt, n_new, V=V, gamma=gamma)
+    assert sum(found.values()) == pytest.approx(1)
+    assert distance(found, exact_distribution(make_target(V), prompt, n_new)) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "settings", [(0.7, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.8), (0.0, 0, 1.0), (1.5, 2, 0.9)]
-)
-@pytest.mark.parametrize("name", ["gpt", "lookup", "diffusion"])
-def test_the_law_holds_for_temperature_top_k_and_top_p(name, settings, monkeypatch):
-    settings = dict(zip(("temperature", "top_k", "top_p"), settings, strict=True))
-    law = speculative_law(monkeypatch, name, 2, **settings)
-    assert distance(law, target_law(target_model(), PROMPT, 3, **settings)) < 1e-5
+SETTINGS = [
+    {"temperature": 0.7},
+    {"top_k": 2},
+    {"top_p": 0.8},
+    {"temperature": 0.0},
+    {"temperature": 1.5, "top_k": 2, "top_p": 0.9},
+]
 
 
-@pytest.mark.parametrize("name", ["gpt", "ngram"])
-def test_the_law_holds_with_an_end_of_text_inside_the_draft(name, monkeypatch):
-    law = speculative_law(monkeypatch, name, 3, n_new=4, eos=1, V=2)
-    assert distance(law, target_law(target_model(2), PROMPT, 4, eos=1)) < 1e-5
-    assert all(1 not in x[5:] or set(x[5 + x[5:].index(1) :]) == {1} for x in law)
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_it_is_the_targets_for_temperature_top_k_and_top_p(name, settings, monkeypatch):
+    found = speculative_distribution(monkeypatch, name, PROMPT, 3, gamma=2, **settings)
+    assert distance(found, exact_distribution(make_target(), PROMPT, 3, **settings)) < 1e-5
 
 
-# Every known mistake, put into the code: the enumeration must see it.
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_a_text_ends_with_an_end_of_text_inside_a_draft(name, monkeypatch):
+    found = speculative_distribution(monkeypatch, name, PROMPT, 4, V=2, gamma=3, eos=1)
+    assert distance(found, exact_distribution(make_target(2), PROMPT, 4, eos=1)) < 1e-5
+    for x in found:
+        assert 1 not in x[5:-1] and (x[-1] == 1 or len(x) == 9)
 
 
-def scalar_residual(p, q):
-    """Subtracts one number instead of a distribution."""
-    rest = (p - q.max(-1, keepdim=True).values).clamp(min=0)
-    return torch.where(rest.sum(-1, keepdim=True) > 0, rest / rest.sum(-1, keepdim=True), p)
+# --------------------------------------------------------------------------------------------------
+# mistakes that the enumeration must see: one line of the code, and a wrong one for it
+
+MISTAKES = {
+    "resamples from p": ("verify", "(p[i] - q[i]).clamp(min=0)", "p[i]"),
+    "subtracts a number": (
+        "verify",
+        "(p[i] - q[i]).clamp(min=0)",
+        "(p[i] - q[i].max()).clamp(min=0)",
+    ),
+    "takes q for 1": ("verify", "u[i] * q[i][x] >= p[i, x]", "u[i] >= p[i, x]"),
+    "accepts everything": ("verify", "u[i] * q[i][x] >= p[i, x]", "False"),
+    "goes on after a rejection": (
+        "verify",
+        "[drafts[:i], token[None]]",
+        "[drafts[:i], drafts[i:]]",
+    ),
+    "bonus token of the last draft": ("verify", "bonus = draw(p[-1]", "bonus = draw(p[0]"),
+    "verifies one token too late": (
+        "speculate",
+        "verify(drafts, p,",
+        "verify(drafts, p.roll(1, 0),",
+    ),
+}
 
 
-def fresh_resample(p, q):
-    """Draws from p again where the draft was refused."""
-    return p
+def with_mistake(monkeypatch, function, right, wrong):
+    source = inspect.getsource(getattr(speculative, function))
+    assert source.count(right) == 1
+    names = dict(vars(speculative))
+    exec(source.replace(right, wrong), names)
+    monkeypatch.setattr(speculative, function, names[function])
 
 
-def off_by_one_target(model, cache, x, n, k, real=speculative.logits_after):
-    """Judges every token by the distribution of the one before it."""
-    logits = real(model, cache, x, n, k)
-    return logits.roll(1, 1) if k > 1 else logits
+CASES = [(mistake, name) for mistake in MISTAKES for name in ("gpt", "lookup")]
+CASES.remove(("takes q for 1", "lookup"))  # there it is 1
 
 
-def counts_after_the_first_refusal(monkeypatch):
-    real = torch.Tensor.cumprod
-    monkeypatch.setattr(
-        torch.Tensor, "cumprod", lambda x, dim: x if x.dtype == torch.int64 else real(x, dim)
-    )
+@pytest.mark.parametrize("mistake, name", CASES)
+def test_known_mistakes_change_the_distribution(mistake, name, monkeypatch):
+    paths = Paths(monkeypatch)
+    with_mistake(monkeypatch, *MISTAKES[mistake])
+    target = make_target(V=2)
+    drafter = make_drafter(name, V=2)
+    x = torch.tensor(PROMPT)
+
+    def text():
+        return tuple(speculative.speculate(target, drafter, x, 4, gamma=2).tolist())
+
+    found = paths.distribution(text)
+    assert distance(found, exact_distribution(target, PROMPT, 4)) > 0.01
 
 
-@pytest.mark.parametrize("name", ["gpt", "lookup"])
-def test_known_mistakes_are_seen(name, monkeypatch):
-    exact = target_law(target_model(), PROMPT, 3)
-    for attribute, wrong in (
-        ("residual", scalar_residual),
-        ("residual", fresh_resample),
-        ("logits_after", off_by_one_target),
-    ):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(speculative, attribute, wrong)
-            assert distance(speculative_law(patch, name, 2), exact) > 0.01, wrong
-    assert (
-        distance(speculative_law(monkeypatch, name, 2), exact) < 1e-5
-    )  # and without them, nothing
+# --------------------------------------------------------------------------------------------------
+# speculation otherwise
 
 
-def test_counting_after_the_first_refusal_is_seen(monkeypatch):
-    """bernoulli must answer for every token here, as it does in a real run."""
-    exact = target_law(target_model(), PROMPT, 3)
-    monkeypatch.setattr(
-        Paths,
-        "bernoulli",
-        lambda self, a, g: torch.tensor([[self.choose([1 - p, p]) == 1 for p in a[0].tolist()]]),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        assert distance(speculative_law(patch, "gpt", 2), exact) < 1e-5
-    counts_after_the_first_refusal(monkeypatch)
-    assert distance(speculative_law(monkeypatch, "gpt", 2), exact) > 0.01
-
-
-def test_an_lstm_that_sees_the_future_is_seen(monkeypatch):
-    """Bidirectional, as FastLLM's: the causality test of test_model.py fails, and so does the one of the cache."""
-    import test_model
-
-    class Both(torch.nn.LSTM):
-        def __init__(self, C, H, batch_first):
-            super().__init__(C, H // 2, batch_first=batch_first, bidirectional=True)
-
-    monkeypatch.setattr(drafters.nn, "LSTM", Both)
-    with pytest.raises(AssertionError):
-        test_model.test_small_architectures_see_the_past_only_and_train_in_every_weight(
-            "lstm", None
-        )
-
-
-def test_a_draft_in_any_order_is_refused_with_the_reason(refused):
-    model = tiny_model(V=V)
-    said = refused(Diffusion, model, steps=2, order="any")
-    assert "q(x_j | x before j)" in said and "lossless" in said
-    Diffusion(model, steps=1, order="any")  # one step has no order
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("name", DRAFTERS)
 @pytest.mark.parametrize("gamma", [1, 4])
-def test_greedy_text_is_the_targets_own_in_a_batch_and_at_every_length(name, gamma):
-    """Rows accept differently, so that the caches' rows differ; the last tokens fill the whole context."""
-    target = tiny_model(V=V, causal=True, seed=1, block_size=32)
-    guess = drafter(name, block_size=32)
-    idx = torch.randint(V, (5, 3), generator=seeded(0))
-    for n_new in (0, 1, 2, 7, 29):
-        got, counts = speculate(target, guess, idx, n_new, gamma, temperature=0)
-        assert torch.equal(got, generate(target, idx, n_new, temperature=0))
-        made = sum(counts.accepted) + counts.row_calls
-        assert made == 5 * n_new and counts.drafted.sum() == sum(counts.accepted)
+def test_greedy_text_equals_generates_at_every_length(name, gamma):
+    """The last tokens fill the whole context."""
+    target = make_target(block_size=32)
+    drafter = make_drafter(name, block_size=32)
+    for prompt in torch.randint(V, (4, 3), generator=seeded(0)):
+        for n_new in (0, 1, 2, 7, 29):
+            found = speculate(target, drafter, prompt, n_new, gamma=gamma, temperature=0)
+            assert len(found) == 3 + n_new
+            assert torch.equal(found, generate(target, prompt[None], n_new, temperature=0)[0])
 
 
-@torch.no_grad()
-def test_a_compiled_gpt_writes_the_same_and_is_compiled_twice_however_long_the_text():
-    """Once for the first token, once for any later one: the cache's length is no constant of the compiled code."""
-    torch._dynamo.reset()  # what other tests compiled counts, too
-    target, counter = target_model(), torch._dynamo.testing.CompileCounter()
-    expected = generate(target, torch.tensor([PROMPT]), 12, generator=seeded(1))
-    target.hidden = torch.compile(target.hidden, backend=counter)
-    assert generate(target, torch.tensor([PROMPT]), 12, generator=seeded(1)).equal(expected)
-    assert counter.frame_count == 2
+@pytest.mark.parametrize("name", ["gpt", "lstm", "ngram, kneser_ney", "lookup", "hesitant"])
+def test_sampled_texts_have_the_exact_frequencies(name):
+    """With real random numbers; chi-square against the exact distribution, some end with eos."""
+    n = 1000
+    target = make_target(2)
+    drafter = make_drafter(name, 2)
+    prompt = torch.tensor([0, 1, 1])
+    counts = {}
+    generator = seeded(1)
+    for _ in range(n):
+        x = speculate(target, drafter, prompt, 4, gamma=2, generator=generator, eos=1)
+        x = tuple(x.tolist())
+        counts[x] = counts.get(x, 0) + 1
+    exact = exact_distribution(target, prompt.tolist(), 4, eos=1)
+    assert counts.keys() <= exact.keys()
+    chi2 = sum((counts.get(x, 0) - n * p) ** 2 / (n * p) for x, p in exact.items())
+    assert chi2 < 20  # 4 degrees of freedom: exceeded once in 2000
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", DRAFTERS)
-def test_batched_sampling_has_the_targets_frequencies_for_every_prompt(name):
-    """Rows of different prompts accept differently; eos ends some of them. Chi-square against the exact law."""
-    target, n = tiny_model(V=2, causal=True, seed=1), 2000
-    prompts = torch.tensor([[0, 1, 1], [1, 0, 0]])
-    got, _ = speculate(
-        target, drafter(name, 2), prompts.repeat(n, 1), 4, 2, generator=seeded(1), eos=1
-    )
-    for prompt in prompts.tolist():
-        exact = target_law(target, prompt, 4, eos=1)
-        rows = [tuple(x) for x in got.tolist() if x[:3] == prompt]
-        assert len(rows) == n and set(rows) <= exact.keys()
-        chi2 = sum((rows.count(x) - n * p) ** 2 / (n * p) for x, p in exact.items())
-        assert chi2 < 20  # 4 degrees of freedom: exceeded once in 2000
+def test_one_generator_makes_one_text():
+    target = make_target()
+    texts = []
+    for seed in (1, 1, 2):
+        drafter = make_drafter("gpt")
+        x = torch.tensor(PROMPT)
+        texts.append(speculate(target, drafter, x, 11, generator=seeded(seed)))
+    assert torch.equal(texts[0], texts[1]) and not torch.equal(texts[0], texts[2])
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("name", ["gpt", "lstm", "cnn"])
-def test_a_drafter_never_reads_what_was_refused(name, monkeypatch):
-    """Its distributions are those of a forward pass without a cache in every round, also where other rows end first."""
-    target, guess = (
-        tiny_model(V=V, causal=True, seed=1, block_size=32),
-        drafter(name, block_size=32),
-    )
-    real, checked = speculative.propose, []
+def test_a_drafter_never_reads_what_was_rejected(name, monkeypatch):
+    """Its distributions are those without a cache, in every round and also in the next text."""
+    target = make_target(block_size=32)
+    drafter = make_drafter(name, block_size=32)
+    real = drafter.propose
+    checked = []
 
-    def propose(model, cache, x, n, gamma, *args):
-        drafts, q = real(model, cache, x, n, gamma, *args)
-        for row in range(len(n)):
-            for j in range(gamma):
-                text = torch.cat([x[row, : n[row]], drafts[row, :j]])[None]
-                torch.testing.assert_close(
-                    q[row, j], model(text)[0, -1].softmax(-1), atol=1e-5, rtol=1e-4
-                )
-                checked.append(1)
+    @torch.no_grad()
+    def propose(x, n, settings, generator):
+        drafts, q = real(x, n, settings, generator)
+        for j in range(len(drafts)):
+            text = torch.cat([x, drafts[:j]])[None]
+            uncached = drafter.model(text)[0, -1].softmax(-1)
+            torch.testing.assert_close(q[j], uncached, atol=1e-5, rtol=1e-4)
+        checked.append(len(drafts))
         return drafts, q
 
-    monkeypatch.setattr(speculative, "propose", propose)
-    speculate(
-        target, guess, torch.randint(V, (6, 3), generator=seeded(0)), 25, 3, generator=seeded(1)
+    monkeypatch.setattr(drafter, "propose", propose)
+    generator = seeded(1)
+    for prompt in torch.randint(V, (6, 3), generator=seeded(0)):
+        speculate(target, drafter, prompt, 25, gamma=3, generator=generator)
+    assert sum(checked) > 100
+
+
+def test_a_drafter_proposes_no_more_than_it_is_asked_or_than_its_context_has():
+    model = tiny_model(V=V, causal=True, block_size=6)
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    drafter = Network(model)
+    for length, n, most in ((5, 1, 1), (5, 4, 2), (6, 4, 1), (7, 4, 0), (9, 4, 0), (3, 0, 0)):
+        x = torch.zeros(length, dtype=torch.int64)
+        drafts, q = drafter.propose(x, n, settings, seeded(0))
+        assert len(drafts) == len(q) == most
+
+
+def test_watch_sees_every_round():
+    target = make_target()
+    seen = []
+    options = {"gamma": 3, "generator": seeded(0)}
+    drafter = make_drafter("gpt")
+    x = speculate(
+        target, drafter, torch.tensor(PROMPT), 11, watch=lambda *a: seen.append(a), **options
     )
-    assert len(checked) > 100
+    lengths = [5, *(len(text) for text, _ in seen)]
+    assert torch.equal(seen[-1][0], x)
+    for (before, after), (text, drafts) in zip(itertools.pairwise(lengths), seen, strict=True):
+        assert torch.equal(text, x[:after])
+        assert 1 <= after - before <= len(drafts) + 1 <= 4
+        n = after - before - 1
+        assert torch.equal(text[before : before + n], drafts[:n])  # the accepted ones
+
+
+def test_texts_longer_than_the_context_raise(refused):
+    x = torch.zeros(10, dtype=torch.int64)
+    said = refused(speculate, make_target(), Lookup(V), x, 7)
+    assert "17 tokens do not fit the context of 16" in said and "--length=16" in said
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_cache_may_have_another_number_format_than_the_layers(mixed):
+    """bfloat16 weights, or float32 weights under autocast."""
+    model = tiny_model(causal=True)
+    if not mixed:
+        model = model.bfloat16()
+    start = torch.zeros(2, 1, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        x = generate(model, start, 20, generator=seeded(0))
+        y = speculate(model, Network(model), start[0], 15, generator=seeded(0))
+    assert x.shape == (2, 21) and y.shape == (16,)
 
 
 @torch.no_grad()
-def test_acceptance_by_counting_is_the_overlap():
-    """alpha = E sum_x min(p, q); for a draft equal to the target it is 1, and calls fall by gamma + 1."""
-    target = tiny_model(V=V, causal=True, seed=1, block_size=64)
-    idx = torch.zeros(50, 1, dtype=torch.long)
-    _, counts = speculate(target, target, idx, 60, 4, generator=seeded(0))
-    assert counts.accepted.equal(counts.tested) and counts.row_calls == 50 * 12
-    guess = tiny_model(V=V, causal=True, seed=2, block_size=64)
-    x, counts = speculate(target, guess, idx, 60, 1, generator=seeded(0))
-    p, q = target(x).softmax(-1), guess(x).softmax(-1)
-    overlap = torch.minimum(p, q).sum(-1)[:, :-2].mean().item()
-    assert counts.accepted[0] / counts.tested[0] == pytest.approx(overlap, abs=0.03)
+def test_a_compiled_gpt_is_compiled_a_few_times_however_long_the_text():
+    """For the first tokens and for one more; with drafts also for several more. Then no more."""
+    torch._dynamo.reset()  # what other tests compiled counts, too
+    target = make_target()
+    counter = torch._dynamo.testing.CompileCounter()
+    start = torch.tensor([PROMPT])
+    expected = generate(target, start, 11, generator=seeded(1))
+    drafter = make_drafter("gpt")
+    drafted = speculate(target, drafter, start[0], 11, generator=seeded(1))
+    target.hidden = torch.compile(target.hidden, backend=counter)
+    assert torch.equal(generate(target, start, 11, generator=seeded(1)), expected)
+    assert counter.frame_count == 2
+
+    found = speculate(target, make_drafter("gpt"), start[0], 11, generator=seeded(1))
+    assert torch.equal(found, drafted)
+    n = counter.frame_count
+    for seed in range(2, 6):
+        speculate(target, drafter, start[0], 11, generator=seeded(seed))
+    assert n <= counter.frame_count <= 5
+
+
+# --------------------------------------------------------------------------------------------------
+# token by token
+
+
+@torch.no_grad()
+def generate_uncached(model, idx, n_new, generator, **settings):
+    """Windows that drop their older half when they are full, as generate's, read anew each time."""
+    start = 0
+    for end in range(idx.size(1), idx.size(1) + n_new):
+        if end - start > model.config.block_size:
+            start = end - model.config.block_size // 2
+        p = probabilities(model(idx[:, start:])[:, -1], **settings)
+        idx = torch.cat([idx, draw(p, generator)[:, None]], dim=1)
+    return idx
+
+
+ARCHS = [("gpt", "rope"), ("gpt", "learned"), ("lstm", "rope"), ("cnn", "rope")]
+
+
+@pytest.mark.parametrize("arch, pos", ARCHS)
+def test_cached_text_equals_uncached_also_past_the_context(arch, pos):
+    model = tiny_model(causal=True, arch=arch, pos=pos)
+    idx = torch.randint(7, (2, 3), generator=seeded(0))
+    settings = {"temperature": 0.8, "top_k": 5, "top_p": 0.9}
+    for n_new in (0, 1, 13, 40):
+        found = generate(model, idx, n_new, generator=seeded(1), **settings)
+        expected = generate_uncached(model, idx, n_new, seeded(1), **settings)
+        assert torch.equal(found, expected)
+        assert found.shape == (2, 3 + n_new) and torch.equal(found[:, :3], idx)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch, pos", ARCHS)
+def test_every_architecture_continues_from_its_cache(arch, pos):
+    """In pieces of any size, and after it was set back, whatever stands behind its length."""
+    model = tiny_model(causal=True, arch=arch, pos=pos, n_layer=3)
+    x = torch.randint(7, (3, 16), generator=seeded(0))
+    whole = model(x)
+    cache = KVCache(model, 3)
+    parts = [model.head(model.hidden(part, cache)) for part in x.split([5, 1, 3, 7], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)
+    assert cache.length == 16
+    for length in (9, 4, 0):
+        cache.length = length
+        cache.kv[:, :, :, :, length:] = math.nan
+        found = model.head(model.hidden(x[:, length : length + 5], cache))
+        torch.testing.assert_close(found, whole[:, length : length + 5], atol=1e-5, rtol=1e-5)
+        assert cache.length == length + 5
+
+
+def test_a_text_ends_at_eos_and_is_otherwise_the_same():
+    model = tiny_model(causal=True)
+    idx = torch.randint(7, (5, 3), generator=seeded(0))
+    plain = generate(model, idx, 40, generator=seeded(1))
+    ended = generate(model, idx, 40, generator=seeded(1), eos=2)
+    for a, b in zip(plain.tolist(), ended.tolist(), strict=True):
+        n = a.index(2, 3) + 1 if 2 in a[3:] else len(a)
+        assert b == a[:n] + [2] * (len(a) - n)
+    assert (ended[:, -1] == 2).any() and not (plain[:, -1] == 2).all()
+
+
+def test_generates_watch_sees_every_token():
+    seen = []
+    model = tiny_model(causal=True)
+    idx = torch.zeros(2, 3, dtype=torch.int64)
+    x = generate(model, idx, 5, generator=seeded(1), watch=seen.append)
+    assert [text.size(1) for text in seen] == [4, 5, 6, 7, 8]
+    assert all(torch.equal(text, x[:, : text.size(1)]) for text in seen)
+
+
+# --------------------------------------------------------------------------------------------------
+# acceptance
+
+
+class Scripted:
+    """Proposes a text that is known, except at the positions where it is wrong."""
+
+    def __init__(self, text, wrong):
+        self.drafts = text.clone()
+        self.drafts[wrong] = (self.drafts[wrong] + 1) % V
+
+    def propose(self, x, n, settings, generator):
+        drafts = self.drafts[len(x) : len(x) + n]
+        return drafts, torch.nn.functional.one_hot(drafts, V).float()
+
+
+def test_rounds_counts_what_a_hand_counts():
+    target = make_target()
+    prompt = torch.tensor([0, 1, 1])
+    text = generate(target, prompt[None], 10, temperature=0)[0]
+    rounds = Rounds(3)
+    rounds.start(3)
+    drafter = Scripted(text, wrong=[5, 6])
+    found = speculate(target, drafter, prompt, 10, gamma=3, temperature=0, watch=rounds)
+    assert torch.equal(found, text)
+    # drafts 3, 4 accepted, 5 rejected; 6 rejected; 7, 8, 9 accepted and bonus token 10; 11 and 12
+    assert rounds.tested.tolist() == [4, 2, 2]
+    assert rounds.accepted.tolist() == [3, 2, 1]
+    assert rounds.n_forwards == 4 and rounds.n_tokens == 10
+    yes, no = True, False
+    assert rounds.drafted == [yes, yes, no, no, yes, yes, yes, no, yes, no]
+    assert metrics.acceptance(rounds) == pytest.approx(6 / 8)
+    assert metrics.tokens_per_forward(rounds) == pytest.approx(2.5)
+
+
+def test_rounds_counts_no_draft_after_an_end_of_text():
+    rounds = Rounds(3)
+    rounds.start(2)
+    rounds(torch.tensor([0, 0, 2, 1]), torch.tensor([2, 1, 0]))  # 1 ends the text
+    assert rounds.tested.tolist() == rounds.accepted.tolist() == [1, 1, 0]
+    rounds.start(1)
+    rounds(torch.tensor([0, 2]), torch.tensor([], dtype=torch.int64))  # nothing was proposed
+    assert rounds.n_forwards == 2 and rounds.n_tokens == 3 and rounds.drafted == [False]
+
+
+def test_counted_acceptance_is_the_overlap():
+    """alpha = E sum_x min(p, q); a drafter equal to the target has 1."""
+    target = make_target(block_size=64)
+    start = torch.zeros(1, dtype=torch.int64)
+    rounds = Rounds(4)
+    rounds.start(1)
+    options = {"generator": seeded(0), "watch": rounds}
+    speculate(target, Network(target), start, 60, gamma=4, **options)
+    assert metrics.acceptance(rounds) == 1 and rounds.n_forwards == 12
+
+    drafter = Network(tiny_model(V=V, causal=True, seed=2, block_size=64))
+    rounds = Rounds(1)
+    texts = []
+    for i in range(40):
+        rounds.start(1)
+        options = {"generator": seeded(i), "watch": rounds}
+        texts.append(speculate(target, drafter, start, 60, gamma=1, **options))
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    alpha = overlap(target, drafter, torch.stack(texts), 1, settings, batch_size=7).mean().item()
+    assert metrics.acceptance(rounds) == pytest.approx(alpha, abs=0.03)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gpt", "cnn", "ngram, kneser_ney", "lookup"])
+def test_overlap_is_the_literal_mean_of_sum_min_p_q(name):
+    """Of every token for networks and n-grams, of those proposed at 16 positions for the others."""
+    target = make_target(V=5, block_size=32)
+    drafter = make_drafter(name, V=5, block_size=32)
+    text = torch.randint(5, (3, 19), generator=seeded(0))
+    settings = {"temperature": 0.9, "top_k": 4, "top_p": 0.95}
+    found = overlap(target, drafter, text, 3, settings, batch_size=2)
+    for row, alpha in zip(text, found.tolist(), strict=True):
+        terms = []
+        for n in range(3, 19):
+            p = probabilities(target(row[None, :n])[0, -1], **settings)
+            drafts, q = drafter.propose(row[:n], 1, settings, seeded(0))
+            if len(drafts):
+                terms.append(sum(min(p[x].item(), q[0][x].item()) for x in range(5)))
+        assert alpha == pytest.approx(sum(terms) / len(terms), abs=1e-5)
+
+
+def test_overlap_is_unknown_where_nothing_is_proposed():
+    text = torch.arange(16)[None]
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    found = overlap(make_target(V=16), Lookup(16), text, 3, settings, batch_size=2)
+    assert found.isnan().all()
+    mean, error = metrics.mean_and_error(found)
+    assert mean == 0 and math.isnan(error)
 
 
 def test_predicted_speedup_by_hand():
-    assert speculative.predicted_speedup(0.5, 0.1, 1) == pytest.approx(1.5 / 1.1)
-    assert speculative.predicted_speedup(1.0, 0.0, 3) == 4
-    assert speculative.predicted_speedup(1.0, 0.0, 3, call=1.6) == pytest.approx(4 / 1.6)
-    counts = types.SimpleNamespace(draft_s=2.0, drafts=40, target_s=15.0, rounds=10)
-    assert speculative.costs(counts, step_s=0.5) == (0.1, 3.0)
-    measured = {1: (0.1, 1.0), 2: (0.1, 1.1), 4: (0.1, 2.0)}
-    assert speculative.best_gamma(None, None, 0.8, measured) == (
-        2,
-        pytest.approx((1 + 0.8 + 0.64) / 1.3),
+    assert predicted_speedup(0.5, 0.1, 1) == pytest.approx(1.5 / 1.1)
+    assert predicted_speedup(1.0, 0.0, 3) == 4
+    assert predicted_speedup(1.0, 0.0, 3, verify=1.6) == pytest.approx(4 / 1.6)
+    assert predicted_speedup(0.0, 0.5, 2) == pytest.approx(0.5)
+    costs = {1: (0.1, 1.0), 2: (0.1, 1.1), 4: (0.1, 2.0)}
+    gamma, speed = best_gamma(0.8, costs)
+    assert gamma == 2 and speed == pytest.approx((1 + 0.8 + 0.64) / 1.3)
+
+
+@pytest.mark.parametrize("name", ["gpt", "lookup", "hesitant"])
+def test_a_row_of_the_table_of_drafters(name):
+    target = make_target(block_size=32)
+    drafter = make_drafter(name, block_size=32)
+    prompts = torch.randint(V, (4, 8), generator=seeded(0))
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    text = generate(target, prompts, 24, generator=seeded(1), **settings)
+    row = metrics.drafter_row(target, drafter, text, prompts, settings, 1, 4, n_races=3)
+    assert 0 < row["alpha"] < 1 and row["gamma"] in metrics.GAMMAS
+    assert row["predicted"] > 0 and row["speedup"] > 0 and row["c"] > 0 and row["verify"] > 0
+    assert len(row["counted_at"]) == row["gamma"]
+    assert 1 <= row["tokens_per_forward"] <= row["gamma"] + 1
+
+
+def test_the_gamma_that_is_chosen_is_one_of_those_tried():
+    target = make_target(block_size=64)
+    x = torch.tensor(PROMPT)
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    options = (settings, seeded(0))
+    drafter = make_drafter("gpt", block_size=64)
+    assert metrics.choose_gamma(target, drafter, x, 50, *options) in metrics.GAMMAS
+    assert metrics.choose_gamma(target, drafter, x, 3, *options) == 3  # too short to try
+
+
+# --------------------------------------------------------------------------------------------------
+# text of any model
+
+
+def test_a_gpt_needs_known_text_at_the_beginning(refused):
+    model = make_target()
+    blanks = torch.tensor([[-1, 0, -1]])
+    assert "Use a diffusion checkpoint" in refused(speculative.draw_samples, model, blanks)
+    assert "Use a diffusion checkpoint" in refused(
+        speculative.draw_samples, model, torch.full((1, 3), -1)
     )
-    by_place = types.SimpleNamespace(
-        accepted=torch.tensor([80, 8]), tested=torch.tensor([100, 80])
-    )  # 0.8, 0.1: not 0.8 and 0.64
-    assert speculative.best_gamma(Diffusion(None), by_place, 0.8, measured) == (
-        1,
-        pytest.approx(1.8 / 1.1),
+
+
+def test_known_tokens_stay_in_samples_of_both_models():
+    for causal in (True, False):
+        model = tiny_model(causal=causal)
+        template = torch.full((2, 9), -1)
+        template[:, :3] = torch.tensor([1, 2, 3])
+        x = speculative.draw_samples(model, template, 4, generator=seeded(0))
+        assert torch.equal(x[:, :3], template[:, :3]) and x.min() >= 0 and x.max() < 7
+
+
+def test_samples_do_not_depend_on_how_many_are_asked_for():
+    model = tiny_model()
+    few, many = (
+        speculative.draw_many(model, torch.full((n, 8), -1), 2, seed=1, n_steps=4) for n in (4, 6)
     )
-    assert speculative.predicted_speedup(0.0, 0.5, 2) == pytest.approx(0.5)
+    assert torch.equal(few, many[:4])
 
 
-def test_texts_longer_than_a_context_are_refused(refused):
-    said = refused(speculate, target_model(), Lookup(V), torch.zeros(1, 10, dtype=torch.long), 7)
-    assert "17 tokens are more than the context of 16" in said
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# n-grams
-
-
-@pytest.mark.parametrize("smoothing", ["kneser_ney", "laplace"])
-@pytest.mark.parametrize("n", [1, 2, 3, 5])
-def test_ngram_equals_the_nested_loops_also_for_unseen_contexts(n, smoothing):
-    rng = np.random.default_rng(0)
-    tokens = rng.choice(5, 60, p=[0.4, 0.3, 0.2, 0.1, 0.0])  # token 4 is never seen
-    model = NGram(n, 5, smoothing).fit(tokens)
-    contexts = [list(c) for c in itertools.product(range(5), repeat=n - 1)][:: 1 if n < 5 else 17]
-    got = model.log_probs(np.array(contexts, dtype=np.int64).reshape(len(contexts), n - 1)).exp()
-    if smoothing == "laplace":
-        want = torch.stack(
-            [reference.DictNGram(n, 5).fit(tokens).log_probs(c).exp() for c in contexts]
-        )
-    else:
-        want = torch.tensor([reference.kneser_ney(tokens.tolist(), c, n, 5) for c in contexts])
-    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
-    assert (got.sum(1) - 1).abs().max() < 1e-6 and (got > 0).all()
-
-
-def test_ngram_predicts_every_position_causally_and_as_it_does_step_by_step():
-    model = NGram(3, 5).fit(np.random.default_rng(0).integers(5, size=300))
-    idx = torch.randint(5, (2, 9))
-    whole = model(idx)
-    for n in range(1, 10):
-        torch.testing.assert_close(model.next_logits(idx, torch.tensor([n, n])), whole[:, n - 1])
-    assert NGram(1, 5).fit(np.arange(5))(idx).shape == (2, 9, 5)
-
-
-@pytest.mark.parametrize("n", [1, 3, 5])
-def test_ngram_files_are_readable_text_and_load_to_the_same_model(n, tmp_path, refused):
-    tokens = np.random.default_rng(0).integers(7, size=500)
-    model, meta = NGram(n, 7).fit(tokens), {"tokenizer": "char", "vocab_size": 7}
-    model.save(tmp_path / "ngram.txt", meta)
-    loaded, found = NGram.load(tmp_path / "ngram.txt")
-    idx = torch.randint(7, (3, 11))
-    assert torch.equal(model(idx), loaded(idx)) and found == meta
-    lines = (tmp_path / "ngram.txt").read_text().splitlines()
-    assert '"smoothing": "kneser_ney"' in lines[0]
-    count, *gram = map(int, lines[-1].split())
-    assert len(gram) == n and count == sum(
-        tokens[i : i + n].tolist() == gram for i in range(501 - n)
-    )
-    (tmp_path / "cut.txt").write_text("\n".join(lines[: len(lines) // 2]))
-    assert "damaged" in refused(NGram.load, tmp_path / "cut.txt")
-    (tmp_path / "none.txt").write_text("hello\n")
-    assert "damaged" in refused(NGram.load, tmp_path / "none.txt")
-
-
-def test_the_knobs_of_an_ngram_reach_its_file(markov, tmp_path, refused):
-    kw = dict(dataset=markov, arch="ngram", ngram_n=2)
-    train.main(knobs(tmp_path / "a", **kw, ngram_discount=0.5, ngram_alpha=0.3))
-    model, _ = NGram.load(tmp_path / "a" / "ngram.txt")
-    assert (model.discount, model.alpha) == (0.5, 0.3)
-    assert "ngram_alpha is 0.0" in refused(train.main, knobs(tmp_path / "b", **kw, ngram_alpha=0.0))
-
-
-def test_lookup_continues_the_longest_match():
-    x = torch.tensor([[1, 2, 0, 3, 2, 0, 1, 2, 0, 0], [3, 3, 1, 4, 2, 4, 2, 4, 0, 0]])
-    guess = Lookup(5).next_logits(x, torch.tensor([9, 8])).argmax(-1)
-    assert guess.tolist() == [
-        3,
-        2,
-    ]  # 1 2 0 was followed by 3, though 2 0 was followed by 1 later; 4 2 4 by 2
+def test_a_students_own_sampler_and_steps_are_the_defaults():
+    student = {"made_for": {"sampler": "ancestral", "steps": 4}}
+    teacher = {"made_for": None}
+    assert speculative.sampler_and_steps("", 0, student) == ("ancestral", 4)
+    assert speculative.sampler_and_steps("spread", 8, student) == ("spread", 8)
+    assert speculative.sampler_and_steps("", 0, teacher) == ("spread", 64)
+    assert speculative.sampler_and_steps("", 2, teacher) == ("spread", 2)

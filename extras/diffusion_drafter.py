@@ -1,0 +1,174 @@
+"""
+A masked diffusion model drafts for a GPT: it predicts all tokens of a draft in one forward pass.
+$ python -m extras.diffusion_drafter --ckpt=out/pydoc_ar/ckpt.pt --drafter=out/pydoc/ckpt.pt
+$ python -m extras.diffusion_drafter --drafter=out/sdtt_pydoc/round_3.pt --draft_steps=2 --gamma=6
+$ python -m extras.diffusion_drafter --table=True            (acceptance and speed of every gamma)
+
+The text has exactly the GPT's distribution, as with every drafter: see speculative.py.
+Christopher et al. 2024, arXiv 2408.05636 (SpecDiff).
+"""
+
+import time
+
+import torch
+
+import data
+from configurator import UserError, choose, configure
+from drafters import load_model
+from metrics import GAMMAS, Rounds, acceptance, mean_and_error, race, tokens_per_forward
+from model import draw, probabilities
+from plumbing.hardware import pick_device
+from plumbing.randomness import seeded
+from plumbing.terminal import print_samples
+from sample import cost_line, draft_line
+from speculative import speculate
+
+# --------------------------------------------------------------------------------------------------
+ckpt = "out/pydoc_ar/ckpt.pt"  # the target, a GPT
+drafter = "out/pydoc/ckpt.pt"  # a masked diffusion model of the same vocabulary
+draft_steps = 1  # forward passes for a draft, from left to right
+draft_order = "left"  # 'left' | 'any' (with one step: with more it would not be lossless)
+gamma = 4  # tokens proposed at a time
+table = False  # in place of texts: acceptance by position and speed, for several gamma
+prompt = ""  # text that the samples begin with, or FILE:path
+num_samples = 4
+length = 0  # tokens, with the prompt; 0: the context
+temperature = 1.0  # 0: always the most probable token
+top_k = 0  # keep the k most probable tokens; 0: all
+top_p = 1.0  # keep the most probable tokens that hold this much probability
+seed = 1337
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one of several, as 'cuda:1'
+dtype = "float32"  # 'float32' (a GPT's cached step on a CPU is fastest in it) | 'bfloat16'
+attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
+cfg = configure(globals())
+# --------------------------------------------------------------------------------------------------
+
+
+class Diffusion:
+    """
+    Masks after the last token, unmasked in `steps` groups from left to right.
+
+    Speculation needs q(x_j | all tokens before j). Within a group the tokens are drawn
+    independently of each other, and a group sees only what is to its left, so q is known. In any
+    other order a token would depend on later ones, and q would be a sum over all of these.
+    """
+
+    def __init__(self, model, steps=1, order="left"):
+        choose("draft_order", order, ("left", "any"))
+        if steps < 1:
+            raise UserError(f"draft_steps is {steps}; it must be at least 1.")
+        if order == "any" and steps > 1:
+            raise UserError(
+                "In any order there is no q(x_j | x before j): not lossless. "
+                "Use --draft_steps=1 or --draft_order=left."
+            )
+        self.model = model
+        self.steps = steps
+
+    @torch.no_grad()
+    def propose(self, x, n, settings, generator):
+        """(T,) int64 -> drafts (g,) with g <= n, q (g of (V,)): see speculative.py."""
+        size = self.model.config.block_size
+        n = min(n, size - 1)
+        if n == 0:
+            return x[:0], []
+        known = x[-(size - n) :]  # the last tokens, all that fit
+        masks = x.new_full((n,), self.model.mask_id)
+        z = torch.cat([known, masks])
+        position = torch.arange(len(known), len(z), device=x.device)  # (n)
+        q = []
+        for group in position.tensor_split(min(self.steps, n)):
+            h = self.model.hidden(z[None])[0, group]  # (size of the group, C)
+            p = probabilities(self.model.head(h), **settings)  # (size of the group, V)
+            z[group] = draw(p, generator)
+            q.extend(p)
+        return z[len(known) :], q
+
+
+# --------------------------------------------------------------------------------------------------
+# the run
+
+
+def load(cfg):
+    """-> the target, its meta, the drafter, a note on device and number format."""
+    device, autocast, note = pick_device(cfg.device, cfg.dtype)
+    target, checkpoint = load_model(cfg.ckpt, device, cfg.attention)
+    model, of_drafter = load_model(cfg.drafter, device, cfg.attention)
+    if not target.config.causal or model.config.causal:
+        raise UserError(
+            f"{cfg.ckpt} must be a GPT and {cfg.drafter} a masked diffusion model. "
+            "Other drafters: sample.py --draft"
+        )
+    meta = checkpoint["meta"]
+    if not data.same_vocabulary(meta, of_drafter["meta"]):
+        raise UserError(f"The drafter {cfg.drafter} has another vocabulary than the target.")
+    return target, meta, Diffusion(model, cfg.draft_steps, cfg.draft_order), autocast, note
+
+
+def known_tokens(target, meta, cfg):
+    """-> (T,) int64, the prompt, or a start token; how many tokens are to follow."""
+    device = target.wte.weight.device
+    x = torch.tensor(data.encode_prompt(meta, data.read_text(cfg.prompt)), device=device)
+    n_new = (cfg.length or target.config.block_size) - len(x)
+    if n_new < 1:
+        raise UserError(f"The prompt has {len(x)} tokens and leaves no room. Use a shorter one.")
+    return x, n_new
+
+
+def draw_texts(target, meta, drafter, settings, note, cfg):
+    """Prints texts, how much of them was drafted, and tokens per forward pass of the target."""
+    x, n_new = known_tokens(target, meta, cfg)
+    rounds = Rounds(cfg.gamma)
+    texts = []
+    n_drafted = 0
+    began = time.perf_counter()
+    for i in range(cfg.num_samples):
+        rounds.start(len(x))
+        options = {"generator": seeded(cfg.seed, i, device=x.device), "eos": meta.get("eot")}
+        options |= {"watch": rounds, **settings}
+        texts.append(speculate(target, drafter, x, n_new, gamma=cfg.gamma, **options).cpu())
+        n_drafted += sum(rounds.drafted)
+    took = cost_line(texts, time.perf_counter() - began, note, cfg)
+    took += "\n" + draft_line(n_drafted, rounds, cfg.gamma)
+    decode = data.encoder(meta)[1]
+    print_samples([cfg.ckpt], [([decode(text.tolist()) for text in texts], took)])
+
+
+def print_table(target, meta, drafter, settings, note, cfg):
+    """
+    A line for each gamma. A diffusion model predicts later positions worse: acceptance falls, and
+    the best gamma is smaller than alpha alone says. speed is over token by token with a KV cache.
+    """
+    x, n_new = known_tokens(target, meta, cfg)
+    print(f"{cfg.num_samples} texts of {len(x) + n_new} tokens on {note}")
+    print("gamma  alpha  tokens/forward  speed    by position")
+    for gamma in GAMMAS:
+        rounds = Rounds(gamma)
+        speeds = []
+        for i in range(cfg.num_samples):
+            run = (x, n_new, gamma, settings, cfg.seed + i, rounds)
+            speeds.append(race(target, drafter, *run))
+        speed, _ = mean_and_error(torch.tensor(speeds))
+        counts = zip(rounds.accepted.tolist(), rounds.tested.tolist(), strict=True)
+        by_position = " ".join(f"{a / t:.2f}" for a, t in counts if t)
+        alpha = f"{acceptance(rounds):6.3f}"
+        print(
+            f"{gamma:5d} {alpha} {tokens_per_forward(rounds):15.2f} {speed:6.2f}    {by_position}"
+        )
+
+
+def main(cfg):
+    for name in ("gamma", "num_samples"):
+        if getattr(cfg, name) < 1:
+            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least 1.")
+    if cfg.temperature < 0:
+        raise UserError(f"temperature is {cfg.temperature}; it must be at least 0.")
+    target, meta, drafter, autocast, note = load(cfg)
+    settings = {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p}
+    show = print_table if cfg.table else draw_texts
+    with torch.no_grad(), autocast:
+        show(target, meta, drafter, settings, note, cfg)
+
+
+if __name__ == "__main__":
+    main(cfg)
