@@ -112,21 +112,6 @@ def blocks(tokens, length, limit):
     )
 
 
-def beginnings(corpus, n, generator):
-    """-> (n, P) int64, what a model's texts begin with: its start token, after a source if it reads one."""
-    if "source_tokens" in corpus.meta:
-        return batch(corpus.train, n, corpus.meta["source_tokens"] + 1, generator)
-    return torch.full((n, 1), start_token(corpus.meta))
-
-
-def without_sources(corpus):
-    """-> the corpus; of rows of a source and a text, its validation text is the texts alone."""
-    if "row" in corpus.meta:
-        rows = blocks(corpus.val, corpus.meta["row"], len(corpus.val))
-        corpus.val = rows[:, corpus.meta["source_tokens"] :].flatten().numpy()
-    return corpus
-
-
 def encoder(meta):
     """meta -> encode(str) -> [int], decode([int]) -> str. encode raises UserError for an unknown character."""
     if meta["tokenizer"] == "gpt2":
