@@ -125,8 +125,8 @@ def without_secrets(text, secret):
             return block[0]
         parts = []
         for signature, why in sorted(left):
-            parts.append(f"{signature}    ...  # left out here; {why}\n")
-        return "```python\n" + "".join(parts) + "```\n"
+            parts.append(f"# left out here, {why}\n{signature.rstrip()} ...\n")
+        return "```python\n" + "\n\n".join(parts) + "```\n"
 
     return re.sub(r"^```python\n.*?^```\n", instead, text, flags=re.M | re.S)
 
