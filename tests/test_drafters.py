@@ -7,13 +7,14 @@ import itertools
 import numpy as np
 import pytest
 import reference
+import test_model
 import torch
 from conftest import knobs, save_tiny, tiny_model
 
 import drafters
 import train
 from drafters import Lookup, NGram, load_drafter
-from model import GPTConfig, ar_loss, probabilities
+from model import probabilities
 from plumbing.randomness import seeded
 from speculative import Network
 
@@ -21,26 +22,7 @@ pytestmark = pytest.mark.numerics
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 # --------------------------------------------------------------------------------------------------
-# networks
-
-
-@pytest.mark.parametrize("arch", ["lstm", "cnn"])
-def test_lstm_and_cnn_see_the_past_only_and_train_in_every_weight(arch):
-    model = tiny_model(causal=True, arch=arch, n_layer=2)
-    x = torch.randint(7, (2, 16), generator=seeded(0))
-    y = x.clone()
-    y[:, 9] = (y[:, 9] + 1) % 7
-    a = model(x)
-    b = model(y)
-    assert torch.equal(a[:, :9], b[:, :9]) and not torch.equal(a[:, 9:], b[:, 9:])
-    ar_loss(model, x).backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
-
-
-def test_lstm_and_cnn_are_causal_and_other_architectures_raise(refused):
-    for arch in ("lstm", "cnn"):
-        assert "sees the past only" in refused(GPTConfig, causal=False, arch=arch)
-    assert "'rnn'" in refused(GPTConfig, causal=True, arch="rnn")
+# networks (that they see the past only is tested in test_model.py)
 
 
 def test_an_lstm_that_sees_the_future_fails_the_test_of_causality(monkeypatch):
@@ -52,7 +34,7 @@ def test_an_lstm_that_sees_the_future_fails_the_test_of_causality(monkeypatch):
 
     monkeypatch.setattr(drafters.nn, "LSTM", Both)
     with pytest.raises(AssertionError):
-        test_lstm_and_cnn_see_the_past_only_and_train_in_every_weight("lstm")
+        test_model.test_small_networks_see_the_past_only_and_train_in_every_weight("lstm")
 
 
 def test_a_cnn_that_is_padded_on_both_sides_fails_the_test_of_causality(monkeypatch):
@@ -60,7 +42,7 @@ def test_a_cnn_that_is_padded_on_both_sides_fails_the_test_of_causality(monkeypa
     n = drafters.KERNEL_SIZE // 2
     monkeypatch.setattr(drafters.F, "pad", lambda x, sides: pad(x, (0, 0, n, n)))
     with pytest.raises(AssertionError):
-        test_lstm_and_cnn_see_the_past_only_and_train_in_every_weight("cnn")
+        test_model.test_small_networks_see_the_past_only_and_train_in_every_weight("cnn")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 """
-python -m pytest tests/test_eval.py          every number of eval.py, against a hand or an enumeration
+python -m pytest tests/test_eval.py          every number of eval.py, computed by hand or enumerated
 """
 
 import json

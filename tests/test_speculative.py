@@ -7,6 +7,7 @@ import itertools
 import math
 
 import pytest
+import reference
 import torch
 import torch._dynamo.testing
 from conftest import tiny_model
@@ -17,8 +18,8 @@ import speculative
 from drafters import Lookup, NGram
 from metrics import Rounds, best_gamma, overlap, predicted_speedup
 from model import draw, probabilities
-from plumbing.randomness import seeded
-from speculative import KVCache, Network, generate, speculate
+from plumbing.randomness import seeded, uniform
+from speculative import Network, generate, speculate
 
 pytestmark = pytest.mark.numerics
 V = 3
@@ -246,6 +247,23 @@ def test_known_mistakes_change_the_distribution(mistake, name, monkeypatch):
 # speculation otherwise
 
 
+def test_verify_is_the_textbooks_step(monkeypatch):
+    monkeypatch.setattr(speculative, "draw", lambda p, generator: p.argmax())
+    generator = seeded(0)
+    lengths = set()
+    for i in range(200):
+        g = i % 5
+        p, q = torch.rand(2, g + 1, 6, generator=generator).pow(3)
+        p = p / p.sum(1, keepdim=True)  # (g + 1, V)
+        q = (q / q.sum(1, keepdim=True))[:g]  # (g, V)
+        drafts = torch.tensor([int(draw(row, generator)) for row in q], dtype=torch.int64)
+        r = uniform((g,), seeded(i), "cpu").tolist()
+        expected = reference.speculative_step(drafts.tolist(), p, q, r, lambda p: int(p.argmax()))
+        assert speculative.verify(drafts, p, q, seeded(i)).tolist() == expected
+        lengths.add(len(expected))
+    assert lengths == {1, 2, 3, 4, 5}
+
+
 @pytest.mark.parametrize("name", DRAFTERS)
 @pytest.mark.parametrize("gamma", [1, 4])
 def test_greedy_text_equals_generates_at_every_length(name, gamma):
@@ -359,6 +377,14 @@ def test_a_cache_may_have_another_number_format_than_the_layers(mixed):
     assert x.shape == (2, 21) and y.shape == (16,)
 
 
+@pytest.mark.parametrize("arch", ["lstm", "cnn"])
+def test_lstm_and_cnn_generate_past_the_context_as_without_a_cache(arch):
+    model = tiny_model(causal=True, arch=arch)
+    idx = torch.randint(7, (2, 3), generator=seeded(0))
+    found = generate(model, idx, 40, generator=seeded(1))
+    assert torch.equal(found, reference.generate(model, idx, 40, seeded(1)))
+
+
 @torch.no_grad()
 def test_a_compiled_gpt_is_compiled_a_few_times_however_long_the_text():
     """For the first tokens and for one more; with drafts also for several more. Then no more."""
@@ -379,76 +405,6 @@ def test_a_compiled_gpt_is_compiled_a_few_times_however_long_the_text():
     for seed in range(2, 6):
         speculate(target, drafter, start[0], 11, generator=seeded(seed))
     assert n <= counter.frame_count <= 5
-
-
-# --------------------------------------------------------------------------------------------------
-# token by token
-
-
-@torch.no_grad()
-def generate_uncached(model, idx, n_new, generator, **settings):
-    """Windows that drop their older half when they are full, as generate's, read anew each time."""
-    start = 0
-    for end in range(idx.size(1), idx.size(1) + n_new):
-        if end - start > model.config.block_size:
-            start = end - model.config.block_size // 2
-        p = probabilities(model(idx[:, start:])[:, -1], **settings)
-        idx = torch.cat([idx, draw(p, generator)[:, None]], dim=1)
-    return idx
-
-
-ARCHS = [("gpt", "rope"), ("gpt", "learned"), ("lstm", "rope"), ("cnn", "rope")]
-
-
-@pytest.mark.parametrize("arch, pos", ARCHS)
-def test_cached_text_equals_uncached_also_past_the_context(arch, pos):
-    model = tiny_model(causal=True, arch=arch, pos=pos)
-    idx = torch.randint(7, (2, 3), generator=seeded(0))
-    settings = {"temperature": 0.8, "top_k": 5, "top_p": 0.9}
-    for n_new in (0, 1, 13, 40):
-        found = generate(model, idx, n_new, generator=seeded(1), **settings)
-        expected = generate_uncached(model, idx, n_new, seeded(1), **settings)
-        assert torch.equal(found, expected)
-        assert found.shape == (2, 3 + n_new) and torch.equal(found[:, :3], idx)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("arch, pos", ARCHS)
-def test_every_architecture_continues_from_its_cache(arch, pos):
-    """In pieces of any size, and after it was set back, whatever stands behind its length."""
-    model = tiny_model(causal=True, arch=arch, pos=pos, n_layer=3)
-    x = torch.randint(7, (3, 16), generator=seeded(0))
-    whole = model(x)
-    cache = KVCache(model, 3)
-    parts = [model.head(model.hidden(part, cache)) for part in x.split([5, 1, 3, 7], dim=1)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)
-    assert cache.length == 16
-    for length in (9, 4, 0):
-        cache.length = length
-        cache.kv[:, :, :, :, length:] = math.nan
-        found = model.head(model.hidden(x[:, length : length + 5], cache))
-        torch.testing.assert_close(found, whole[:, length : length + 5], atol=1e-5, rtol=1e-5)
-        assert cache.length == length + 5
-
-
-def test_a_text_ends_at_eos_and_is_otherwise_the_same():
-    model = tiny_model(causal=True)
-    idx = torch.randint(7, (5, 3), generator=seeded(0))
-    plain = generate(model, idx, 40, generator=seeded(1))
-    ended = generate(model, idx, 40, generator=seeded(1), eos=2)
-    for a, b in zip(plain.tolist(), ended.tolist(), strict=True):
-        n = a.index(2, 3) + 1 if 2 in a[3:] else len(a)
-        assert b == a[:n] + [2] * (len(a) - n)
-    assert (ended[:, -1] == 2).any() and not (plain[:, -1] == 2).all()
-
-
-def test_generates_watch_sees_every_token():
-    seen = []
-    model = tiny_model(causal=True)
-    idx = torch.zeros(2, 3, dtype=torch.int64)
-    x = generate(model, idx, 5, generator=seeded(1), watch=seen.append)
-    assert [text.size(1) for text in seen] == [4, 5, 6, 7, 8]
-    assert all(torch.equal(text, x[:, : text.size(1)]) for text in seen)
 
 
 # --------------------------------------------------------------------------------------------------
