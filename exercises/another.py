@@ -246,7 +246,7 @@ def speculate(
     settings = dict(temperature=temperature, top_k=top_k, top_p=top_p)
     while len(x) < T + n_new:
         drafts, q = drafter.propose(x, min(gamma, T + n_new - len(x) - 1), settings, generator)
-        logits = target(torch.cat([x, drafts])[None])[0]  # all of it anew, without a cache
+        logits = target(torch.cat([x, drafts])[None])[0]  # the whole text, without a cache
         p = probabilities(logits[len(x) - 1 :], **settings)
         tokens = verify(drafts, p, q, generator).tolist()
         if eos in tokens:
