@@ -36,9 +36,10 @@ demo: .venv/ready data/$(DATASET)/meta.json
 	$(PY) sample.py --ckpt=$(DIFFUSION)/ckpt.pt,$(SDTT)/round_2.pt --num_samples=2 --steps=2
 	@echo "Part 5 of 5: all of them are measured, in 1, 2 and 4 steps, at six temperatures (two minutes on a laptop)."
 	test $(EVAL)/eval.txt -nt $(SDTT)/round_3.pt -a $(EVAL)/eval.txt -nt $(DIFFUSION)/ckpt.pt || ( \
-	    $(PY) eval.py config/eval_pydoc_ancestral.py --ckpt=$(DIFFUSION)/ckpt.pt --judge=$(AR)/ckpt.pt --out=$(EVAL)/ancestral && \
-	    $(PY) eval.py config/eval_pydoc.py --judge=$(AR)/ckpt.pt --out=$(EVAL) \
+	    $(PY) eval.py config/eval_pydoc_ancestral.py --ckpt=$(DIFFUSION)/ckpt.pt --evaluator=$(AR)/ckpt.pt --out=$(EVAL)/ancestral && \
+	    $(PY) eval.py config/eval_pydoc.py --evaluator=$(AR)/ckpt.pt --out=$(EVAL) \
 	    --ckpt=$(DIFFUSION)/ckpt.pt,$(SDTT)/round_2.pt,$(SDTT)/round_3.pt,$(AR)/ckpt.pt )
+	$(PY) -m extras.loss_plot --runs=$(AR),$(DIFFUSION),$(SDTT) --out=$(EVAL)/loss.png
 	@cat $(EVAL)/ancestral/eval.txt $(EVAL)/eval.txt
 	test -e $(NGRAM)/ngram.txt || $(PY) train.py --arch=ngram --dataset=$(DATASET) --out_dir=$(NGRAM)
 	$(PY) -m extras.page --ckpt=$(AR)/ckpt.pt,$(DIFFUSION)/ckpt.pt,$(SDTT)/round_1.pt --draft=$(NGRAM)/ngram.txt --gamma=3 \

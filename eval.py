@@ -1,449 +1,536 @@
 """
 Every number and plot: how likely real text is under a model, and how good its own text is.
-$ python eval.py config/eval_pydoc.py                                                                (2 minutes)
+$ python eval.py config/eval_pydoc.py                                                  (2 minutes)
 
-nelbo   nats per token of validation text: exact for a GPT, an upper bound (MDLM) for a diffusion model
-genppl  perplexity of a model's samples under a judge, an autoregressive model. Read it beside the entropy of the same
-        samples: a low perplexity with an entropy below that of real text is repetition, not quality.
-frontier  genppl and entropy of every model at every number of steps and temperature, and how much better the others are
-        than the first, the teacher, at equal steps and equal entropy
-latency seconds per sample: a diffusion model at each number of steps, a GPT with its KV cache, small and large batches
-selfbleu    how alike a model's samples are (Texygen's self-BLEU with up to 4-grams): 1 is one text over and over
-mauve   how close the samples' distribution is to real text (Pillutla et al. 2021), by features of the judge; 1 is best
-lambada accuracy and perplexity of the last word of a passage that cannot be guessed from its sentence alone
-loss    a plot of the loss against steps, from the log.jsonl beside each checkpoint
-acceptance  for a GPT and its drafters: how many of their tokens it accepts, and how much faster they make it
+nelbo       nats per token of validation text: exact for a GPT, an upper bound (MDLM) for a
+            diffusion model. With --dataset it is zero-shot perplexity
+genppl      perplexity of a model's samples under --evaluator, an autoregressive model. Read it
+            beside the entropy of the same samples: a low perplexity with an entropy below that of
+            real text is repetition, not quality
+selfbleu    how alike a model's samples are, by 1- to 4-grams: 1 is one text over and over
+frontier    genppl and entropy of every model at every number of steps and temperature, and how much
+            better the others are than the first, the teacher, at equal steps and equal entropy
+latency     seconds per sample: a diffusion model at each number of steps, a GPT with its KV cache
+acceptance  for a GPT and its drafters: how many of their tokens it accepts, how much faster it gets
 
-Zero-shot perplexity is nelbo with --dataset. Samples may be written beforehand, by sample.py --save on many GPUs.
+Samples may come from files instead (--samples), written elsewhere or by another kind of model.
 """
 
+import contextlib
 import dataclasses
-import importlib.util
 import itertools
 import math
-import os
 import time
-import types
 
 import torch
-from config.common import *
-from config.sampling import *
 
 import data
 import metrics
-from configurator import UserError, check, choose, configure
-from drafters import load_drafter, load_model, load_to_sample
+from configurator import UserError, choose, configure
+from drafters import load_drafter, load_model
+from model import SAMPLERS
 from plumbing.checkpoints import paths_of
-from plumbing.hardware import pick_device
+from plumbing.hardware import compile_trunk, pick_device
 from plumbing.parallel import join_processes, leave_processes, rank_and_world
 from plumbing.report import tables, write_report
-from plumbing.runs import read_log
-from plumbing.scores import characters, judge_features, mauve_score, self_bleu
-from speculative import draw_many, empty_pages, settled
+from speculative import Network, draw_many, empty_templates, sampler_and_steps
 
-# ----------------------------------------------------------------------------------------------------------------------
-samples = ""  # files of sample.py --save, judged instead of what ckpt would write now
-judge = ""  # an autoregressive checkpoint, also gpt2-large or hf:NAME; for genppl (but of markov data) and mauve
-retokenize = False  # for a judge of another vocabulary: it reads the text; per token of the model, and per character
-what = "nelbo,genppl"  # any of nelbo, genppl, selfbleu, mauve, lambada, latency, acceptance, loss, frontier
-passages = (
-    "lambada"  # for lambada: a name under data/, or a folder that data/lambada/prepare.py wrote
-)
-steps = [
-    4,
-    8,
-    16,
-    32,
-    64,
-    128,
-    256,
-]  # diffusion sampling steps, one row of the table each, at least 1
-temperatures = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]  # for frontier, at least 0
-num_samples = 64  # for genppl and entropy, at least 1
-ar_top_p = [1.0]  # of autoregressive samples: one row of the table each, from 1e-6 to 1
-prompts = ""  # for acceptance: a prompts.jsonl of data/cnn_dailymail, also for ROUGE-2; '': from validation text
-gamma = 4  # tokens drafted at a time where acceptance is counted; speed is at each drafter's best, from 1 to 64
-latency_batch = [1, 8]  # samples at a time when latency is measured, at least 1
-eval_blocks = 512  # validation blocks at most, spread evenly over the text, at least 1
-draws = 4  # noise draws per block for nelbo, at least 1
-out = "out/eval"  # folder for eval.json, eval.txt, eval.png and latency.png
+# --------------------------------------------------------------------------------------------------
+what = "nelbo,genppl"  # any of nelbo, genppl, selfbleu, frontier, latency, acceptance
+ckpt = "out/pydoc/ckpt.pt"  # several (a,b or out/x/round_*.pt) side by side; '': only samples
+samples = ""  # files of saved samples (a.jsonl,b.jsonl), evaluated beside those of ckpt
+evaluator = ""  # an autoregressive checkpoint, also gpt2-large or hf:NAME; for genppl, frontier
+dataset = ""  # a name under data/, or a folder; '': what the checkpoint was trained on
+eval_blocks = 512  # for nelbo: validation blocks at most, spread evenly over the text
+draws = 4  # for nelbo: noise draws per block
+num_samples = 64  # of each model, for genppl, selfbleu, frontier and acceptance
+length = 0  # tokens, with the prompt; 0: the context, and more than it works too
+steps = [4, 8, 16, 32, 64, 128, 256]  # diffusion sampling steps, one row of the table each
+sampler = ""  # '' (own, or spread) | 'spread' | 'ancestral' | 'first_hitting' | 'confidence'
+temperature = 1.0  # 0: always the most probable token
+temperatures = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]  # for frontier
+top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
+top_p = 1.0  # keep the most probable tokens that hold this much probability
+ar_top_p = [1.0]  # for genppl: top_p of autoregressive samples, one row of the table each
+latency_batch = [1, 8]  # samples at a time when latency is measured
+draft = ""  # for acceptance: drafters, checkpoints (a,b), ngram.txt or 'lookup'
+prompts = ""  # for acceptance: a prompts.jsonl of data/cnn_dailymail; '': from validation text
+batch_size = 16  # sequences per forward pass, on each process
+seed = 1337
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | a certain one, as 'cuda:1'
+compile = "off"  # 'off' | 'on': torch.compile, in half a minute; a GPT is 1.2 to 1.4 times as fast
+dtype = ""  # '' (bfloat16 where the hardware multiplies it) | 'float32' | 'bfloat16'
+attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
+out = "out/eval"  # folder for eval.json, eval.txt and the plots
 cfg = configure(globals())
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+
+PARTS = ("nelbo", "genppl", "selfbleu", "frontier", "latency", "acceptance")
+SAMPLE_PARTS = {"genppl", "selfbleu", "frontier"}  # what saved samples are enough for
 
 
-def wanted_parts(cfg):
-    """-> the parts of `what`. Refuses bad values before any work."""
-    check(cfg, __file__)
-    wanted = [w.strip() for w in cfg.what.split(",")]
-    parts = (
-        "nelbo",
-        "genppl",
-        "selfbleu",
-        "mauve",
-        "latency",
-        "acceptance",
-        "lambada",
-        "loss",
-        "frontier",
-    )
-    for w in wanted:
-        choose("what", w, parts)
-    if cfg.samples and (others := set(wanted) - {"genppl", "selfbleu", "mauve"}):
-        raise UserError(f"{min(others)} needs a model, not --samples. Leave it out: --what=genppl.")
-    if "frontier" in wanted and (len(cfg.temperatures) < 2 or 0 < cfg.length < 4):
-        raise UserError(
-            "A frontier takes at least two --temperatures, and texts of at least 4 tokens."
-        )
+# --------------------------------------------------------------------------------------------------
+# what was asked for
+
+
+def parts_of(cfg):
+    """-> the parts of `what`. Raises UserError for bad values, before any work."""
+    parts = [part.strip() for part in cfg.what.split(",")]
+    for part in parts:
+        choose("what", part, PARTS)
+    check_sampling(cfg)
+    check_each(cfg, ("eval_blocks", "draws", "latency_batch"), "at least 1", lambda v: v >= 1)
+    check_each(cfg, ("temperatures",), "at least 0", lambda v: v >= 0)
+    check_each(cfg, ("ar_top_p",), "above 0 and at most 1", lambda v: 0 < v <= 1)
+    if not cfg.ckpt and not cfg.samples:
+        raise UserError("There is nothing to evaluate. Give --ckpt=CKPT, --samples=FILE or both.")
+    others = sorted(set(parts) - SAMPLE_PARTS)
+    if not cfg.ckpt and others:
+        raise UserError(f"{others[0]} needs a model. Give --ckpt=CKPT, or leave {others[0]} out.")
+    if "frontier" in parts and cfg.ckpt and len(cfg.temperatures) < 2:
+        raise UserError(f"temperatures is {cfg.temperatures}; a frontier takes at least two.")
+    return parts
+
+
+def check_sampling(cfg):
+    """Raises UserError for sampling options that mean nothing."""
+    check_each(cfg, ("num_samples", "batch_size", "steps"), "at least 1", lambda v: v >= 1)
+    check_each(cfg, ("length", "temperature", "top_k"), "at least 0", lambda v: v >= 0)
+    check_each(cfg, ("top_p",), "above 0 and at most 1", lambda v: 0 < v <= 1)
     if cfg.length == 1:
-        raise UserError(
-            "length is 1, but the first token of a sample is not judged. Use at least 2."
-        )
-    if "acceptance" in wanted and cfg.prompts and not importlib.util.find_spec("rouge_score"):
-        raise UserError(
-            "ROUGE-2 needs a package that is missing. Install it with: pip install rouge-score"
-        )
-    if "mauve" in wanted and not importlib.util.find_spec("mauve"):
-        raise UserError(
-            "mauve needs a package that is missing. Install it with: pip install mauve-text"
-        )
-    if "mauve" in wanted and (cfg.retokenize or not cfg.judge):
-        raise UserError(
-            "mauve takes tokens as they are and features from a judge: --judge=CKPT, no --retokenize."
-        )
-    return wanted
+        raise UserError("length is 1, but the first token of a sample is not scored. Use 2.")
+    if cfg.sampler:
+        choose("sampler", cfg.sampler, (*SAMPLERS, "analytic"))
+    choose("compile", cfg.compile, ("off", "on"))
 
 
-def load_drafters(cfg, models, meta):
-    """-> the target of an acceptance table, its drafters."""
-    if not cfg.draft:
-        raise UserError("acceptance needs drafters: --draft=CKPT,out/ngram/ngram.txt,lookup")
-    target = next(iter(models.values()))[0]
-    drafters = {path: load_drafter(path, target, meta, cfg) for path in paths_of(cfg.draft)}
-    if cfg.num_samples < 7:
-        raise UserError(
-            f"num_samples is {cfg.num_samples}; the intervals of acceptance take at least 7."
-        )
-    if len(models) > 1:
-        raise UserError(
-            "acceptance is of one target: give one --ckpt, and its drafters as --draft."
-        )
-    length = cfg.length or target.config.block_size
-    if length > target.config.block_size or length < 4 * cfg.gamma:
-        raise UserError(
-            f"length is {length}; from {4 * cfg.gamma} (4 gamma) to the target's context is possible."
-        )
-    return target, drafters
+def check_each(cfg, names, what_is_allowed, allowed):
+    """Raises UserError unless every number of these knobs, single ones or lists, is allowed."""
+    for name in names:
+        value = getattr(cfg, name)
+        numbers = value if isinstance(value, list) else [value]
+        if not numbers or not all(allowed(number) for number in numbers):
+            raise UserError(f"{name} is {value}; it must be {what_is_allowed}.")
 
 
-def load_judge(cfg, wanted, meta, device):
-    """-> judge and its meta, or None and None."""
-    if not cfg.judge:
-        if "frontier" in wanted or ("genppl" in wanted and "transition" not in meta):
-            raise UserError(
-                "genppl and frontier need a judge: --judge=CKPT of an autoregressive model."
-            )
-        return None, None
-    judge, checkpoint = load_model(cfg.judge, device, cfg.attention)
-    if not judge.config.causal:
-        raise UserError(
-            f"The judge {cfg.judge} is a diffusion model; a judge must be autoregressive."
-        )
-    if not cfg.retokenize and not data.same_vocabulary(meta, checkpoint["meta"]):
-        raise UserError(
-            f"The judge {cfg.judge} has another vocabulary than the text. Use --retokenize=True."
-        )
-    return judge, checkpoint["meta"]
+# --------------------------------------------------------------------------------------------------
+# what is measured
 
 
-def load_all(wanted, device, cfg):
-    """-> what is read before any work, so that mistakes show at once: files, models, corpus, judge, passages, prompts,
-    target, drafters, logs, their common vocabulary (meta) and the size of a text.
+def load_models(cfg, device):
+    """-> {path: (model, checkpoint)}, in the order of --ckpt."""
+    models = {}
+    for path in paths_of(cfg.ckpt) if cfg.ckpt else []:
+        model, checkpoint = load_model(path, device, cfg.attention)
+        if cfg.compile == "on":
+            compile_trunk(model, device)
+        models[path] = (model, checkpoint)
+    return models
+
+
+def load_files(cfg):
     """
-    its = types.SimpleNamespace(
-        corpus=None, passages=None, prompts=None, target=None, drafters=None, logs={}
-    )
-    its.files = (
-        {path: data.load_samples(path) for path in paths_of(cfg.samples)} if cfg.samples else {}
-    )
-    its.models = (
-        {} if its.files else {path: load_to_sample(path, cfg) for path in paths_of(cfg.ckpt)}
-    )
-    metas = {path: checkpoint["meta"] for path, (_, checkpoint, *_) in its.models.items()}
-    metas |= {path: about["meta"] for path, (_, about) in its.files.items()}
-    sources = [checkpoint["config"]["dataset"] for _, checkpoint, *_ in its.models.values()]
-    sources += [about["dataset"] for _, about in its.files.values()]
-    its.meta = next(iter(metas.values()))
-    if "acceptance" in wanted:
-        its.target, its.drafters = load_drafters(cfg, its.models, its.meta)
-        its.prompts = (
-            data.load_prompts(cfg.prompts, its.meta, cfg.num_samples) if cfg.prompts else None
-        )
-    its.judge, its.judge_meta = load_judge(cfg, wanted, its.meta, device)
-    if "loss" in wanted:
-        its.logs = {path: read_log(path) for path in (os.path.dirname(p) or p for p in its.models)}
-    if "lambada" in wanted:
-        its.passages, metas["the passages"] = data.load_passages(cfg.passages)
-    reads = {"nelbo", "genppl", "selfbleu", "mauve", "frontier"} | (
-        set() if cfg.prompts else {"acceptance"}
-    )
-    if reads & set(wanted):
-        its.corpus = data.load(cfg.dataset or sources[0])
-        metas["the dataset"] = its.corpus.meta
-    for path, other in metas.items():
-        if not data.same_vocabulary(its.meta, other):
-            raise UserError(
-                f"{path}: another vocabulary than {next(iter(metas))}'s; their numbers do not compare."
-            )
-    lengths = {x.size(1) for x, _ in its.files.values()} | ({cfg.length} if cfg.length else set())
-    if (
-        len(lengths) > 1
-        or len({(about["prefix"], about["continuations"]) for _, about in its.files.values()}) > 1
-    ):
+    -> [(samples (n, L) int64, what they are), ...]. Raises UserError unless all are texts of one
+    length that continue prefixes of one length, as many for each.
+    """
+    if not cfg.samples:
+        return []
+    files = [data.load_samples(path) for path in paths_of(cfg.samples)]
+    kinds = {(x.size(1), about["prefix"], about["continuations"]) for x, about in files}
+    if len(kinds) > 1:
+        lengths = sorted({x.size(1) for x, _ in files})
         raise UserError(
-            f"Texts of {sorted(lengths)} tokens, or with other prefixes, do not compare. Give one kind."
+            f"Texts of {lengths} tokens, or with different prefixes, do not compare. Give one kind."
         )
-    sizes = [m[0].config.block_size for m in its.models.values()]
-    sizes += [its.judge.config.block_size] if its.judge else []
-    its.size = min(lengths, default=min(sizes, default=0))
-    return its
+    (length, prefix, _) = min(kinds)
+    if cfg.length not in (0, length) or (cfg.ckpt and prefix):
+        raise UserError(
+            f"{cfg.samples} has texts of {length} tokens after a prefix of {prefix}: they do not "
+            "compare with those asked for. Evaluate them alone: --ckpt= --length=0."
+        )
+    return files
 
 
-def evaluate(cfg):
-    """-> dict: everything eval.json holds."""
-    wanted = wanted_parts(cfg)
-    device, note = join_processes(cfg)
-    _, autocast, _ = pick_device(cfg.device, cfg.dtype)
-    its = load_all(wanted, device, cfg)
-    report = {
-        "hardware": note,
-        "torch": torch.__version__,
-        "seed": cfg.seed,
-        "tokens_per_sample": its.size,
-    }
-    report |= {"retokenize": cfg.retokenize} | ({} if its.files else {"sampler": cfg.sampler})
-    report["processes"] = rank_and_world()[1]
-    report["files"] = {
-        p: {k: v for k, v in about.items() if k != "meta"} for p, (_, about) in its.files.items()
-    }
-    report |= {
-        "likelihood": {},
-        "lambada": {},
-        "rows": [],
-        "latency": [],
-        "timed": {},
-        "drafters": [],
-    }
-    report |= {"losses": its.logs, "frontier": [], "gains": []}
-    if "nelbo" in wanted:
-        report["likelihood"] = likelihood_of_all(its, autocast, cfg)
-    if "lambada" in wanted:
-        for path, (model, *_) in its.models.items():
-            with autocast:
-                report["lambada"][path] = metrics.lambada(model, its.passages, cfg)
-    if {"genppl", "selfbleu", "mauve"} & set(wanted):
-        report["rows"] = quality_of_all(its, wanted, autocast, cfg)
-    if "frontier" in wanted:
-        report["frontier"], report["gains"] = frontier_of_all(its, autocast, cfg)
-    if "latency" in wanted:
-        report["latency"], report["timed"] = latency_of_all(its, cfg)
-    if "acceptance" in wanted:
-        report |= acceptance_of_all(its, device, cfg)
-    return report
+def load_evaluator(cfg, meta, device):
+    """-> the evaluator. Raises UserError unless it is autoregressive and reads the same tokens."""
+    if not cfg.evaluator:
+        raise UserError("An evaluator is needed: --evaluator=CKPT, of an autoregressive model.")
+    model, checkpoint = load_model(cfg.evaluator, device, cfg.attention)
+    if not model.config.causal:
+        raise UserError(
+            f"The evaluator {cfg.evaluator} is a diffusion model; it must be autoregressive."
+        )
+    if not data.same_vocabulary(meta, checkpoint["meta"]):
+        raise UserError(
+            f"The evaluator {cfg.evaluator} has another vocabulary than the text: "
+            "their numbers would not compare."
+        )
+    return model
 
 
-def acceptance_of_all(its, device, cfg):
-    """-> {"drafters": the rows of their table, "rouge2": scores, none where prompts have no references}."""
-    length, references = cfg.length or its.target.config.block_size, None
-    if cfg.prompts:
-        x, references = its.prompts
-        its.target.source = x.size(1) - 1  # for one that has an encoder
-        if x.size(1) >= length:
+def common_meta(models, files):
+    """-> the meta of all models and samples. Raises UserError where their vocabularies differ."""
+    metas = [(path, checkpoint["meta"]) for path, (_, checkpoint) in models.items()]
+    metas += [(f"the samples of {about['ckpt']}", about["meta"]) for _, about in files]
+    first, meta = metas[0]
+    for path, other in metas:
+        if not data.same_vocabulary(meta, other):
             raise UserError(
-                f"The prompts have {x.size(1)} tokens and leave no room in {length}. Use --length."
+                f"{path}: another vocabulary than {first}'s; their numbers do not compare."
             )
-    else:
-        x = data.blocks(its.corpus.val, max(1, length // 8), cfg.num_samples)
-    with next(iter(its.models.values()))[2]:
-        rows, texts = metrics.drafters_table(its.target, its.drafters, x.to(device), length, cfg)
-    rouge2 = metrics.rouge_2(texts, x.size(1), references, its.meta) if references else {}
-    return {"drafters": rows, "rouge2": rouge2}
+    return meta
 
 
-def likelihood_of_all(its, autocast, cfg):
-    """-> {path: nats per token of validation text, and the same in other units}."""
-    rows, meta = {}, its.corpus.meta
-    for path, (model, *_) in its.models.items():
-        x = data.blocks(
-            its.corpus.val, model.config.block_size + model.config.causal, cfg.eval_blocks
+def load_corpus(cfg, models, files, meta):
+    """-> the dataset whose validation text is `real text`, by default that of the first model."""
+    sources = [checkpoint["config"]["dataset"] for _, checkpoint in models.values()]
+    sources += [about["dataset"] for _, about in files]
+    corpus = data.load(cfg.dataset or sources[0])
+    if not data.same_vocabulary(meta, corpus.meta):
+        raise UserError(
+            f"The dataset {cfg.dataset or sources[0]} has another vocabulary than the model."
         )
-        with autocast:  # of one model: it keeps copies of the weights until it ends
-            nats, error = metrics.likelihood(model, x, cfg)
-        chars = len(data.encoder(meta)[1](x.flatten().tolist())) / x.numel()  # per token
-        kind = "exact" if model.config.causal else "upper bound"
+    return corpus
+
+
+def text_length(cfg, models, files, evaluator=None):
+    """-> tokens of a sample: that of the files, --length, or the smallest context of all models."""
+    if files:
+        return files[0][0].size(1)
+    contexts = [model.config.block_size for model, _ in models.values()]
+    if evaluator:
+        contexts.append(evaluator.config.block_size)
+    return cfg.length or min(contexts)
+
+
+def prefix_of(files):
+    """-> how many tokens of real text the saved samples continue."""
+    return files[0][1]["prefix"] if files else 0
+
+
+# --------------------------------------------------------------------------------------------------
+# samples: pairs of (n, L) int64 and what they are, as files of saved samples have them
+
+
+def sampling_context(model, cfg):
+    """
+    -> autocast, to sample in. A GPT with its cache multiplies a row at a time: on a CPU float32 is
+    faster then.
+    """
+    device, autocast, _ = pick_device(cfg.device, cfg.dtype)
+    if model.config.causal and device.type == "cpu":
+        return contextlib.nullcontext()
+    return autocast
+
+
+def sampling_options(cfg, checkpoint):
+    """-> the options of draw_samples. A sampler that is open is the one a student was made for."""
+    sampler, _ = sampler_and_steps(cfg.sampler, 0, checkpoint)
+    return {
+        "sampler": sampler,
+        "temperature": cfg.temperature,
+        "top_k": cfg.top_k,
+        "top_p": cfg.top_p,
+    }
+
+
+def draw_texts(models, length, cfg, temperatures, ar_top_p):
+    """-> [(samples, what they are), ...] of every model, number of steps and temperature."""
+    texts = []
+    for path, (model, checkpoint) in models.items():
+        causal = model.config.causal
+        templates = empty_templates(model, checkpoint["meta"], cfg.num_samples, length)
+        ways = itertools.product(
+            [length] if causal else cfg.steps,
+            ar_top_p if causal else [cfg.top_p],
+            temperatures,
+        )
+        for n_steps, top_p, temperature in ways:
+            way = {"n_steps": n_steps, "top_p": top_p, "temperature": temperature}
+            options = sampling_options(cfg, checkpoint) | way
+            began = time.perf_counter()
+            with sampling_context(model, cfg):
+                x = draw_many(model, templates, cfg.batch_size, cfg.seed, **options)
+            about = {
+                "ckpt": path,
+                "steps": n_steps,
+                "causal": causal,
+                "sampler": None if causal else options["sampler"],
+                "temperature": temperature,
+                "top_p": top_p,
+                "prefix": 0,
+                "continuations": 1,
+                "made_for": (checkpoint.get("made_for") or {}).get("steps"),  # of an SDTT student
+                "s_per_sample": (time.perf_counter() - began) / cfg.num_samples,
+            }
+            texts.append((x, about))
+    return texts
+
+
+def real_texts(corpus, length, files, cfg):
+    """-> validation text as such a pair: as much as there are samples that continue nothing."""
+    sizes = [len(x) // about["continuations"] for x, about in files]
+    x = data.blocks(corpus.val, length, max(sizes, default=cfg.num_samples))
+    about = {"ckpt": "real text", "steps": None, "causal": False, "temperature": None}
+    prefix = prefix_of(files)  # what the samples continue: not scored here either
+    return x, {**about, "top_p": 1, "prefix": prefix, "continuations": 1}
+
+
+def row_of(about):
+    """What samples are -> the columns of a table that say so."""
+    name = about["ckpt"] if about["top_p"] == 1 else f"{about['ckpt']}, top_p {about['top_p']:g}"
+    keys = ("steps", "causal", "temperature", "sampler", "made_for", "s_per_sample")
+    return {"model": name, "path": about["ckpt"]} | {k: about[k] for k in keys if k in about}
+
+
+# --------------------------------------------------------------------------------------------------
+# measure
+
+
+def likelihoods(models, corpus, cfg):
+    """-> {path: nats per token of validation text, and the same in other units}."""
+    decode = data.encoder(corpus.meta)[1]
+    rows = {}
+    for path, (model, _) in models.items():
+        causal = model.config.causal
+        x = data.blocks(corpus.val, model.config.block_size + causal, cfg.eval_blocks)
+        nats, error = metrics.likelihood(
+            model, x, draws=cfg.draws, seed=cfg.seed, batch_size=cfg.batch_size
+        )
+        chars_per_token = len(decode(x.flatten().tolist())) / x.numel()
         rows[path] = {
-            "kind": kind,
+            "kind": "exact" if causal else "upper bound",
             "nats": nats,
             "error": error,
             "ppl": math.exp(nats),
             "tokens": x.numel(),
+            "bits_per_char": nats / math.log(2) / chars_per_token,
         }
-        rows[path]["bits_per_char"] = nats / math.log(2) / chars
-        if "entropy_rate" in meta:  # of a diffusion block: the first token has nothing before it
-            T, rate = model.config.block_size, meta["entropy_rate"]
-            rows[path]["truth"] = (
-                rate if model.config.causal else (meta["stationary_entropy"] + (T - 1) * rate) / T
-            )
     return rows
 
 
-def quality_of_all(its, wanted, autocast, cfg):
-    """-> a row for each file of samples, or each model and number of steps, and at the end one of real text."""
-    rows, prefix = [], max([about["prefix"] for _, about in its.files.values()], default=0)
-    texts = [
-        len(x) // about["continuations"] for x, about in its.files.values()
-    ]  # that do not continue the same
-    real = data.blocks(
-        its.corpus.val, its.size, max(texts, default=cfg.num_samples)
-    )  # with a prefix: those continued
-    same = {"judge": its.judge, "metas": (its.meta, its.judge_meta), "wanted": wanted, "cfg": cfg}
-    same["n"] = min([len(real), *texts])
-    with autocast:
-        real_row = {"model": "real text", "steps": None} | quality(real, prefix=prefix, **same)
-        if "mauve" in wanted:
-            same["real_features"] = judge_features(its.judge, real, cfg.batch_size)
-
-    def label(path, top_p):
-        return path if top_p == 1 else f"{path}, top_p {top_p:g}"
-
-    for path, (x, about) in its.files.items():
-        name = label(path, about["top_p"])
-        rows.append(
-            {
-                "model": name,
-                "path": about["ckpt"],
-                "steps": about["steps"],
-                "causal": about["causal"],
-            }
-        )
-        with autocast:
-            rows[-1] |= quality(x, prefix=prefix, continuations=about["continuations"], **same)
-    for path, (model, checkpoint, context, _) in its.models.items():
-        causal, templates = (
-            model.config.causal,
-            empty_pages(model, its.meta, cfg.num_samples, its.size),
-        )
-        ways = (
-            [(its.size, p) for p in cfg.ar_top_p] if causal else [(k, cfg.top_p) for k in cfg.steps]
-        )
-        for n_steps, top_p in ways:
-            began = time.perf_counter()
-            with context:
-                own = settled(cfg, checkpoint, top_p=top_p)
-                x = draw_many(model, templates, own, n_steps)
-            seconds = (time.perf_counter() - began) / cfg.num_samples
-            rows.append(
-                {"model": label(path, top_p), "path": path, "steps": n_steps, "causal": causal}
-            )
-            rows[-1] |= {"s_per_sample": seconds, "sampler": None if causal else own.sampler}
-            with autocast:
-                rows[-1] |= quality(x, **same)
-    return [*rows, real_row]
+def score(x, about, evaluator, meta, cfg):
+    """
+    (n, L) int64 -> {genppl, entropy}, and (n, 3) float64: nats, scored tokens and entropy of each
+    text.
+    """
+    prefix = about["prefix"]
+    scored = metrics.scored_positions(x, meta.get("eot"), prefix)
+    nats = metrics.evaluator_nats(evaluator, x, scored, cfg.batch_size)
+    entropies = metrics.entropies(x[:, prefix:])
+    row = {
+        "genppl": math.exp(nats.sum() / scored.sum()),
+        "entropy": entropies.mean().item(),
+    }
+    return row, torch.stack([nats, scored.sum(1), entropies], dim=1)
 
 
-def frontier_of_all(its, autocast, cfg):
-    """-> a row for each model, number of steps and temperature, one of real text; the gains over the first model."""
-    points, metas = {}, (its.meta, its.judge_meta)
-
-    def point(x, **names):
-        """(n, L) int64 -> its row, (n, 3): nats, judged tokens and entropy of each text."""
-        with autocast:
-            nats, n_tokens = metrics.judged(x, its.judge, metas, cfg)
-        row, entropies = (
-            names | {"genppl": math.exp(nats.sum() / n_tokens.sum())},
-            metrics.entropies(x),
-        )
-        row |= {"entropy": entropies.mean().item(), "repeated": metrics.repeated(x)}
-        return row, torch.stack([nats, n_tokens, entropies], 1)
-
-    for path, (model, checkpoint, context, _) in its.models.items():
-        templates = empty_pages(model, its.meta, cfg.num_samples, its.size)
-        for n_steps in [its.size] if model.config.causal else cfg.steps:
-            points[path, n_steps] = []
-            names = {"model": path, "steps": n_steps, "tokens_per_step": its.size / n_steps}
-            names["made_for"] = (checkpoint.get("made_for") or {}).get(
-                "steps"
-            )  # of an SDTT student
-            for temperature in cfg.temperatures:
-                with context:
-                    x = draw_many(
-                        model, templates, settled(cfg, checkpoint, temperature=temperature), n_steps
-                    )
-                points[path, n_steps].append(point(x, **names, temperature=temperature))
-    real, _ = point(
-        data.blocks(its.corpus.val, its.size, cfg.num_samples), model="real text", steps=None
-    )
-    teacher, gains = next(iter(its.models)), []
-    for path, n_steps in points:
-        if (
-            path != teacher and (teacher, n_steps) in points
-        ):  # at the temperature where it is as varied as real text
-            row, texts = min(
-                points[path, n_steps], key=lambda found: abs(found[0]["entropy"] - real["entropy"])
-            )
-            gains.append(
-                row | metrics.gain(texts, [each for _, each in points[teacher, n_steps]], cfg.seed)
-            )
-    return [*(row for line in points.values() for row, _ in line), real], gains
+def self_bleu_of(x, about, n):
+    """
+    Self-BLEU grows with the number of texts: it is of n of them, evenly chosen, one of those that
+    continue the same prefix. n is the same in every row of a table.
+    """
+    one_each = x[:: about["continuations"], about["prefix"] :]
+    chosen = torch.linspace(0, len(one_each) - 1, n).long()
+    return metrics.self_bleu(one_each[chosen].tolist())
 
 
-def latency_of_all(its, cfg):
-    """-> seconds per sample of each model, batch and number of steps, {path: the path that was timed in its place}."""
-    rows, timed = [], {}
-    shapes = {}  # the rounds of a model are equally fast: one of them is measured
-    for path, (model, checkpoint, context, _) in its.models.items():
-        own = settled(cfg, checkpoint)
-        shape = *dataclasses.astuple(dataclasses.replace(model.config, dropout=0.0)), own.sampler
-        timed[path] = shapes.setdefault(shape, path)
+def quality(texts, evaluator, meta, parts, cfg):
+    """[(samples, what they are), ...] -> a row for each: entropy and what is wanted of genppl..."""
+    n_bleu = min(len(x) // about["continuations"] for x, about in texts)
+    rows = []
+    for x, about in texts:
+        row = row_of(about) | {"texts": len(x)}
+        if "genppl" in parts:
+            row |= score(x, about, evaluator, meta, cfg)[0]
+        else:
+            row["entropy"] = metrics.entropies(x[:, about["prefix"] :]).mean().item()
+        if "selfbleu" in parts:
+            row["self_bleu"] = self_bleu_of(x, about, n_bleu)
+        rows.append(row)
+    return rows
+
+
+def frontier(texts, evaluator, meta, cfg):
+    """
+    [(samples, what they are), ..., real text] -> a row for each, and the gains over the first
+    model, the teacher.
+    """
+    rows = []
+    lines = {}  # (model, steps) -> [(row, (n, 3)), ...], a point for each temperature
+    for x, about in texts:
+        row, each = score(x, about, evaluator, meta, cfg)
+        row = row_of(about) | row | {"repeated": metrics.repeated(x[:, about["prefix"] :])}
+        if row["steps"]:
+            row["tokens_per_step"] = (x.size(1) - about["prefix"]) / row["steps"]
+            lines.setdefault((row["model"], row["steps"]), []).append((row, each))
+        rows.append(row)
+    return rows, gains(lines, rows[-1]["entropy"], cfg.seed)
+
+
+def gains(lines, real_entropy, seed):
+    """
+    {(model, steps): [(row, (n, 3)), ...]} -> a row for each line that the first model, the teacher,
+    has a frontier beside, at equal steps.
+    """
+    teacher = next(iter(lines))[0]
+    rows = []
+    for (model, n_steps), points in lines.items():
+        frontier_points = lines.get((teacher, n_steps), [])
+        if model == teacher or len(frontier_points) < 2:
+            continue
+        # at the temperature where the student is about as varied as real text
+        row, each = min(points, key=lambda point: abs(point[0]["entropy"] - real_entropy))
+        teacher_each = [each for _, each in frontier_points]
+        rows.append(row | metrics.gain(each, teacher_each, seed))
+    return rows
+
+
+def latencies(models, length, cfg):
+    """
+    -> seconds per sample of each model, batch and number of steps; {path: the path that was timed
+    in its place}. The rounds of a student are equally fast: one of them is timed.
+    """
+    rows = []
+    timed = {}
+    first_of = {}  # shape -> the first path of that shape
+    for path, (model, checkpoint) in models.items():
+        causal = model.config.causal
+        options = sampling_options(cfg, checkpoint)
+        config = dataclasses.replace(model.config, dropout=0.0)
+        shape = (*dataclasses.astuple(config), options["sampler"])
+        timed[path] = first_of.setdefault(shape, path)
         if timed[path] != path:
             continue
         for batch, n_steps in itertools.product(
-            cfg.latency_batch, [its.size] if model.config.causal else cfg.steps
+            cfg.latency_batch, [length] if causal else cfg.steps
         ):
-            with context:
-                seconds = metrics.seconds_per_sample(model, its.meta, own, n_steps, its.size, batch)
-            row = {"model": path, "causal": model.config.causal, "batch": batch, "steps": n_steps}
+            template = empty_templates(model, checkpoint["meta"], batch, length)
+            options["n_steps"] = n_steps
+            with sampling_context(model, cfg):
+                seconds = metrics.seconds_per_sample(model, template, cfg.seed, **options)
+            row = {"model": path, "causal": causal, "batch": batch, "steps": n_steps}
             rows.append(row | {"s_per_sample": seconds})
     return rows, timed
 
 
-def quality(x, judge, metas, wanted, cfg, prefix=0, continuations=1, n=None, real_features=None):
-    """(N, L) int64 -> its row of the table: entropy, and what is wanted of genppl, true_ppl, self_bleu and mauve.
+# --------------------------------------------------------------------------------------------------
+# acceptance
 
-    Self-BLEU grows with the number of texts: it is of n of them (None: all), one of a prefix, evenly chosen, the same n
-    in every row of a table.
-    """
-    meta, row = (
-        metas[0],
-        {"texts": len(x), "entropy": metrics.entropies(x[:, prefix:]).mean().item()},
-    )
-    if judge and "genppl" in wanted:
-        nats, n_tokens = metrics.judged(x, judge, metas, cfg, prefix)
-        row["genppl"] = math.exp(nats.sum() / n_tokens.sum())
-        if cfg.retokenize:  # comparable between models of different tokenizers
-            row["bits_per_char"] = (
-                nats.sum().item() / math.log(2) / characters(x, prefix, data.encoder(meta)[1])
-            )
-    if "transition" in meta and "genppl" in wanted:
-        row["true_ppl"] = math.exp(metrics.markov_nats(x, meta))
-    if "selfbleu" in wanted:
-        one_each = x[::continuations, prefix:]
-        chosen = torch.linspace(0, len(one_each) - 1, n or len(one_each)).long()
-        row["self_bleu"] = self_bleu(one_each[chosen].tolist())
-    if real_features is not None:
-        row["mauve"] = mauve_score(
-            real_features, judge_features(judge, x, cfg.batch_size), cfg.seed
+
+def load_target(cfg, models, meta):
+    """-> the target of an acceptance table, {path: drafter}, tokens of a text."""
+    if not cfg.draft:
+        raise UserError("acceptance needs drafters: --draft=CKPT,out/ngram/ngram.txt,lookup")
+    if len(models) > 1:
+        raise UserError("acceptance has one target: give one --ckpt, and its drafters as --draft.")
+    if cfg.num_samples < 7:
+        raise UserError(
+            f"num_samples is {cfg.num_samples}; the intervals of acceptance take at least 7."
         )
-    return row
+    target = next(iter(models.values()))[0]
+    drafters = {
+        path: load_drafter(path, target, meta, cfg.attention) for path in paths_of(cfg.draft)
+    }
+    context = target.config.block_size
+    length = cfg.length or context
+    shortest = 4 * max(metrics.GAMMAS)
+    if length < shortest or length > context:
+        raise UserError(
+            f"length is {length}; from {shortest} to the target's context of {context} is possible."
+        )
+    check_contexts(drafters, length)
+    return target, drafters, length
+
+
+def check_contexts(drafters, length):
+    """Raises UserError for a drafter whose context is smaller than the texts."""
+    for path, drafter in drafters.items():
+        if isinstance(drafter, Network) and drafter.model.config.block_size < length:
+            size = drafter.model.config.block_size
+            raise UserError(f"The text is longer than {path}'s context: use --length={size}.")
+
+
+def load_prompts(cfg, corpus, meta, length):
+    """-> (n, P) int64, what the target continues: --prompts, or beginnings of validation text."""
+    if not cfg.prompts:
+        return data.blocks(corpus.val, max(1, length // 8), cfg.num_samples)
+    prompts, _ = data.load_prompts(cfg.prompts, meta, cfg.num_samples)
+    size = prompts.size(1)
+    if size >= length:
+        raise UserError(
+            f"The prompts have {size} tokens and leave no room in {length}. Use --length."
+        )
+    return prompts
+
+
+def acceptance(target, drafters, prompts, length, cfg):
+    """{name: drafter}, prompts (n, P) int64 -> what metrics.drafters_table says of each drafter."""
+    settings = {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p}
+    with sampling_context(target, cfg):
+        return metrics.drafters_table(
+            target, drafters, prompts, length, settings, cfg.seed, cfg.batch_size
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# the recipe
+
+
+def needs_text(parts, cfg):
+    """-> whether validation text is read: by all parts but latency, and acceptance with prompts."""
+    return bool({"nelbo", *SAMPLE_PARTS} & set(parts)) or (
+        "acceptance" in parts and not cfg.prompts
+    )
+
+
+def measure_samples(models, files, corpus, evaluator, parts, cfg):
+    """-> the parts of the report that are about samples."""
+    length = text_length(cfg, models, files, evaluator)
+    if "frontier" in parts and length - prefix_of(files) < 4:
+        raise UserError(f"A frontier takes texts of at least 4 tokens; these have {length}.")
+    real = real_texts(corpus, length, files, cfg)
+    report = {"tokens_per_sample": length}
+    if {"genppl", "selfbleu"} & set(parts):
+        drawn = draw_texts(models, length, cfg, [cfg.temperature], cfg.ar_top_p)
+        report["rows"] = quality([*drawn, *files, real], evaluator, corpus.meta, parts, cfg)
+    if "frontier" in parts:
+        drawn = draw_texts(models, length, cfg, cfg.temperatures, [cfg.top_p])
+        texts = [*drawn, *files, real]
+        report["frontier"], report["gains"] = frontier(texts, evaluator, corpus.meta, cfg)
+    return report
+
+
+def evaluate(cfg):
+    """-> dict: everything that eval.json holds."""
+    parts = parts_of(cfg)
+    device, note = join_processes(cfg)
+
+    # all is loaded before any work, so that mistakes show at once
+    models = load_models(cfg, device)
+    files = load_files(cfg)
+    meta = common_meta(models, files)
+    corpus = load_corpus(cfg, models, files, meta) if needs_text(parts, cfg) else None
+    evaluator = None
+    if {"genppl", "frontier"} & set(parts):
+        evaluator = load_evaluator(cfg, meta, device)
+    if "acceptance" in parts:
+        target, drafters, size = load_target(cfg, models, meta)
+        prompts = load_prompts(cfg, corpus, meta, size).to(device)
+
+    report = {"hardware": note, "torch": torch.__version__, "seed": cfg.seed}
+    report["processes"] = rank_and_world()[1]
+    report["files"] = [{k: v for k, v in about.items() if k != "meta"} for _, about in files]
+    if "nelbo" in parts:
+        report["likelihood"] = likelihoods(models, corpus, cfg)
+    if SAMPLE_PARTS & set(parts):
+        report |= measure_samples(models, files, corpus, evaluator, parts, cfg)
+    if "latency" in parts:
+        length = text_length(cfg, models, files, evaluator)
+        report["latency"], report["timed"] = latencies(models, length, cfg)
+    if "acceptance" in parts:
+        report["drafters"] = acceptance(target, drafters, prompts, size, cfg)
+    return report
 
 
 def main(cfg):

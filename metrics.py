@@ -1,167 +1,103 @@
 """
-How good a text is, and how fast it was written: the numbers of eval.py, one function each.
+Everything that eval.py reports, one function for each number: how likely real text is, how good and
+how varied a model's own text is, how fast it was written, and how many drafts a target accepts.
+
+Likelihood and evaluator are computed in float32, without autocast: nobody calls them inside one.
 """
 
+import collections
 import itertools
 import math
 import time
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
-import data
-import speculative
-from configurator import UserError
-from model import ar_loss, nelbo, probabilities, rank_in_row
+from model import ar_loss, nelbo, probabilities
 from plumbing.parallel import map_over_ranks
 from plumbing.randomness import seeded
-from plumbing.scores import but_repeated_ends, retokenized
+from speculative import draw_samples, generate, new_cache, speculate
+
+# --------------------------------------------------------------------------------------------------
+# likelihood of real text
 
 
-@torch.no_grad()
-def likelihood(model, x, cfg):
-    """(n, T + 1 if causal else T) int64 -> nats per token and its standard error over batches (None if there is one).
-
-    A causal model sees each block from its own beginning; the first of the T + 1 tokens is context only.
-    """
-    ar, device = model.config.causal, model.wte.weight.device
-
-    def nats_of(i):
-        b, noise = batches[i].to(device), seeded(cfg.seed, "nelbo", i, device=device)
-        return (ar_loss(model, b) if ar else nelbo(model, b, noise)).item()
-
-    batches = [b for _ in range(1 if ar else cfg.draws) for b in x.split(cfg.batch_size)]
-    values = torch.tensor(map_over_ranks(nats_of, range(len(batches)), "likelihood"))
-    weights = torch.tensor([float(len(b)) for b in x.split(cfg.batch_size)])
-    values = values.view(-1, len(weights)).mean(0)  # over the draws: only other text is independent
-    mean = (values * weights).sum() / weights.sum()
-    if len(weights) == 1:
-        return mean.item(), None
-    error = ((values - mean).square() * weights).sum() / weights.sum() / (len(weights) - 1)
-    return mean.item(), error.sqrt().item()
-
-
-@torch.no_grad()
-def judge_nats(judge, x, counted, batch_size):
-    """(n, L) int64, (n, L) bool -> (n) nats of each text's counted tokens, in windows of the judge's context.
-
-    The first token has nothing before it and must not be counted.
-    """
-    size, device = judge.config.block_size, judge.wte.weight.device
-
-    def nats_of(i):
-        rows, total = slice(i, i + batch_size), 0.0
-        for start in range(0, x.size(1) - 1, size):
-            window, weights = (a[rows, start : start + size + 1].to(device) for a in (x, counted))
-            h = judge.hidden(window[:, :-1])  # (b, T, C)
-            parts = zip(h, window[:, 1:], weights[:, 1:].float(), strict=True)
-            total = total + torch.stack([judge.nll(*part) for part in parts]).cpu()
-        return total
-
-    return torch.cat(map_over_ranks(nats_of, range(0, len(x), batch_size), "judging"))
-
-
-def judged(x, judge, metas, cfg, prefix=0):
-    """(n, L) int64 -> (n) nats of each text under the judge, (n) of how many of its tokens.
-
-    After the `prefix`, which is real text, every token counts but the first of all and, as in MDLM's code, each
-    end-of-text after the first of the sample, which may be its first token: a model may not win by writing nothing.
-    retokenize: the judge reads the text as its own tokenizer cuts it; the nats are still of so many of x's tokens.
-    """
-    meta, judge_meta = metas
-    counted = but_repeated_ends(x, torch.arange(x.size(1)).expand_as(x) >= max(prefix, 1), meta)
-    y, read = x, counted  # (n, M), as the judge reads them
-    if cfg.retokenize:
-        y, read = retokenized(x, prefix, data.encoder(meta)[1], data.encoder(judge_meta)[0])
-        read = but_repeated_ends(y, read, judge_meta)
-    return judge_nats(judge, y, read, cfg.batch_size).double(), counted.sum(1)
-
-
-def word_log_p(model, x, m):
-    """(S, n) int64 -> (S, m, V) log-probabilities at the last m places; logits in float32, as large ones need."""
-    h = model.hidden(x)[:, -m:]
-    with torch.autocast(h.device.type, enabled=False):
-        return model.head(h.float()).log_softmax(-1)
-
-
-def masked_word(model, x, masked):
-    """x (n,) int64 ends with a word of m tokens, masked (S, m) bool tells which of them are hidden
-
-    -> (S,) mean over the hidden tokens of -log p; (m,) bool: whether each is the most probable one, given masked[-1].
-    """
-    word, xt = x[-masked.size(1) :], x.repeat(len(masked), 1)
-    xt[:, -len(word) :].masked_fill_(masked, model.mask_id)
-    log_p = word_log_p(model, xt, len(word))  # (S, m, V)
-    nats = -log_p.gather(2, word.expand(len(masked), -1)[..., None]).squeeze(2)  # (S, m)
-    return (nats * masked).sum(1) / masked.sum(1), log_p[-1].argmax(1) == word
-
-
-def last_word(model, x, m, draws, noise, largest):
-    """(n,) int64 that ends with a word of m tokens -> whether it is guessed, its nats, and the same by Monte Carlo.
-
-    None for nats where m > largest, and for Monte Carlo also of a causal model.
-    """
-    word = x[-m:]
+def batch_nats(numbered, model, seed):
+    """(i, (B, T + 1 if causal else T) int64) -> nats per token of the i-th batch."""
+    i, batch = numbered
+    device = model.wte.weight.device
     if model.config.causal:
-        log_p = word_log_p(model, x[None, :-1], m)[0]  # (m, V)
-        nats = -log_p.gather(1, word[:, None]).sum().item()
-        return (log_p.argmax(1) == word).all().item(), nats if m <= largest else None, None
-    if m > largest:
-        return (
-            masked_word(model, x, torch.ones(1, m, dtype=torch.bool, device=x.device))[1]
-            .all()
-            .item(),
-            None,
-            None,
-        )
-    subsets = torch.tensor(
-        list(itertools.product((False, True), repeat=m))[1:]
-    )  # not the empty one; at last all m
-    nats, hits = masked_word(model, x, subsets.to(x.device))  # (2^m - 1)
-    # the bound of model.nelbo on m tokens: a sum over l = 1 ... m of the mean over the comb(m, l) sets of l tokens,
-    # which is m times the mean over a random l and a random set
-    ways = torch.tensor([math.comb(m, k) for k in subsets.sum(1).tolist()], device=x.device)
-    n_masks = torch.randint(1, m + 1, (draws, 1), generator=noise)
-    drawn = rank_in_row(torch.rand(draws, m, generator=noise)) < n_masks
-    return (
-        hits.all().item(),
-        (nats / ways).sum().item(),
-        m * masked_word(model, x, drawn.to(x.device))[0].mean().item(),
-    )
+        return ar_loss(model, batch.to(device)).item()
+    return nelbo(model, batch.to(device), seeded(seed, "nelbo", i, device=device)).item()
 
 
 @torch.no_grad()
-def lambada(model, passages, cfg, largest=8):
-    """[(context ids, word ids), ...] -> accuracy, and perplexity of the last words (per word, not per token).
-
-    A word is right if each of its tokens is the most probable one; a diffusion model is shown all of them masked, in
-    one forward. Its perplexity is the bound on the word's tokens: exact, over all 2^m - 1 sets of masked tokens, so
-    words longer than `largest` tokens are left out of all perplexities; monte_carlo: of `draws` random sets instead. A
-    passage whose word leaves no room for context is skipped.
+def likelihood(model, x, *, draws, seed, batch_size):
     """
-    causal, size, device = model.config.causal, model.config.block_size, model.wte.weight.device
-    passages = [(context, word) for context, word in passages if len(word) < size]
-    if not any(len(word) <= largest for _, word in passages):
-        raise UserError(
-            f"No passage ends with a word of at most {largest} tokens that leaves room for its context."
-        )
+    (n, T + 1 if causal else T) int64 -> nats per token and its standard error over batches, None
+    if there is one batch. Exact for a GPT, which sees each block from the block's own beginning
+    (the first of the T + 1 tokens is context only); an upper bound for a diffusion model.
+    """
+    batches = x.split(batch_size)
+    n_draws = 1 if model.config.causal else draws
+    numbered = list(enumerate(batches * n_draws))  # the number seeds the noise
+    values = map_over_ranks(batch_nats, numbered, "likelihood", model, seed)
+    values = torch.tensor(values).view(n_draws, len(batches))
 
-    def one(i):
-        context, word = passages[i]
-        x = torch.tensor((context + word)[-size:], device=device)
-        return last_word(model, x, len(word), cfg.draws, seeded(cfg.seed, "lambada", i), largest)
+    # the error is over texts, not over draws: four noise draws of one text are one text
+    values = values.mean(0)
+    weights = torch.tensor([float(len(batch)) for batch in batches])
+    weights = weights / weights.sum()
+    mean = (values * weights).sum()
+    if len(batches) == 1:
+        return mean.item(), None
+    variance = ((values - mean).square() * weights).sum() / (len(batches) - 1)
+    return mean.item(), variance.sqrt().item()
 
-    rows = map_over_ranks(one, range(len(passages)), "lambada")
-    exact = [r[1] for r in rows if r[1] is not None]
-    row = {
-        "accuracy": sum(r[0] for r in rows) / len(rows),
-        "passages": len(rows),
-        "words_in_ppl": len(exact),
-    }
-    row["ppl"] = math.exp(sum(exact) / len(exact))
-    if not causal:
-        row["ppl_monte_carlo"] = math.exp(sum(r[2] for r in rows if r[2] is not None) / len(exact))
-    return row
+
+# --------------------------------------------------------------------------------------------------
+# how good and how varied they are
+
+
+def scored_positions(x, eot=None, prefix=0):
+    """
+    (n, L) int64 -> (n, L) bool: the tokens of which the evaluator's nats count.
+
+    Not the prefix, which is real text, nor the first token, which has nothing before it, nor, as in
+    MDLM's code, an end-of-text after the text's first: a model may not win by writing nothing.
+    """
+    scored = torch.arange(x.size(1)).expand_as(x) >= max(prefix, 1)
+    if eot is None:
+        return scored
+    end = x == eot
+    repeated_end = end & (end.cumsum(1) > 1)
+    return scored & ~repeated_end
+
+
+def text_nats(x_and_scored, evaluator):
+    """(B, L) int64, (B, L) bool -> (B,) nats on the CPU, in windows of the evaluator's context."""
+    x, scored = (part.to(evaluator.wte.weight.device) for part in x_and_scored)
+    size = evaluator.config.block_size
+    total = torch.zeros(len(x), device=x.device)
+    for start in range(0, x.size(1) - 1, size):
+        window = x[:, start : start + size + 1]  # a context, and the token after it
+        targets = window[:, 1:]  # (B, T)
+        logits = evaluator(window[:, :-1]).float()  # (B, T, V)
+        nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        total += (nats.view_as(targets) * scored[:, start + 1 : start + size + 1]).sum(1)
+    return total.cpu()
+
+
+@torch.no_grad()
+def evaluator_nats(evaluator, x, scored, batch_size):
+    """
+    (n, L) int64, (n, L) bool -> (n,) float64: -log p of each text's scored tokens under the
+    evaluator, an autoregressive model. Generative perplexity is the exp of their sum over how many
+    are scored. Never of a text's first token, which must not be scored.
+    """
+    batches = list(zip(x.split(batch_size), scored.split(batch_size), strict=True))
+    return torch.cat(map_over_ranks(text_nats, batches, "evaluator", evaluator)).double()
 
 
 def entropies(x):
@@ -174,66 +110,127 @@ def entropies(x):
 
 
 def repeated(x, n=4):
-    """(N, L) int64 -> the share of a sample's n-grams that it has had before, the mean over samples."""
+    """(N, L) int64 -> the fraction of a sample's n-grams that it has had before, their mean."""
     grams = x.unfold(1, n, 1)  # (N, L - n + 1, n)
     return 1 - sum(len(row.unique(dim=0)) for row in grams) / (grams.size(0) * grams.size(1))
 
 
-def over_frontier(student, teacher, noise=None):
-    """student (n, 3), teacher [(n, 3) at each temperature]: nats, tokens and entropy of each text -> the student's
-    perplexity over the one that the teacher has at the same entropy, or None where no temperature gives it that.
+def count_ngrams(row, n):
+    """[token, ...] -> Counter of its n-grams: n copies of it side by side, each a token later."""
+    return collections.Counter(zip(*(row[i:] for i in range(n)), strict=False))
 
-    On the log scale, between the two nearest temperatures. noise: the texts are drawn anew, with replacement, and the
-    line is extended where it ends a little early.
+
+def highest_counts(counts):
     """
+    [Counter of a row, ...] -> {n-gram: (its highest count in a row, in how many rows it has that,
+    its next lower count)}: enough to tell the highest count among all rows but any one.
+    """
+    best = {}
+    for row in counts:
+        for gram, count in row.items():
+            top, n_rows, second = best.get(gram, (0, 0, 0))
+            if count > top:
+                best[gram] = (count, 1, top)
+            elif count == top:
+                best[gram] = (top, n_rows + 1, second)
+            else:
+                best[gram] = (top, n_rows, max(second, count))
+    return best
 
-    def point(texts):
-        """-> entropy, nats per token."""
-        if noise is not None:
-            texts = texts[torch.randint(len(texts), (len(texts),), generator=noise)]
-        return texts[:, 2].mean().item(), (texts[:, 0].sum() / texts[:, 1].sum()).item()
 
-    (entropy, nats), line = point(student), sorted(map(point, teacher))
-    if noise is None and not line[0][0] <= entropy <= line[-1][0]:
+def self_bleu(rows, longest=4):
+    """
+    [[token, ...], ...], all of one length -> the mean BLEU of each against all others, without
+    smoothing (Texygen, Zhu et al. 2018): 1 is one text over and over. The plain way, every pair of
+    rows, is in tests/reference.py.
+    """
+    log_precision = [0.0] * len(rows)
+    for n in range(1, longest + 1):
+        counts = [count_ngrams(row, n) for row in rows]
+        best = highest_counts(counts)
+        for i, row in enumerate(counts):
+            hits = 0
+            for gram, count in row.items():
+                top, n_rows, second = best[gram]
+                is_its_own = count == top and n_rows == 1
+                hits += min(count, second if is_its_own else top)
+            log_precision[i] += math.log(hits / row.total()) / longest if hits else -math.inf
+    return sum(math.exp(value) for value in log_precision) / len(rows)
+
+
+# --------------------------------------------------------------------------------------------------
+# the frontier: perplexity at equal entropy
+
+
+def mean_point(texts):
+    """(n, 3) nats, scored tokens and entropy of each text -> mean entropy, nats per token."""
+    nats, n_tokens, entropy = texts.unbind(1)
+    return entropy.mean().item(), (nats.sum() / n_tokens.sum()).item()
+
+
+def resample(texts, generator):
+    """(n, 3) -> as many of its rows, drawn with replacement."""
+    return texts[torch.randint(len(texts), (len(texts),), generator=generator)]
+
+
+def over_frontier(student, teacher, extend=False):
+    """
+    student (n, 3), teacher [(n, 3) at each temperature]: nats, scored tokens and entropy of each
+    text -> the student's perplexity over the teacher's at the same entropy. None where no
+    temperature gives the teacher that entropy, unless extend: its line goes on at its ends.
+
+    On the log scale, on the straight line between the two nearest temperatures.
+    """
+    entropy, nats = mean_point(student)
+    line = sorted(mean_point(texts) for texts in teacher)
+    if not extend and not line[0][0] <= entropy <= line[-1][0]:
         return None
     pieces = list(itertools.pairwise(line))
-    (low, a), (high, b) = next((piece for piece in pieces if entropy <= piece[1][0]), pieces[-1])
-    way = min(max((entropy - low) / max(high - low, 1e-9), -1), 2)  # between the two: from 0 to 1
-    return math.exp(nats - a - (b - a) * way)
+    reach = [piece for piece in pieces if entropy <= piece[1][0]] or pieces[-1:]
+    (low, nats_low), (high, nats_high) = reach[0]
+    way = (entropy - low) / max(high - low, 1e-9)  # between the two: from 0 to 1
+    way = min(max(way, -1), 2)
+    return math.exp(nats - nats_low - (nats_high - nats_low) * way)
 
 
 def gain(student, teacher, seed, draws=400):
-    """-> over_frontier, "low" and "high", its 95 % interval by bootstrap over the texts of both; None where outside."""
-    ratio, noise = over_frontier(student, teacher), seeded(seed, "bootstrap")
+    """
+    -> over_frontier, and "low" and "high", its 95 % interval by bootstrap over the texts of both.
+    All are None where the teacher has no such entropy.
+    """
+    ratio = over_frontier(student, teacher)
     if ratio is None:
         return {"ratio": None, "low": None, "high": None}
-    drawn = torch.tensor([over_frontier(student, teacher, noise) for _ in range(draws)])
-    return {
-        "ratio": ratio,
-        "low": drawn.quantile(0.025).item(),
-        "high": drawn.quantile(0.975).item(),
-    }
+    generator = seeded(seed, "bootstrap")
+    drawn = []
+    for _ in range(draws):
+        drawn_teacher = [resample(texts, generator) for texts in teacher]
+        drawn_student = resample(student, generator)
+        # drawn texts may end a little before the student's entropy, so the line is extended
+        drawn.append(over_frontier(drawn_student, drawn_teacher, extend=True))
+    low, high = torch.tensor(drawn).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return {"ratio": ratio, "low": low, "high": high}
 
 
-def markov_nats(x, meta):
-    """(n, L) int64 -> exact nats per token, given the first, under the true language of data/markov."""
-    P = torch.tensor(meta["transition"], dtype=torch.float64)
-    return -P[x[:, :-1], x[:, 1:]].log().mean().item()
+# --------------------------------------------------------------------------------------------------
+# speed
 
 
-def seconds_per_sample(model, meta, cfg, n_steps, size, batch, repeats=3):
-    """-> the median over repeats of the seconds that `batch` samples of `size` tokens take at once, over batch."""
-    template, times = (
-        speculative.empty_pages(model, meta, batch, size).to(model.wte.weight.device),
-        [],
-    )
-    for i in range(repeats + 1):  # the first one warms up
+def seconds_per_sample(model, template, seed, repeats=3, **options):
+    """
+    (B, L) int64, -1 at the blanks -> seconds that B samples take at once, over B: the median of the
+    repeats. options: those of draw_samples.
+    """
+    device = model.wte.weight.device
+    template = template.to(device)
+    times = []
+    for i in range(repeats + 1):
+        generator = seeded(seed, i, device=device)
         began = time.perf_counter()
-        speculative.draw_samples(
-            model, template, cfg, n_steps, seeded(cfg.seed, i, device=template.device)
-        ).cpu()
-        times.append((time.perf_counter() - began) / batch)
-    return sorted(times[1:])[repeats // 2]
+        x = draw_samples(model, template, generator=generator, **options)
+        x.cpu()  # waits for the device
+        times.append((time.perf_counter() - began) / len(template))
+    return sorted(times[1:])[repeats // 2]  # the first one warms up
 
 
 # --------------------------------------------------------------------------------------------------
@@ -326,7 +323,7 @@ def measure_costs(target, drafter, x, settings, generator):
     x (T,) int64, a text of the target, longer than the largest gamma -> {gamma: (c, verify)}, in
     plain steps of the target: see predicted_speedup.
     """
-    cache = speculative.new_cache(target)
+    cache = new_cache(target)
     target.hidden(x[None], cache)
     step = median_seconds(read_again, target, cache, x, 1)
     costs = {}
@@ -351,7 +348,7 @@ def choose_gamma(target, drafter, x, n_new, settings, generator):
         return min(4, n_new)
     rounds = Rounds(max(GAMMAS))
     rounds.start(len(x))
-    text = speculative.speculate(
+    text = speculate(
         target,
         drafter,
         x,
@@ -411,15 +408,13 @@ def race(target, drafter, x, n_new, gamma, settings, seed, rounds):
     """x (T,) -> how many times as fast the target writes n_new tokens with drafts as without."""
     generator = seeded(seed, device=x.device)
     began = time.perf_counter()
-    speculative.generate(target, x[None], n_new, generator=generator, **settings).cpu()
+    generate(target, x[None], n_new, generator=generator, **settings).cpu()
     plain = time.perf_counter() - began
 
     generator = seeded(seed, device=x.device)
     rounds.start(len(x))
     began = time.perf_counter()
-    speculative.speculate(
-        target, drafter, x, n_new, gamma=gamma, generator=generator, watch=rounds, **settings
-    )
+    speculate(target, drafter, x, n_new, gamma=gamma, generator=generator, watch=rounds, **settings)
     return plain / (time.perf_counter() - began)
 
 
@@ -454,7 +449,7 @@ def drafters_table(target, drafters, prompts, size, settings, seed, batch_size):
     """{name: drafter}, prompts (n, P) int64 -> a dict a drafter; their texts have `size` tokens."""
     generator = seeded(seed, "target", device=prompts.device)
     n_new = size - prompts.size(1)
-    text = speculative.generate(target, prompts, n_new, generator=generator, **settings)
+    text = generate(target, prompts, n_new, generator=generator, **settings)
     rows = []
     for name, drafter in tqdm(drafters.items(), desc="drafters", leave=False):
         row = drafter_row(target, drafter, text, prompts, settings, seed, batch_size)

@@ -122,8 +122,10 @@ def resumed_run(cfg, meta):
 def make_model(cfg, meta):
     """-> the model to train, on the CPU, and the checkpoint to resume from or None."""
     saved = None
+    source = cfg.init_from
     if cfg.init_from == "resume":
         model, saved = resumed_run(cfg, meta)
+        source = cfg.out_dir
     else:
         model = new_run(cfg, meta)
     taken = []  # the shape of a checkpoint wins over the knobs
@@ -133,7 +135,7 @@ def make_model(cfg, meta):
             taken.append(f"{name} {value}")
             setattr(cfg, name, value)  # so that config.json tells what was used
     if taken:
-        print_once(f"the shape is that of {cfg.init_from}: {', '.join(taken)}")
+        print_once(f"the shape is that of {source}: {', '.join(taken)}")
     return model, saved
 
 

@@ -1,8 +1,8 @@
 """
-CNN / Daily Mail: how much faster drafters make GPT-2 write a summary, and that its ROUGE-2 stays
-what it was. One GPU.
+CNN / Daily Mail: how much faster drafters make GPT-2 write a summary. One GPU. That ROUGE-2 stays
+what it was: python -m extras.rouge.
 
-First:  the drafters, config/kd_cnn_dailymail.py, and: pip install rouge-score
+First:  the drafters, config/kd_cnn_dailymail.py
 $ python eval.py config/eval_cnn_dailymail_drafters.py
 """
 

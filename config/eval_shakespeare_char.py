@@ -1,13 +1,16 @@
 """
-Tiny Shakespeare, characters: the frontier of the diffusion model, its students against it, the GPT,
-judged by the GPT.
+Tiny Shakespeare, characters: the frontier of the diffusion model, its students against it, and the
+GPT, which is the evaluator.
 
 $ python eval.py config/eval_shakespeare_char.py
 """
 
-ckpt = "out/shakespeare_char/ckpt.pt,out/sdtt_shakespeare_char/round_*.pt,out/shakespeare_char_ar/ckpt.pt"
+ckpt = (
+    "out/shakespeare_char/ckpt.pt,out/sdtt_shakespeare_char/round_*.pt,"
+    "out/shakespeare_char_ar/ckpt.pt"
+)
 evaluator = "out/shakespeare_char_ar/ckpt.pt"
-what = "nelbo,frontier,loss"
+what = "nelbo,frontier"
 steps = [1, 2, 4, 8]
 temperatures = [1.0, 0.9, 0.8, 0.7]
 draws = 1

@@ -2,12 +2,13 @@
 A small T5 that summarises Python's reference, and its drafters. Chapter 6 of lessons/ has all the
 commands.
 
-First:  the folders out/t5/small and out/t5/data, and the target: the same command, learning from the text alone
-$ python distill.py config/kd_small_t5.py --drafter=lstm --out_dir=out/t5/drafters/lstm_kd
+First:  the folders out/t5/small and out/t5/data, and the target:
+$ python -m extras.t5 config/kd_small_t5.py --drafter=hf:out/t5/small --learn=text \
+    --learning_rate=1e-3 --max_iters=800 --eval_interval=266 --out_dir=out/t5/target
+$ python -m extras.t5 config/kd_small_t5.py --drafter=lstm --out_dir=out/t5/drafters/lstm_kd
 """
 
-method = "kd"
-teacher = "hf:out/t5/target"
+target = "out/t5/target/ckpt.pt"
 dataset = "out/t5/data"
 drafter = "lstm"
 out_dir = "out/t5/drafters/lstm_kd"
@@ -22,7 +23,7 @@ min_lr = 0.02
 beta2 = 0.99
 weight_decay = 0.1
 warmup_iters = 50
-iters_per_round = 700
+max_iters = 700
 ema = 0.98
 eval_interval = 350
 pseudo_tokens = 200_000

@@ -1,6 +1,6 @@
 """
 The first part of `make demo`: a small GPT on Python's language reference; on 2 cores 2 minutes with
-AVX2, 1 with AVX-512 and bfloat16. It is the judge of the samples and the start of the diffusion
+AVX2, 1 with AVX-512 and bfloat16. It is the evaluator of the samples and the start of the diffusion
 model.
 
 $ python train.py config/train_pydoc_ar.py

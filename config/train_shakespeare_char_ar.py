@@ -1,6 +1,6 @@
 """
-Tiny Shakespeare, characters, a GPT. The start of train_shakespeare_char.py, and the judge of its
-samples. On 2 cores 8 minutes with AVX2, 6 with AVX-512 (float32).
+Tiny Shakespeare, characters, a GPT. The start of train_shakespeare_char.py, and the evaluator of
+its samples. On 2 cores 8 minutes with AVX2, 6 with AVX-512 (float32).
 
 $ python train.py config/train_shakespeare_char_ar.py
 """

@@ -1,5 +1,6 @@
 """
-Tokenizers that others made: GPT-2's, by hf:NAME_OR_FOLDER those of any model of `transformers`, a tokenizer.json.
+Tokenizers that others made: GPT-2's, by hf:NAME_OR_FOLDER those of any model of `transformers`, a
+tokenizer.json.
 """
 
 import functools
@@ -39,7 +40,9 @@ def the_package():
 
 
 def from_hub(kind, name, **how):
-    """What transformers.KIND finds of a model NAME or folder: configuration, tokenizer or weights; safetensors only.
+    """
+    What transformers.KIND finds of a model NAME or folder: configuration, tokenizer or weights;
+    safetensors only.
 
     Raises UserError if the package or the model is missing. No code of a model is ever executed.
     """
@@ -68,23 +71,32 @@ def pieces_of(vocabulary):
 
 
 def hf_meta(name):
-    """A model NAME of a hub, or its folder -> the meta of its vocabulary; GPT-2's is the same as ours.
+    """A model NAME of a hub, or its folder -> the meta of its vocabulary; GPT-2's is ours.
 
-    vocab_size is the rows of the head: often some more than there are tokens, which pad it.
+    vocab_size is the number of its tokens. Heads have some more rows, which pad them; sizes of one
+    family are padded to different numbers.
     """
-    tokenizer, config = hf_tokenizer(name), hf_config(name)
-    pieces, rows = pieces_of(tokenizer.get_vocab()), config.get_text_config(decoder=True).vocab_size
-    if (pieces, rows) == (GPT2_PIECES, GPT2_META["vocab_size"]):
+    tokenizer = hf_tokenizer(name)
+    config = hf_config(name)
+    vocabulary = tokenizer.get_vocab()  # {piece: id}
+    pieces = pieces_of(vocabulary)
+    rows = config.get_text_config(decoder=True).vocab_size
+    vocab_size = min(max(vocabulary.values()) + 1, rows)
+    if (pieces, vocab_size) == (GPT2_PIECES, GPT2_META["vocab_size"]):
         return GPT2_META
-    meta = {"tokenizer": f"hf:{name}", "vocab_size": rows, "pieces": pieces}
-    ends = {"eot": tokenizer.eos_token_id, "start": tokenizer.bos_token_id}
+    meta = {"tokenizer": f"hf:{name}", "vocab_size": vocab_size, "pieces": pieces}
+    special = {"eot": tokenizer.eos_token_id, "start": tokenizer.bos_token_id}
     if config.is_encoder_decoder:
-        ends |= {"start": config.decoder_start_token_id, "pad": config.pad_token_id}
-    return meta | {k: i for k, i in ends.items() if i is not None}
+        special["start"] = config.decoder_start_token_id
+        special["pad"] = config.pad_token_id
+    return meta | {key: i for key, i in special.items() if i is not None}
 
 
 def json_encoder(meta):
-    """meta with a tokenizer.json as its "json" -> encode, decode. Raises UserError without the package."""
+    """
+    meta with a tokenizer.json as its "json" -> encode, decode. Raises UserError without the
+    package.
+    """
     tokenizer = json_tokenizer(meta["json"])
 
     def encode(text):
@@ -123,7 +135,8 @@ def ids_encoder(meta):
         ]
         if odd:
             raise UserError(
-                f"{odd[0]!r} is no token id from 0 to {meta['vocab_size'] - 1}, all that there are here."
+                f"{odd[0]!r} is no token id from 0 to {meta['vocab_size'] - 1}, all that there "
+                "are here."
             )
         return [int(word) for word in text.split()]
 

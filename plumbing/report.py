@@ -7,121 +7,104 @@ import os
 
 from data import atomic_write, write_json
 
+# --------------------------------------------------------------------------------------------------
+# tables
+
 
 def short(drafter):
     """out/drafters/lstm/ckpt.pt -> out/drafters/lstm"""
     return drafter.removesuffix("/ckpt.pt").removesuffix("/ngram.txt")
 
 
+def cell(value):
+    """A value of a table -> text; None as nothing."""
+    if value is None:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def table(names, rows):
-    """Column names, rows of values -> lines: the first column to the left, numbers to the right, None as nothing."""
-
-    def cell(v):
-        return "" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v)
-
-    rows = [[cell(v) for v in row] for row in [names, *rows]]
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([f"{r[0]:{wide[0]}}", *map(str.rjust, r[1:], wide[1:])]).rstrip() for r in rows
-    ]
+    """Column names, rows of values -> lines: the first column to the left, the others right."""
+    rows = [[cell(value) for value in row] for row in [names, *rows]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        right = [f"{text:>{width}}" for text, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([f"{first:{widths[0]}}", *right]).rstrip())
+    return lines
 
 
-TITLES = [
-    "drafter",
-    "alpha",
-    "+-",
-    "counted",
-    "by place",
-    "tokens/call",
-    "gamma",
-    "c",
-    "call",
-    "predicted",
-    "measured",
-]
-
-
-def drafter_row(r):
-    """What metrics.drafters_table measured of one -> its row, under TITLES."""
-    places = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
-    counted = (
-        short(r["drafter"]),
-        r["alpha"],
-        r["alpha_error"],
-        r["counted"],
-        places,
-        r["tokens_per_call"],
+def likelihood_line(path, r):
+    bound = "<=" if r["kind"] == "upper bound" else " ="
+    error = "" if r["error"] is None else f" +- {r['error']:.4f}"
+    return (
+        f"{path}: validation {bound} {r['nats']:.4f}{error} nats per token, "
+        f"perplexity {r['ppl']:.2f}, {r['bits_per_char']:.3f} bits per character"
     )
-    speed = f"{r['speedup']:.2f} +- {r['speedup_error']:.2f}"
-    return *counted, r["gamma"], r["c"], r["call"], r["predicted"], speed
 
 
-def gain_row(r):
-    """What metrics.gain measured -> its row; "outside" where the first model has no such entropy."""
-    known = r["ratio"] is not None
-    numbers = (r["ratio"], f"{r['low']:.3f} ... {r['high']:.3f}") if known else ("outside", "")
-    return r["model"], r["steps"], r["tokens_per_step"], r["temperature"], r["entropy"], *numbers
+def quality_table(rows):
+    columns = ("genppl", "entropy", "self_bleu", "s_per_sample")
+    names = ["model", "steps", "texts", *(k for k in columns if any(k in r for r in rows))]
+    return table(names, [[r.get(k) for k in names] for r in rows])
+
+
+def frontier_table(rows):
+    names = ["model", "steps", "tokens_per_step", "temperature", "genppl", "entropy", "repeated"]
+    return table(names, [[r.get(k) for k in names] for r in rows])
+
+
+def gains_table(gains):
+    names = ["steps", "tokens_per_step", "temperature", "entropy"]
+    rows = []
+    for r in gains:
+        found = ["outside", ""]  # the teacher has no such entropy
+        if r["ratio"] is not None:
+            found = [r["ratio"], f"{r['low']:.3f} ... {r['high']:.3f}"]
+        rows.append([r["model"], *(r[k] for k in names), *found])
+    title = "perplexity over the first's at equal entropy"
+    return table([title, *names, "ratio", "95 % interval"], rows)
+
+
+def latency_table(rows):
+    cells = [(r["model"], r["steps"], r["batch"], f"{r['s_per_sample']:.4f}") for r in rows]
+    return table(["seconds per sample", "steps", "batch", ""], cells)
+
+
+def drafters_table(rows):
+    names = ["drafter", "alpha", "+-", "gamma", "counted", "by position", "tokens/forward"]
+    names += ["c", "verify", "predicted", "measured"]
+    cells = []
+    for r in rows:
+        positions = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
+        acceptance = [short(r["drafter"]), r["alpha"], r["alpha_error"], r["gamma"], r["counted"]]
+        speed = f"{r['speedup']:.2f} +- {r['speedup_error']:.2f}"
+        counts = [positions, r["tokens_per_forward"]]
+        cells.append([*acceptance, *counts, r["c"], r["verify"], r["predicted"], speed])
+    return table(names, cells)
+
+
+TABLES = {
+    "rows": quality_table,
+    "frontier": frontier_table,
+    "gains": gains_table,
+    "latency": latency_table,
+    "drafters": drafters_table,
+}
 
 
 def tables(report):
     """-> the text that is printed and saved as eval.txt."""
-    lines = []
-    for path, r in report["likelihood"].items():
-        bound = "<=" if r["kind"] == "upper bound" else " ="
-        error = "" if r["error"] is None else f" +- {r['error']:.4f}"
-        truth = f"; the true entropy is {r['truth']:.4f}" if "truth" in r else ""
-        lines.append(
-            f"{path}: validation {bound} {r['nats']:.4f}{error} nats per token, perplexity {r['ppl']:.2f}"
-        )
-        lines[-1] += f", {r['bits_per_char']:.3f} bits per character{truth}"
-    for path, r in report["lambada"].items():
-        mc = f" (Monte Carlo {r['ppl_monte_carlo']:.2f})" if "ppl_monte_carlo" in r else ""
-        found = f"accuracy {r['accuracy']:.1%} of {r['passages']} words"
-        lines.append(
-            f"{path}: LAMBADA {found}, perplexity {r['ppl']:.2f}{mc} per word, of {r['words_in_ppl']} words"
-        )
-    if rows := report["rows"]:
-        columns = (
-            "genppl",
-            "bits_per_char",
-            "true_ppl",
-            "entropy",
-            "self_bleu",
-            "mauve",
-            "s_per_sample",
-        )
-        keys = ["model", "steps", "texts", *(k for k in columns if any(k in r for r in rows))]
-        lines += ["", *table(keys, [[r.get(k) for k in keys] for r in rows])]
-    if rows := report["frontier"]:
-        keys = ("model", "steps", "tokens_per_step", "temperature", "genppl", "entropy", "repeated")
-        lines += ["", *table(keys, [[r.get(k) for k in keys] for r in rows])]
-    if rows := report["gains"]:
-        names = (
-            "perplexity over the first's at equal entropy",
-            "steps",
-            "tokens_per_step",
-            "temperature",
-            "entropy",
-        )
-        lines += ["", *table((*names, "ratio", "95 % interval"), map(gain_row, rows))]
-    if rows := report["latency"]:
-        names = ("seconds per sample", "steps", "batch", "")
-        lines += [
-            "",
-            *table(
-                names,
-                [(r["model"], r["steps"], r["batch"], f"{r['s_per_sample']:.4f}") for r in rows],
-            ),
-        ]
-    if report["drafters"]:
-        lines += ["", *table(TITLES, map(drafter_row, report["drafters"]))]
-    for path, (mean, error) in report.get("rouge2", {}).items():
-        lines.append(f"{short(path)}: ROUGE-2 {mean:.3f} +- {error:.3f}")
-    lines.append(f"\n{report['hardware']}, seed {report['seed']}, torch {report['torch']}")
+    lines = [likelihood_line(path, r) for path, r in report.get("likelihood", {}).items()]
+    for key, make in TABLES.items():
+        if report.get(key):
+            lines += ["", *make(report[key])]
+    lines += ["", f"{report['hardware']}, seed {report['seed']}, torch {report['torch']}"]
     return "\n".join(lines)
 
 
-QUALITY = {"genppl": "generative perplexity", "true_ppl": "perplexity under the true language"}
+# --------------------------------------------------------------------------------------------------
+# plots
 
 
 def pyplot():
@@ -135,103 +118,80 @@ def pyplot():
     return plt
 
 
-def plot(report, plt):
-    """Quality and entropy against sampling steps, a line a model, with real text as the line to reach."""
-    quality = "genppl" if "genppl" in report["rows"][0] else "true_ppl"
+PERPLEXITY = "generative perplexity"
+
+
+def plot_quality(report, plt):
+    """Perplexity and entropy against sampling steps, a line a model, real text to reach."""
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.2))
-    for ax, key in zip(axes, (quality, "entropy"), strict=True):
-        diffusion = [r for r in report["rows"] if r["steps"] and not r["causal"]]
+    diffusion = [r for r in report["rows"] if r["steps"] and not r["causal"]]
+    flat = [r for r in report["rows"] if not r["steps"] or r["causal"]]
+    for ax, key in zip(axes, ("genppl", "entropy"), strict=True):
         for model in dict.fromkeys(r["model"] for r in diffusion):
-            line = [(r["steps"], r[key]) for r in diffusion if r["model"] == model]
-            ax.plot(*zip(*line, strict=True), "o-", label=model)
-        flat = [r for r in report["rows"] if not r["steps"] or r["causal"]]
+            rows = [r for r in diffusion if r["model"] == model]
+            ax.plot([r["steps"] for r in rows], [r[key] for r in rows], "o-", label=model)
         for r, style in zip(flat, itertools.cycle(("--", ":", "-.")), strict=False):
-            ax.axhline(
-                r[key], linestyle=style, color="gray" if r["steps"] else "black", label=r["model"]
-            )
+            color = "gray" if r["steps"] else "black"
+            ax.axhline(r[key], linestyle=style, color=color, label=r["model"])
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set_xlabel("sampling steps")
     axes[0].set_yscale("log")
     axes[0].yaxis.set_minor_formatter("{x:g}")
-    axes[0].set_ylabel(QUALITY[quality])
+    axes[0].set_ylabel(PERPLEXITY)
     axes[1].set_ylabel("entropy of a sample (nats)")
     axes[0].legend()
     return fig
 
 
 def plot_latency(report, plt):
-    """Quality against seconds per sample, a panel a batch size: a line a diffusion model, a star a GPT."""
-    quality = "genppl" if "genppl" in report["rows"][0] else "true_ppl"
+    """Perplexity against seconds per sample, a panel a batch size: lines; a star for a GPT."""
     batches = list(dict.fromkeys(r["batch"] for r in report["latency"]))
     fig, axes = plt.subplots(
         1, len(batches), figsize=(5.5 * len(batches), 4.2), squeeze=False, sharey=True
     )
+    *drawn, real = report["rows"]
+    timed = [r for r in drawn if r["path"] in report["timed"]]  # samples of files are not
     for ax, batch in zip(axes[0], batches, strict=True):
-        seconds = {
-            (r["model"], r["steps"]): r["s_per_sample"]
-            for r in report["latency"]
-            if r["batch"] == batch
-        }
-        for model in dict.fromkeys(r["model"] for r in report["rows"] if r["steps"]):
-            rows = [r for r in report["rows"] if r["model"] == model]
-            line = [(seconds[report["timed"][r["path"]], r["steps"]], r[quality]) for r in rows]
-            ax.plot(*zip(*line, strict=True), "*" if rows[0]["causal"] else "o-", label=model)
-        ax.axhline(report["rows"][-1][quality], linestyle="--", color="black", label="real text")
+        of_batch = [r for r in report["latency"] if r["batch"] == batch]
+        seconds = {(r["model"], r["steps"]): r["s_per_sample"] for r in of_batch}
+        for model in dict.fromkeys(r["model"] for r in timed):
+            rows = [r for r in timed if r["model"] == model]
+            x = [seconds[report["timed"][r["path"]], r["steps"]] for r in rows]
+            style = "*" if rows[0]["causal"] else "o-"
+            ax.plot(x, [r["genppl"] for r in rows], style, label=model)
+        ax.axhline(real["genppl"], linestyle="--", color="black", label="real text")
         ax.set(xscale="log", yscale="log", xlabel=f"seconds per sample, batch of {batch}")
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter("")
         ax.yaxis.set_minor_formatter("{x:g}")
-    axes[0, 0].set_ylabel(QUALITY[quality])
+    axes[0, 0].set_ylabel(PERPLEXITY)
     axes[0, 0].legend()
     return fig
 
 
-def plot_drafters(report, plt):
-    """A bar a drafter: its acceptance rate, and the measured speed."""
-    rows = report["drafters"]
-    names = [short(r["drafter"]) for r in rows]
-    fig, axes = plt.subplots(1, 2, figsize=(11, 0.5 * len(rows) + 1.4), sharey=True)
-    for ax, key, label in zip(
-        axes, ("alpha", "speedup"), ("acceptance rate alpha", "measured speed-up"), strict=True
-    ):
-        ax.barh(
-            names,
-            [r[key] for r in rows],
-            xerr=[r[f"{key}_error"] for r in rows],
-            color="tab:blue",
-            height=0.6,
-        )
-        ax.set_xlabel(f"{label}, 95 % intervals")
-        ax.grid(False, axis="y")
-    axes[0].set_xlim(0, 1)
-    axes[0].invert_yaxis()
-    axes[1].axvline(1, color="black", linestyle="--")
-    return fig
-
-
 def plot_frontier(report, plt):
-    """Generative perplexity against entropy, a line over temperatures: a colour a number of steps, a marker a model."""
+    """
+    Perplexity against entropy, a line over temperatures: a color a number of steps, a marker a
+    model, a solid line for the first model.
+    """
     fig, ax = plt.subplots(figsize=(10, 5))
     *rows, real = report["frontier"]
-    markers = dict(
-        zip(dict.fromkeys(r["model"] for r in rows), itertools.cycle("os^Dv"), strict=False)
-    )
-    colours = {steps: f"C{i}" for i, steps in enumerate(dict.fromkeys(r["steps"] for r in rows))}
-    for steps, model in sorted(dict.fromkeys((r["steps"], r["model"]) for r in rows)):
-        line = [
-            (r["entropy"], r["genppl"]) for r in rows if (r["steps"], r["model"]) == (steps, model)
-        ]
-        style = ("-" if model == rows[0]["model"] else "--") + markers[model]
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    markers = dict(zip(models, itertools.cycle("os^Dv"), strict=False))
+    colors = {n_steps: f"C{i}" for i, n_steps in enumerate(dict.fromkeys(r["steps"] for r in rows))}
+    for n_steps, model in sorted(dict.fromkeys((r["steps"], r["model"]) for r in rows)):
+        line = [r for r in rows if (r["steps"], r["model"]) == (n_steps, model)]
         ax.plot(
-            *zip(*line, strict=True),
-            style,
-            color=colours[steps],
-            label=f"{model}, steps: {steps}",
+            [r["entropy"] for r in line],
+            [r["genppl"] for r in line],
+            ("-" if model == models[0] else "--") + markers[model],
+            color=colors[n_steps],
+            label=f"{model}, steps: {n_steps}",
             ms=4,
         )
     ax.plot(real["entropy"], real["genppl"], "*", color="black", ms=12, label="real text")
-    ax.set(xlabel="entropy of a sample (nats)", ylabel=QUALITY["genppl"], yscale="log")
+    ax.set(xlabel="entropy of a sample (nats)", ylabel=PERPLEXITY, yscale="log")
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_locator(plt.LogLocator(subs=(2, 5)))
     ax.yaxis.set_minor_formatter("{x:g}")
@@ -240,37 +200,54 @@ def plot_frontier(report, plt):
     return fig
 
 
-def plot_losses(report, plt):
-    """Loss in training and in validation against steps, a pair of lines a run."""
-    fig, ax = plt.subplots(figsize=(7, 4.2))
-    for i, (run, records) in enumerate(report["losses"].items()):
-        for key, style in (("loss", "-"), ("val_loss", "o--")):
-            line = [(r["step"], r[key]) for r in records if key in r]
-            ax.plot(*zip(*line, strict=True), style, color=f"C{i}", label=f"{run}, {key}")
-    ax.set(xlabel="steps", ylabel="nats per token")
-    ax.legend()
+def plot_drafters(report, plt):
+    """A bar a drafter: its acceptance rate, and the measured speed."""
+    rows = report["drafters"]
+    names = [short(r["drafter"]) for r in rows]
+    fig, axes = plt.subplots(1, 2, figsize=(11, 0.5 * len(rows) + 1.4), sharey=True)
+    labels = {"alpha": "acceptance rate alpha", "speedup": "measured speed-up"}
+    for ax, (key, label) in zip(axes, labels.items(), strict=True):
+        errors = [r[f"{key}_error"] for r in rows]
+        ax.barh(names, [r[key] for r in rows], xerr=errors, color="tab:blue", height=0.6)
+        ax.set_xlabel(f"{label}, 95 % intervals")
+        ax.grid(False, axis="y")
+    axes[0].set_xlim(0, 1)
+    axes[0].invert_yaxis()
+    axes[1].axvline(1, color="black", linestyle="--")
     return fig
 
 
+def plots_of(report):
+    """-> {file name: the function that draws it}"""
+    plots = {}
+    if any("genppl" in r for r in report.get("rows", [])):
+        plots["eval.png"] = plot_quality
+        if report.get("latency"):
+            plots["latency.png"] = plot_latency
+    if report.get("frontier"):
+        plots["frontier.png"] = plot_frontier
+    if report.get("drafters"):
+        plots["drafters.png"] = plot_drafters
+    return plots
+
+
+ALL_PLOTS = ("eval.png", "latency.png", "frontier.png", "drafters.png")
+
+
+def save_plot(fig, path):
+    fig.tight_layout()
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    fig.savefig(path, dpi=130)
+
+
 def write_report(report, folder):
-    """-> the names of what it wrote: eval.json, the plots, and at last (make demo looks for it) eval.txt."""
+    """-> what it wrote: eval.json, plots, and at last (make demo looks for it) eval.txt."""
     write_json(os.path.join(folder, "eval.json"), report)
-    judged = bool(report["rows"]) and any(key in report["rows"][0] for key in QUALITY)
-    plots = {
-        "eval.png": (plot, judged),
-        "latency.png": (plot_latency, judged and report["latency"]),
-    }
-    plots |= {
-        "frontier.png": (plot_frontier, report["frontier"]),
-        "loss.png": (plot_losses, report["losses"]),
-    }
-    plots |= {"drafters.png": (plot_drafters, report["drafters"])}
-    for name, (draw, wanted) in plots.items():
-        if wanted:
-            fig = draw(report, pyplot())
-            fig.tight_layout()
-            fig.savefig(os.path.join(folder, name), dpi=130)
-        elif os.path.exists(os.path.join(folder, name)):  # of an earlier run
+    plots = plots_of(report)
+    for name, draw in plots.items():
+        save_plot(draw(report, pyplot()), os.path.join(folder, name))
+    for name in set(ALL_PLOTS) - plots.keys():  # of an earlier run
+        if os.path.exists(os.path.join(folder, name)):
             os.remove(os.path.join(folder, name))
     atomic_write(os.path.join(folder, "eval.txt"), (tables(report) + "\n").encode())
-    return ["eval.json", *(name for name, (_, wanted) in plots.items() if wanted), "eval.txt"]
+    return ["eval.json", *plots, "eval.txt"]

@@ -110,6 +110,17 @@ def markov(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def trained(markov, tmp_path_factory):
+    """Paths of checkpoints of a diffusion model and of a GPT of the markov language, 6 steps old."""
+    out = {}
+    for objective in ("diffusion", "ar"):
+        folder = tmp_path_factory.mktemp(objective)
+        train.main(knobs(folder, dataset=markov, objective=objective))
+        out[objective] = str(folder / "ckpt.pt")
+    return out
+
+
 @pytest.fixture
 def refused():
     """refused(f, *args): the one-line message of the UserError that f raises."""

@@ -282,14 +282,14 @@ def test_the_sdtt_loss_and_its_gradient_equal_the_dense_ones(sampler, divergence
 
     monkeypatch.setattr(D, "sdtt_targets", spy)
     before = copy.deepcopy(teacher.state_dict())
-    loss = D.sdtt_loss(student, x0, seeded(2), teacher, 1 / 8, sampler, 2, divergence)
+    loss = D.sdtt_loss(student, x0, seeded(2), teacher, 1 / 8, sampler, divergence=divergence)
     log_student = student(seen["xt"]).log_softmax(-1)  # (B, T, V)
     log_teacher = teacher.head(seen["targets"]).log_softmax(-1).detach()
     dense = divergence_between(log_student, log_teacher, divergence)  # (B, T)
     dense = (dense * seen["supervised"]).sum() / seen["supervised"].sum()
     assert_gradients_equal(student, loss, dense)
 
-    loss = D.sdtt_loss(student, x0, seeded(2), teacher, 1 / 8, sampler, 2, divergence)
+    loss = D.sdtt_loss(student, x0, seeded(2), teacher, 1 / 8, sampler, divergence=divergence)
     loss.backward()
     assert all(p.grad is None for p in teacher.parameters())
     for name, weight in teacher.state_dict().items():
@@ -442,11 +442,12 @@ def test_a_round_starts_where_the_last_one_ended(
     """Its teacher and its student are the last student, averaged or not; dt is k times as long."""
     seen = []
 
-    def fit(student, loss, get_batch, validate, cfg, resume, *args):
+    def fit(student, loss, get_batch, cfg, on_eval, save, resume, *, first):
         of_teacher = loss.keywords["teacher"].state_dict()
         seen.append((loss.keywords["dt"], copy.deepcopy(of_teacher), copy.deepcopy(resume)))
         assert all_equal(student.state_dict().values(), of_teacher.values())
-        return loop.fit(student, loss, get_batch, validate, cfg, resume, *args)
+        assert first == 4 * (len(seen) - 1)
+        return loop.fit(student, loss, get_batch, cfg, on_eval, save, resume, first=first)
 
     monkeypatch.setattr(D, "fit", fit)
     kw = dict(ema_teacher=ema_teacher, reset_optimizer=reset, gradient_accumulation_steps=2)

@@ -1,0 +1,264 @@
+"""
+Any decoder-only model that `transformers` runs, as target, drafter, teacher or evaluator: the name
+hf:NAME_OR_FOLDER, or hf:NAME@4096 to read texts of 4096 tokens instead of 1024.
+$ python sample.py --ckpt=hf:Qwen/Qwen2.5-7B --draft=hf:Qwen/Qwen2.5-0.5B --prompt='The capital of'
+$ python distill.py config/kd_shakespeare_char.py --teacher=hf:A --drafter=hf:B --dataset=MY_FOLDER
+
+What was trained here becomes a folder of transformers, which hf:FOLDER loads:
+$ python -m extras.huggingface --ckpt=out/drafter/ckpt.pt --out=out/drafter_hf
+
+pip install 'transformers>=5.24,<6'. Safetensors only, no code of a model is ever executed. The
+weights are float32. Encoder-decoders (T5) are in extras/t5.py.
+"""
+
+import dataclasses
+import os
+
+import torch
+import torch.nn as nn
+
+from configurator import UserError, configure
+from data import from_hub, hf_config, hf_meta, hf_tokenizer
+from plumbing.checkpoints import load_checkpoint, weights_of
+
+# --------------------------------------------------------------------------------------------------
+ckpt = ""  # a checkpoint of a model of transformers that was trained here
+out = ""  # a new folder, for the model and its tokenizer
+cfg = configure(globals())
+# --------------------------------------------------------------------------------------------------
+
+# tokens of a text, where hf:NAME@TOKENS does not say: all that a model can read would fill any
+# memory
+CONTEXT = 1024
+KERNELS = {"manual": "eager", "flash_attn": "flash_attention_2"}  # else as transformers chooses
+
+
+@dataclasses.dataclass
+class HuggingFaceConfig:
+    """What of a GPTConfig the callers of a model look at."""
+
+    arch: str  # 'hf:NAME_OR_FOLDER' or 'hf:NAME_OR_FOLDER@TOKENS'
+    vocab_size: int  # V: the tokens of its tokenizer, without the rows that pad the head
+    n_embd: int  # C, of what enters the head
+    block_size: int  # longest text, in tokens
+    causal: bool = True
+    dropout: float = 0.0
+
+
+def name_and_context(path):
+    """'hf:NAME' or 'hf:NAME@TOKENS' -> NAME, the longest text that is asked for."""
+    name, at, context = path[3:].rpartition("@")
+    if at and context.isdigit():
+        return name, int(context)
+    return path[3:], CONTEXT
+
+
+def config_of(path):
+    """'hf:NAME_OR_FOLDER' -> HuggingFaceConfig."""
+    name, context = name_and_context(path)
+    text = hf_config(name).get_text_config(decoder=True)
+    longest = getattr(text, "max_position_embeddings", None) or context  # T5 has no longest
+    return HuggingFaceConfig(
+        arch=path,
+        vocab_size=hf_meta(name)["vocab_size"],
+        n_embd=text.hidden_size,
+        block_size=min(longest, context),
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# the model
+
+
+class HuggingFaceModel(nn.Module):
+    """
+    What decoders and encoder-decoders have in common.
+
+    The head is taken out of the inner model: what that then calls its logits is what enters the
+    head, scaled as it should be.
+    DIFFERS from a training in transformers: always in eval mode, without dropout.
+    """
+
+    kind = "AutoModelForCausalLM"
+
+    def __init__(self, path, attention="sdpa"):
+        super().__init__()
+        self.config = config_of(path)
+        self.mask_id = None
+        name, _ = name_and_context(path)
+        self.inner = from_hub(
+            self.kind,
+            name,
+            dtype=torch.float32,
+            use_safetensors=True,
+            attn_implementation=KERNELS.get(attention),
+        ).eval()
+        self.lm_head = self.inner.get_output_embeddings()
+
+    @property
+    def wte(self):
+        return self.inner.get_input_embeddings()
+
+    def head(self, h):
+        """(..., C) -> (..., V) logits."""
+        return self.lm_head(h)[..., : self.config.vocab_size]
+
+    def train(self, mode=True):
+        return self
+
+    def take_head_out(self):
+        self.inner.set_output_embeddings(nn.Identity())
+
+    def check_length(self, n):
+        """Raises UserError if n tokens are too many."""
+        size = self.config.block_size
+        if n > size:
+            raise UserError(f"{n} tokens are more than the context of {size}: see hf:NAME@TOKENS.")
+
+    def check_cache(self, cache):
+        """A cache of transformers that was filled. Raises UserError if it can't forget tokens."""
+        kinds = {type(layer).__name__ for layer in getattr(cache, "layers", [cache])}
+        if kinds != {"DynamicLayer"}:
+            kinds = ", ".join(sorted(kinds))
+            raise UserError(f"{self.config.arch} remembers by {kinds}, which cannot forget drafts.")
+
+    def check_equal(self, what, a, b):
+        """Raises UserError if two ways to the same numbers differ by more than rounding."""
+        if (a - b).abs().max() > 1e-3 * b.abs().max():
+            raise UserError(
+                f"{self.config.arch} makes its {what} in a way of its own: not supported."
+            )
+
+    def state_dict(self, **kw):
+        """Without the second names of tied weights."""
+        weights = super().state_dict(**kw)
+        return {name: weights[name] for name, _ in self.named_parameters()}
+
+    def load_state_dict(self, weights):
+        return super().load_state_dict(weights, strict=False)  # state_dict has no second names
+
+    def save(self, folder):
+        """Writes a folder that hf:FOLDER loads."""
+        self.inner.set_output_embeddings(self.lm_head)
+        self.inner.save_pretrained(f"{folder}.tmp")
+        self.take_head_out()
+        hf_tokenizer(name_and_context(self.config.arch)[0]).save_pretrained(f"{folder}.tmp")
+        os.replace(f"{folder}.tmp", folder)
+
+
+class Decoder(HuggingFaceModel):
+    """Llama, Qwen, GPT-2, ...: with a GPT's hidden, head and cache."""
+
+    def __init__(self, path, attention="sdpa"):
+        super().__init__(path, attention)
+        self.check_and_take_head_out()
+
+    def hidden(self, idx, cache=None):
+        """(B, T) int64 -> (B, T, C), before the head. idx follow the cached tokens, if any."""
+        end = idx.size(1) + (cache.length if cache is not None else 0)
+        self.check_length(end)
+        if cache is None:
+            return self.inner(input_ids=idx, use_cache=False).logits
+        h = self.inner(input_ids=idx, use_cache=True, cache=cache.cropped()).logits
+        cache.length = end
+        return h
+
+    def forward(self, idx):
+        """(B, T) int64 -> (B, T, V) logits."""
+        return self.head(self.hidden(idx))
+
+    def new_cache(self, batch_size=1):
+        import transformers
+
+        return Cache(transformers.DynamicCache())
+
+    @torch.no_grad()
+    def check_and_take_head_out(self):
+        """
+        Raises UserError for a model whose logits are not the head's alone (soft-capped ones), and
+        for one whose cache can't forget tokens (linear attention, sliding windows).
+        """
+        x = torch.arange(8)[None] % self.config.vocab_size  # (1, 8)
+        found = self.inner(input_ids=x, use_cache=True)
+        self.check_cache(getattr(found, "cache", None))
+        self.take_head_out()
+        h = self.hidden(x)
+        self.check_equal("logits", self.head(h), found.logits[..., : self.config.vocab_size])
+        cache = self.new_cache()
+        self.hidden(x[:, :7], cache)
+        cache.length = 5
+        self.check_equal("cached states", self.hidden(x[:, 5:], cache), h[:, 5:])
+
+
+class Cache:
+    """A cache of transformers as a KVCache: to forget tokens, lower `length`."""
+
+    def __init__(self, cache):
+        self.cache = cache
+        self.length = 0  # all rows are equally long
+
+    def cropped(self):
+        """-> the cache of transformers, of the first `length` tokens."""
+        self.cache.crop(self.length - self.cache.get_seq_length())  # minus how many tokens go
+        return self.cache
+
+
+# --------------------------------------------------------------------------------------------------
+# loading and saving
+
+
+def about(path):
+    """'hf:NAME_OR_FOLDER' -> what the checkpoint of a model of ours tells of it."""
+    return {
+        "config": {"dataset": ""},
+        "meta": hf_meta(name_and_context(path)[0]),
+        "made_for": None,
+        "step": 0,
+        "val_loss": None,
+    }
+
+
+def has_encoder(path):
+    """Whether 'hf:NAME_OR_FOLDER' is an encoder-decoder."""
+    return hf_config(name_and_context(path)[0]).is_encoder_decoder
+
+
+def load_model(path, device="cpu", attention="sdpa"):
+    """'hf:NAME_OR_FOLDER' -> model in eval mode, and what a checkpoint would tell of it."""
+    if has_encoder(path):
+        raise UserError(f"{path} is an encoder-decoder. It runs with: python -m extras.t5")
+    return Decoder(path, attention).to(device), about(path)
+
+
+def without_weights(saved):
+    """A checkpoint's dict -> what load_model returns of it."""
+    return {k: v for k, v in saved.items() if k not in ("model", "ema", "optimizer")}
+
+
+def from_checkpoint(saved, device="cpu", attention="sdpa"):
+    """What a training here saved of a model of transformers -> as load_model."""
+    path = saved["model_config"]["arch"]
+    if has_encoder(path):
+        raise UserError(f"{path} is an encoder-decoder. It runs with: python -m extras.t5")
+    model = Decoder(path, attention)
+    model.load_state_dict(weights_of(saved))
+    return model.to(device), without_weights(saved)
+
+
+def main(cfg):
+    from extras import t5
+
+    saved = load_checkpoint(cfg.ckpt)
+    arch = str(saved["model_config"].get("arch"))
+    if not arch.startswith("hf:"):
+        raise UserError(f"{cfg.ckpt} is no model of transformers: its arch is {arch!r}.")
+    if not cfg.out or os.path.exists(cfg.out):
+        raise UserError(f"out is {cfg.out!r}. Name a new folder: --out=FOLDER")
+    loader = t5.from_checkpoint if has_encoder(arch) else from_checkpoint
+    model, _ = loader(saved)
+    model.save(cfg.out)
+    print(f"The model is in {cfg.out}: load it as hf:{cfg.out}")
+
+
+if __name__ == "__main__":
+    main(cfg)
