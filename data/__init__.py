@@ -1,5 +1,6 @@
 """
-Datasets: data/<name>/prepare.py writes train.bin, val.bin (token ids) and meta.json; this file writes and reads them.
+Datasets: data/<name>/prepare.py writes train.bin, val.bin (token ids) and meta.json; this file
+writes and reads them.
 """
 
 import collections
@@ -30,15 +31,16 @@ from data.tokenizers import (
 # what of a meta tells what its token ids mean
 VOCABULARY = ("tokenizer", "vocab_size", "itos", "json", "pieces", "transition")
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # reading
 
 
 def load(dataset):
-    """A name under data/, or a folder -> .train, .val (memory-mapped token ids), .meta (dict).
+    """
+    A name under data/, or a folder -> .train, .val (memory-mapped token ids), .meta (dict).
 
-    Where the texts are pairs, .train.starts and .val.starts tell where each begins. Raises UserError with the command
-    that makes the dataset if a file of it is missing.
+    Where the texts are pairs, .train.starts and .val.starts tell where each begins. Raises
+    UserError with the command that makes the dataset if a file of it is missing.
     """
     folder, meta = load_meta(dataset, "train.bin", "val.bin")
     dtype = token_dtype(meta["vocab_size"])
@@ -61,10 +63,14 @@ def load(dataset):
 
 
 def load_meta(dataset, *others):
-    """A name under data/, or a folder -> the folder, its meta. Raises UserError unless it holds the others as well."""
+    """
+    A name under data/, or a folder -> the folder, its meta. Raises UserError unless it holds the
+    others as well.
+    """
     if not dataset:
         raise UserError(
-            "No dataset is named, and the model tells none. Name one, of its vocabulary: --dataset=NAME"
+            "No dataset is named, and the model tells none. Name one, of its vocabulary: "
+            "--dataset=NAME"
         )
     folder = dataset if os.path.isdir(dataset) else os.path.join(os.path.dirname(__file__), dataset)
     for name in ("meta.json", *others):
@@ -86,25 +92,35 @@ def how_to_make(folder):
 
 
 def places(tokens, length, step):
-    """-> where a block of so many tokens may begin: at every step-th token or, if the texts are pairs, with a pair."""
+    """
+    -> where a block of so many tokens may begin: at every step-th token or, if the texts are pairs,
+    with a pair.
+    """
     last = len(tokens) - length
     if last < 0:
         raise UserError(
-            f"The corpus has {len(tokens)} tokens, fewer than one block of {length}. Lower --block_size."
+            f"The corpus has {len(tokens)} tokens, fewer than one block of {length}. Lower "
+            "--block_size."
         )
     starts = getattr(tokens, "starts", None)
     return range(0, last + 1, step) if starts is None else starts[starts <= last]
 
 
 def batch(tokens, batch_size, length, generator):
-    """(n,) token ids -> (batch_size, length) int64 from random places. Same generator state, same batch."""
+    """
+    (n,) token ids -> (batch_size, length) int64 from random places. Same generator state, same
+    batch.
+    """
     at = places(tokens, length, 1)
     starts = [at[i] for i in torch.randint(len(at), (batch_size,), generator=generator).tolist()]
     return torch.from_numpy(np.stack([tokens[i : i + length] for i in starts]).astype(np.int64))
 
 
 def blocks(tokens, length, limit):
-    """(n,) token ids -> (at most limit, length) int64: blocks side by side (of pairs: beginnings), spread evenly."""
+    """
+    (n,) token ids -> (at most limit, length) int64: blocks side by side (of pairs: beginnings),
+    spread evenly.
+    """
     at = places(tokens, length, length)
     chosen = np.linspace(0, len(at) - 1, min(len(at), limit)).astype(int)
     return torch.from_numpy(
@@ -113,7 +129,10 @@ def blocks(tokens, length, limit):
 
 
 def encoder(meta):
-    """meta -> encode(str) -> [int], decode([int]) -> str. encode raises UserError for an unknown character."""
+    """
+    meta -> encode(str) -> [int], decode([int]) -> str. encode raises UserError for an unknown
+    character.
+    """
     if meta["tokenizer"] == "gpt2":
         bpe = gpt2()
         return (lambda text: bpe.encode(text, allowed_special={"<|endoftext|>"})), bpe.decode
@@ -136,7 +155,9 @@ SEGMENT = re.compile(
 
 
 def piece_encoder(itos):
-    """[piece, ...] -> encode(str) -> [int]: from left to right, always the longest piece that fits."""
+    """
+    [piece, ...] -> encode(str) -> [int]: from left to right, always the longest piece that fits.
+    """
     stoi, longest = {piece: i for i, piece in enumerate(itos)}, max(map(len, itos))
 
     def spelled(text):
@@ -149,8 +170,8 @@ def piece_encoder(itos):
             i += n
         return ids
 
-    # If no piece goes on from one segment into the next, as none of ours does, a segment's ids are always the same, and
-    # most segments have been seen before.
+    # If no piece goes on from one segment into the next, as none of ours does, a segment's ids are
+    # always the same, and most segments have been seen before.
     remembered, apart = functools.lru_cache(2**18)(spelled), all(map(SEGMENT.fullmatch, itos))
 
     def encode(text):
@@ -167,19 +188,28 @@ def piece_encoder(itos):
 
 
 def same_vocabulary(a, b):
-    """Two metas: do their token ids mean the same? What the pieces of a tokenizer are says more than its name."""
+    """
+    Two metas: do their token ids mean the same? What the pieces of a tokenizer are says more than
+    its name.
+    """
     if "pieces" in a and "pieces" in b:
         return (a["pieces"], a["vocab_size"]) == (b["pieces"], b["vocab_size"])
     return all(a.get(k) == b.get(k) for k in VOCABULARY)
 
 
 def start_token(meta):
-    """What an autoregressive model starts from when there is no prompt: end-of-text, or the first character."""
+    """
+    What an autoregressive model starts from when there is no prompt: end-of-text, or the first
+    character.
+    """
     return meta.get("start", meta.get("eot", 0))
 
 
 def encode_prompt(meta, text):
-    """A text, perhaps '' -> the ids that a model continues: at least a start token, after a source if there is one."""
+    """
+    A text, perhaps '' -> the ids that a model continues: at least a start token, after a source if
+    there is one.
+    """
     start = [start_token(meta)]
     if "pieces" not in meta or not text:
         return encoder(meta)[0](text) if text else start
@@ -193,7 +223,7 @@ def encode_prompt(meta, text):
     )  # T5's closes a text, which is to go on
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # files: what eval.py takes beside a dataset, and how they are found
 
 
@@ -214,7 +244,10 @@ def read_jsonl(path):
 
 
 def load_prompts(path, meta, limit):
-    """-> (n, P) int64, the texts that should follow. Only prompts of the commonest length, at most `limit`."""
+    """
+    -> (n, P) int64, the texts that should follow. Only prompts of the commonest length, at most
+    `limit`.
+    """
     try:
         rows = [
             (encode_prompt(meta, line["prompt"]), line["reference"]) for line in read_jsonl(path)
@@ -260,12 +293,13 @@ def load_samples(path):
             raise ValueError("tokens that are no samples of one length and vocabulary")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(
-            f"{path} holds no samples ({str(error)[:80]}). python -m extras.save_samples writes them."
+            f"{path} holds no samples ({str(error)[:80]}). python -m extras.save_samples writes "
+            "them."
         ) from None
     return x, about
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # writing
 
 
@@ -275,7 +309,10 @@ def token_dtype(vocab_size):
 
 @contextlib.contextmanager
 def replacing(path, mode="wb"):
-    """-> a file to write to, which becomes path at the end: a kill leaves the old file or the new one, never a half."""
+    """
+    -> a file to write to, which becomes path at the end: a kill leaves the old file or the new one,
+    never a half.
+    """
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         f = open(f"{path}.tmp", mode, encoding=None if "b" in mode else "utf-8")
@@ -304,7 +341,8 @@ def write(folder, train, val, meta):
     dtype = token_dtype(meta["vocab_size"])
     if not (len(train) and len(val)):
         raise UserError(
-            f"The text has {len(train)} training and {len(val)} validation tokens. Give a longer one."
+            f"The text has {len(train)} training and {len(val)} validation tokens. Give a longer "
+            "one."
         )
     remove_meta(folder)
     for name, ids in (("train", train), ("val", val)):

@@ -1,5 +1,6 @@
 """
-Documents: public collections or files of your own, through the library `datasets`, to train.bin and val.bin.
+Documents: public collections or files of your own, through the library `datasets`, to train.bin and
+val.bin.
 """
 
 import glob
@@ -15,9 +16,12 @@ READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "te
 
 
 def documents(hub, input, columns, sample_by="line"):
-    """-> datasets.Dataset with the columns: of the hub (load_dataset's arguments), or of the files of the glob `input`.
+    """
+    -> datasets.Dataset with the columns: of the hub (load_dataset's arguments), or of the files of
+    the glob `input`.
 
-    sample_by: a row of a .txt file is its "line" or the whole "document". Raises UserError for what cannot be read.
+    sample_by: a row of a .txt file is its "line" or the whole "document". Raises UserError for what
+    cannot be read.
     """
     files = sorted(glob.glob(input))
     kinds = {READERS.get(os.path.splitext(file)[1]) for file in files}
@@ -25,7 +29,8 @@ def documents(hub, input, columns, sample_by="line"):
         raise UserError(f"--input={input} matches no file.")
     if input and (len(kinds) > 1 or None in kinds):
         raise UserError(
-            f"--input={input} should match files of one kind of {', '.join(READERS)}, such as {files[0]}."
+            f"--input={input} should match files of one kind of {', '.join(READERS)}, such as "
+            f"{files[0]}."
         )
     import datasets  # not before: it takes seconds
 
@@ -36,9 +41,11 @@ def documents(hub, input, columns, sample_by="line"):
         else:
             import huggingface_hub
 
-            huggingface_hub.logging.set_verbosity_error()  # a dozen lines of retries say no more than our one
+            # a dozen lines of retries say no more than our one
+            huggingface_hub.logging.set_verbosity_error()
             found = datasets.load_dataset(**hub)
-    except Exception as error:  # of many classes: httpx, pyarrow, datasets; the cause says more than the last of them
+    # of many classes: httpx, pyarrow, datasets; the cause says more than the last of them
+    except Exception as error:
         why = " ".join(str(error.__cause__ or error).split())[:120] or type(error).__name__
         if input:
             raise UserError(f"Could not read {files[0]} ({why}).") from None
@@ -55,7 +62,10 @@ def documents(hub, input, columns, sample_by="line"):
 
 
 def hold_out(rows, val_fraction):
-    """Dataset -> two Datasets, to train and to validate: always the same random rows, at least one on each side."""
+    """
+    Dataset -> two Datasets, to train and to validate: always the same random rows, at least one on
+    each side.
+    """
     if not (0 < val_fraction < 1 and len(rows) > 1):
         raise UserError(f"Cannot hold out val_fraction={val_fraction} of {len(rows)} rows.")
     parts = rows.train_test_split(
@@ -65,9 +75,12 @@ def hold_out(rows, val_fraction):
 
 
 def write_documents(folder, train, val, vocab_size=GPT2_META["vocab_size"]):
-    """Two Datasets with the columns ids and len -> folder/train.bin, val.bin; returns how many tokens they have.
+    """
+    Two Datasets with the columns ids and len -> folder/train.bin, val.bin; returns how many tokens
+    they have.
 
-    Both go through a memory map, in 1024 batches, and are renamed when whole. Only write_meta makes them loadable.
+    Both go through a memory map, in 1024 batches, and are renamed when whole. Only write_meta makes
+    them loadable.
     """
     os.makedirs(folder, exist_ok=True)
     counts = {}

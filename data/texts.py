@@ -1,5 +1,6 @@
 """
-Texts, one or many, to train.bin and val.bin: what text, pydoc and tiny Shakespeare share. Read twice, a part at a time.
+Texts, one or many, to train.bin and val.bin: what text, pydoc and tiny Shakespeare share. Read
+twice, a part at a time.
 """
 
 import collections
@@ -26,12 +27,15 @@ SHAKESPEARE_URL = (
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TOKENIZERS = ("char", "words", "gpt2")
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # where texts come from. A text is a function that yields its parts, from the start at every call.
 
 
 def files_of(input):
-    """A file, a folder (all in it, but not hidden ones) or a glob -> [text of a file, ...], in order of their names."""
+    """
+    A file, a folder (all in it, but not hidden ones) or a glob -> [text of a file, ...], in order
+    of their names.
+    """
     pattern = os.path.join(glob.escape(input), "**") if os.path.isdir(input) else input
     paths = [path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
     if os.path.isfile(input):
@@ -42,10 +46,11 @@ def files_of(input):
 
 
 def parts_of(path, size=2**22):
-    """A file of UTF-8 -> its text in parts of about so many characters, each cut before a white space.
+    """
+    A file of UTF-8 -> its text in parts of about so many characters, each cut before a white space.
 
-    None of our tokenizers has a token that begins before a white space and ends after it: parts give the same tokens
-    as the whole. Raises UserError if it is no text.
+    None of our tokenizers has a token that begins before a white space and ends after it: parts
+    give the same tokens as the whole. Raises UserError if it is no text.
     """
     rest = ""
     try:
@@ -53,7 +58,8 @@ def parts_of(path, size=2**22):
             while read := f.read(size):
                 if "\0" in read:
                     raise UserError(
-                        f"{path} holds zero bytes, as UTF-16 has. Convert it to UTF-8, or leave it out."
+                        f"{path} holds zero bytes, as UTF-16 has. Convert it to UTF-8, or leave "
+                        "it out."
                     )
                 rest += read
                 found = re.match(r".*\S(?=\s)", rest, re.S)  # greedy: up to the last such place
@@ -109,14 +115,17 @@ def check_hash(content, where):
         raise UserError(f"{where} has sha256 {found}, not {SHAKESPEARE_SHA256}. {mend}.")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # their vocabulary, their tokens
 
 
 def survey(texts, words, kept=2**20):
-    """texts -> .lengths in characters, .chars, .words (Counter, empty unless asked for), .sha256 of all of them.
+    """
+    texts -> .lengths in characters, .chars, .words (Counter, empty unless asked for), .sha256 of
+    all of them.
 
-    Words that are rare so far are forgotten whenever there are more than `kept`: a text has no end of them.
+    Words that are rare so far are forgotten whenever there are more than `kept`: a text has no end
+    of them.
     """
     found = types.SimpleNamespace(lengths=[], chars=set(), words=collections.Counter())
     digest = hashlib.sha256()
@@ -141,7 +150,8 @@ def vocabulary(tokenizer, found, n_words):
     chars = sorted(found.chars | set("\n" * (len(found.lengths) > 1)))
     if tokenizer == "char":
         return {"tokenizer": "char", "vocab_size": len(chars), "itos": chars}
-    # the words, line breaks and runs of punctuation that, as one token each, save most characters' tokens
+    # the words, line breaks and runs of punctuation that, as one token each, save most characters'
+    # tokens
     saved = {word: count * (len(word) - 1) for word, count in found.words.items() if len(word) > 1}
     n_words = n_words or min(max(sum(found.lengths) // 250, 256), 8000)
     itos = chars + sorted(sorted(saved, key=lambda word: (-saved[word], word))[:n_words])
@@ -149,7 +159,9 @@ def vocabulary(tokenizer, found, n_words):
 
 
 def training_characters(lengths, val_fraction):
-    """[characters of a text, ...] -> how many of each, from its beginning, are to train; the others validate.
+    """
+    [characters of a text, ...] -> how many of each, from its beginning, are to train; the others
+    validate.
 
     Of many texts whole ones are held out, spread evenly; of few, the end of each.
     """
@@ -160,10 +172,12 @@ def training_characters(lengths, val_fraction):
 
 
 def write_texts(folder, texts, source, tokenizer, n_words=0, val_fraction=0.1, meta=None):
-    """texts -> folder/train.bin, val.bin, meta.json. n_words, val_fraction: as in data/text/prepare.py.
+    """
+    texts -> folder/train.bin, val.bin, meta.json. n_words, val_fraction: as in
+    data/text/prepare.py.
 
-    meta: of a model or a dataset whose vocabulary is taken. Texts of several files are closed by end-of-text, or, where
-    the vocabulary has none, an empty line.
+    meta: of a model or a dataset whose vocabulary is taken. Texts of several files are closed by
+    end-of-text, or, where the vocabulary has none, an empty line.
     """
     found = survey(texts, words=tokenizer == "words")
     to_train, total = training_characters(found.lengths, val_fraction), sum(found.lengths)
@@ -198,7 +212,10 @@ def write_texts(folder, texts, source, tokenizer, n_words=0, val_fraction=0.1, m
 
 
 def cut_in_two(texts, to_train):
-    """texts, [characters of each to train on, ...] -> ("train" or "val", a part), ..., "" after each of several."""
+    """
+    texts, [characters of each to train on, ...] -> ("train" or "val", a part), ..., "" after each
+    of several.
+    """
     for text, n in zip(texts, to_train, strict=True):
         at, seen = 0, set()
         for part in text():

@@ -1,5 +1,6 @@
 """
-Tokenizers that others made: GPT-2's, by hf:NAME_OR_FOLDER those of any model of `transformers`, a tokenizer.json.
+Tokenizers that others made: GPT-2's, by hf:NAME_OR_FOLDER those of any model of `transformers`, a
+tokenizer.json.
 """
 
 import functools
@@ -39,7 +40,9 @@ def the_package():
 
 
 def from_hub(kind, name, **how):
-    """What transformers.KIND finds of a model NAME or folder: configuration, tokenizer or weights; safetensors only.
+    """
+    What transformers.KIND finds of a model NAME or folder: configuration, tokenizer or weights;
+    safetensors only.
 
     Raises UserError if the package or the model is missing. No code of a model is ever executed.
     """
@@ -90,7 +93,10 @@ def hf_meta(name):
 
 
 def json_encoder(meta):
-    """meta with a tokenizer.json as its "json" -> encode, decode. Raises UserError without the package."""
+    """
+    meta with a tokenizer.json as its "json" -> encode, decode. Raises UserError without the
+    package.
+    """
     tokenizer = json_tokenizer(meta["json"])
 
     def encode(text):
@@ -129,7 +135,8 @@ def ids_encoder(meta):
         ]
         if odd:
             raise UserError(
-                f"{odd[0]!r} is no token id from 0 to {meta['vocab_size'] - 1}, all that there are here."
+                f"{odd[0]!r} is no token id from 0 to {meta['vocab_size'] - 1}, all that there "
+                "are here."
             )
         return [int(word) for word in text.split()]
 

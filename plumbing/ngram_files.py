@@ -1,5 +1,6 @@
 """
-The counts of an n-gram as a text file: a line of JSON, then a line for each m-gram, m = 1 ... n: its count, its tokens.
+The counts of an n-gram as a text file: a line of JSON, then a line for each m-gram, m = 1 ... n:
+its count, its tokens.
 """
 
 import itertools
@@ -19,7 +20,9 @@ def write_counts(path, about, tables):
 
 
 def read_counts(path):
-    """-> what write_counts was given. Damaged: ValueError, LookupError, TypeError or AttributeError."""
+    """
+    -> what write_counts was given. Damaged: ValueError, LookupError, TypeError or AttributeError.
+    """
     with open(path, encoding="utf-8") as f:
         about = json.loads(f.readline())
         numbers = np.array(f.read().split(), dtype=np.int64)

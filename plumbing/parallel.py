@@ -18,7 +18,9 @@ from plumbing.hardware import pick_device
 
 
 def join_processes(cfg):
-    """-> this process's device, and a note on it. Under torchrun, joins the other processes first."""
+    """
+    -> this process's device, and a note on it. Under torchrun, joins the other processes first.
+    """
     device, _, note = pick_device(cfg.device, cfg.dtype)
     if "WORLD_SIZE" in os.environ:
         patience = datetime.timedelta(
@@ -68,7 +70,10 @@ def leave_processes():
 
 
 class LossModule(nn.Module):
-    """The loss as a module: DDP and FSDP take care of the weights that its forward uses and of their gradients."""
+    """
+    The loss as a module: DDP and FSDP take care of the weights that its forward uses and of their
+    gradients.
+    """
 
     def __init__(self, model, loss):
         super().__init__()
@@ -79,11 +84,14 @@ class LossModule(nn.Module):
 
 
 def parallel(model, loss, device, world, fsdp):
-    """-> f(batch, generator): the loss, for gradients that are the mean over the processes. fsdp: shards the model.
+    """
+    -> f(batch, generator): the loss, for gradients that are the mean over the processes. fsdp:
+    shards the model.
 
-    FSDP gathers weights for a forward: a block gathers its own, and LossModule all others (embeddings, ln_f, head),
-    because hidden and head_loss are no forward. Every backward scatters its gradient: to keep it whole until the last
-    of a step would save a third of the traffic and cost the memory that FSDP is there to save.
+    FSDP gathers weights for a forward: a block gathers its own, and LossModule all others
+    (embeddings, ln_f, head), because hidden and head are no forward. Every backward scatters
+    its gradient: to keep it whole until the last of a step would save a third of the traffic and
+    cost the memory that FSDP is there to save.
     """
     if fsdp and not hasattr(model, "blocks"):
         raise UserError(
@@ -115,7 +123,10 @@ def averaging(loss_of, fsdp, world, now):
 
 @contextlib.contextmanager
 def whole_weights(loss_of, fsdp):
-    """Inside, the weights that belong to no block are whole on every process, as in the loss's own forward."""
+    """
+    Inside, the weights that belong to no block are whole on every process, as in the loss's own
+    forward.
+    """
     if fsdp:
         loss_of.unshard()
     yield
@@ -129,7 +140,9 @@ def is_shard(x):
 
 
 def shard_like(weight, x):
-    """-> this process's part of x, a whole tensor, if the weight is in shards; a number stays whole."""
+    """
+    -> this process's part of x, a whole tensor, if the weight is in shards; a number stays whole.
+    """
     if is_shard(weight) and x.dim():
         from torch.distributed.tensor import distribute_tensor
 
@@ -140,7 +153,10 @@ def shard_like(weight, x):
 
 
 def whole(saved):
-    """Dicts and lists of tensors, the sharded ones gathered into the first process's memory. All have to call it."""
+    """
+    Dicts and lists of tensors, the sharded ones gathered into the first process's memory. All have
+    to call it.
+    """
 
     def gather(x):
         if is_shard(x):

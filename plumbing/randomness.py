@@ -1,5 +1,6 @@
 """
-Random numbers that nothing else can disturb: every use has a generator of its own, seeded by what it is for.
+Random numbers that nothing else can disturb: every use has a generator of its own, seeded by what
+it is for.
 """
 
 import hashlib
@@ -8,7 +9,10 @@ import torch
 
 
 def seeded(*key, device="cpu"):
-    """Any ints and strings -> a torch.Generator seeded by all of them. Same key, same numbers; other key, others."""
+    """
+    Any ints and strings -> a torch.Generator seeded by all of them. Same key, same numbers; other
+    key, others.
+    """
     digest = hashlib.sha256(repr(key).encode()).digest()
     device = (
         "cpu" if "mps" in str(device) else device
@@ -17,6 +21,9 @@ def seeded(*key, device="cpu"):
 
 
 def uniform(shape, generator, device, dtype=torch.float32):
-    """-> numbers in [0, 1) of that shape on device, drawn where the generator lives (None: torch's own)."""
+    """
+    -> numbers in [0, 1) of that shape on device, drawn where the generator lives (None: torch's
+    own).
+    """
     where = generator.device if generator else "cpu"
     return torch.rand(shape, dtype=dtype, device=where, generator=generator).to(device)

@@ -1,12 +1,14 @@
 """
-CNN / Daily Mail (See et al. 2017) as GPT-2 byte pairs: 300 K news articles, each with a summary to learn to write.
+CNN / Daily Mail (See et al. 2017) as GPT-2 byte pairs: 300 K news articles, each with a summary to
+learn to write.
 $ python data/cnn_dailymail/prepare.py                        (minutes; downloads 0.8 GB)
-$ python data/cnn_dailymail/prepare.py --input='my/*.jsonl'   (or .parquet files with columns `article`, `highlights`)
-$ python data/cnn_dailymail/prepare.py --tokenizer=hf:google/flan-t5-small --out_dir=data/cnn_dailymail_t5
+$ python data/cnn_dailymail/prepare.py --input='my/*.jsonl'  (or .parquet: `article`, `highlights`)
+$ python data/cnn_dailymail/prepare.py --tokenizer=hf:google/flan-t5-small \\
+      --out_dir=data/cnn_dailymail_t5
 
-A pair is: article, "\nTL;DR:", " " + summary, end of text; the prompt is that of GPT-2 (Radford et al. 2019, 3.6). For
-an encoder-decoder it is a row: the source (prefix + article), padded to prompt_tokens; the start token; the summary;
-its end, repeated so that these are summary_tokens.
+A pair is: article, "\nTL;DR:", " " + summary, end of text; the prompt is that of GPT-2 (Radford et
+al. 2019, 3.6). For an encoder-decoder it is a row: the source (prefix + article), padded to
+prompt_tokens; the start token; the summary; its end, repeated so that these are summary_tokens.
 """
 
 import collections
@@ -19,7 +21,7 @@ import data
 from configurator import UserError, configure
 from data.documents import documents, hold_out, write_documents
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(
     os.path.abspath(__file__)
 )  # gets train.bin, val.bin, prompts.jsonl, meta.json
@@ -34,7 +36,7 @@ n_prompts = 1000  # at most; {"prompt", "reference"} a line, all exactly prompt_
 val_fraction = 0.05  # of the pairs of your own files; prompts come from these
 num_proc = os.cpu_count() or 1  # processes
 cfg = configure(globals())
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 HUB = {"path": "abisee/cnn_dailymail", "name": "3.0.0"}
 COLUMNS = ["article", "highlights"]
@@ -56,7 +58,8 @@ def encoder_of(meta):
 
 
 def prompt_ids(article, prompt_tokens, meta=data.GPT2_META):
-    """A text -> the ids of its beginning and TL;DR:, prompt_tokens of them or, if it is short, fewer.
+    """
+    A text -> the ids of its beginning and TL;DR:, prompt_tokens of them or, if it is short, fewer.
 
     For an encoder: of the prefix, its beginning, and the end that the tokenizer gives to a text.
     """
@@ -86,9 +89,12 @@ def tokenize(row, prompt_tokens, meta=data.GPT2_META):
 
 
 def prompts(pairs, prompt_tokens, meta=data.GPT2_META):
-    """Rows -> [{"prompt", "reference"}] of exactly prompt_tokens tokens, Counter of the rows that give none.
+    """
+    Rows -> [{"prompt", "reference"}] of exactly prompt_tokens tokens, Counter of the rows that give
+    none.
 
-    A cut inside a character or between two line breaks makes a text that byte pairs encode otherwise: left out.
+    A cut inside a character or between two line breaks makes a text that byte pairs encode
+    otherwise: left out.
     """
     encode, decode = data.encoder(meta)
     if "row" in meta:
@@ -153,6 +159,7 @@ if __name__ == "__main__":
     }
     meta |= {**counts, "prompt_tokens": prompt_tokens, "prompts": len(kept[:n_prompts]), **left_out}
     data.write_meta(out_dir, meta)
-    unused = f"{left_out['too_short']} too short, {left_out['not_exact']} not the same when encoded again"
+    unused = f"{left_out['too_short']} too short, "
+    unused += f"{left_out['not_exact']} not the same when encoded again"
     unused += f", {len(kept) - meta['prompts']} not needed"
     print(f"{meta['prompts']} prompts of {prompt_tokens} tokens, of {len(test)} articles: {unused}")

@@ -1,9 +1,11 @@
 """
-LAMBADA (Paperno et al. 2016): 5153 passages whose last word can be guessed from the whole, not from its sentence.
-$ python data/lambada/prepare.py                               (seconds; downloads 1 MB: OpenAI's version of the texts)
-$ python data/lambada/prepare.py --input=my.txt --vocabulary=pydoc --out_dir=data/toy_lambada     (one passage a line)
+LAMBADA (Paperno et al. 2016): 5153 passages whose last word can be guessed from the whole, not from
+its sentence.
+$ python data/lambada/prepare.py            (seconds; downloads 1 MB: OpenAI's version of the texts)
+$ python data/lambada/prepare.py --input=my.txt --vocabulary=pydoc --out_dir=data/toy_lambada
 
-Writes passages.jsonl, {"context", "word"} a line; the white space before the last word is the word's.
+Writes passages.jsonl, {"context", "word"} a line; the white space before the last word is the
+word's.
 """
 
 import collections
@@ -17,12 +19,14 @@ import data
 from configurator import UserError, configure
 from data.documents import documents
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where passages.jsonl and meta.json go
-input = ""  # files of your own (a glob) instead of the download: .txt, or .jsonl or .parquet with a column `text`
+# files of your own (a glob) instead of the download: .txt, or .jsonl or .parquet with a column
+# `text`
+input = ""
 vocabulary = ""  # a dataset, as in train.py's --dataset, whose tokens count; '': GPT-2 byte pairs
 cfg = configure(globals())
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 HUB = {"path": "EleutherAI/lambada_openai", "name": "default", "split": "test"}
 
@@ -34,9 +38,11 @@ def split_last_word(text):
 
 
 def passages(texts, encode):
-    """-> [{"context", "word"}], Counter of tokens per word, Counter of reasons to leave a passage out.
+    """
+    -> [{"context", "word"}], Counter of tokens per word, Counter of reasons to leave a passage out.
 
-    A word is scored as its own tokens after the context's, so these must be the tokens of the whole passage.
+    A word is scored as its own tokens after the context's, so these must be the tokens of the whole
+    passage.
     """
     kept, lengths, left_out = [], collections.Counter(), collections.Counter()
     for text in texts:

@@ -1,9 +1,10 @@
 """
 A random Markov language whose entropy rate is known exactly: how far from the truth is your NELBO?
-$ python data/markov/prepare.py                                                                        (2 seconds)
+$ python data/markov/prepare.py                                                          (2 seconds)
 
-Each of V letters is followed by one of `successors` letters (random probabilities) or, once in 50 times, by any.
-No model can have fewer nats per token than the entropy in meta.json, and a diffusion model's bound lies above it.
+Each of V letters is followed by one of `successors` letters (random probabilities) or, once in 50
+times, by any. No model can have fewer nats per token than the entropy in meta.json, and a diffusion
+model's bound lies above it.
 """
 
 import bisect
@@ -18,14 +19,14 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 import data
 from configurator import UserError, configure
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin and meta.json go
 vocab_size = 26  # V letters, 2 to 52
 successors = 4  # likely next letters of each letter
 n_tokens = 2_000_000
 seed = 1337
 cfg = configure(globals())
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def transition_matrix(V, successors, rng):
@@ -62,7 +63,8 @@ def walk(P, pi, n, rng):
 if __name__ == "__main__":
     if not (1 <= successors <= vocab_size and 2 <= vocab_size <= 52):
         raise UserError(
-            f"vocab_size {vocab_size} must be from 2 to 52, successors {successors} from 1 to vocab_size."
+            f"vocab_size {vocab_size} must be from 2 to 52, successors {successors} from 1 to "
+            "vocab_size."
         )
     rng = np.random.default_rng(seed)
     P = transition_matrix(vocab_size, successors, rng)

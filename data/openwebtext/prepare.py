@@ -1,7 +1,8 @@
 """
-OpenWebText (Gokaslan & Cohen 2019) as GPT-2 byte pairs: 8 M documents, about 9 B tokens, 17 GB on disk.
-$ python data/openwebtext/prepare.py                     (an hour on a big machine; needs about 80 GB while it runs)
-$ python data/openwebtext/prepare.py --input='my/*.parquet'              (or .jsonl or .txt files with a `text` column)
+OpenWebText (Gokaslan & Cohen 2019) as GPT-2 byte pairs: 8 M documents, about 9 B tokens, 17 GB on
+disk.
+$ python data/openwebtext/prepare.py     (an hour on a big machine; needs about 80 GB while it runs)
+$ python data/openwebtext/prepare.py --input='my/*.parquet'  (or .jsonl, .txt: `text`)
 
 Stopped half-way, it continues: downloads and tokenized shards stay in the cache of `datasets`.
 """
@@ -15,13 +16,13 @@ import data
 from configurator import configure
 from data.documents import documents, hold_out, write_documents
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin and meta.json go
 input = ""  # files of your own (a glob) instead of the download
 val_fraction = 0.0005  # of the documents
 num_proc = os.cpu_count() or 1  # processes
 cfg = configure(globals())
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 HUB = {
     "path": "Skylion007/openwebtext",

@@ -1,6 +1,6 @@
 """
 Tiny Shakespeare as GPT-2 byte pairs: 0.3 M tokens for the real vocabulary of 50257.
-$ python data/shakespeare/prepare.py                 (a second; downloads 1 MB, or reads out_dir/input.txt)
+$ python data/shakespeare/prepare.py          (a second; downloads 1 MB, or reads out_dir/input.txt)
 """
 
 import os
@@ -11,10 +11,10 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 from configurator import configure
 from data.texts import tiny_shakespeare, write_texts
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin and meta.json go
 cfg = configure(globals())
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 if __name__ == "__main__":
     write_texts(out_dir, *tiny_shakespeare(out_dir), "gpt2")

@@ -1,6 +1,6 @@
 """
 Your own text: a file, a folder of files, or a glob.
-$ python data/text/prepare.py --input=my.txt                    (200 MB: 80 seconds on one core, 0.5 GB of memory)
+$ python data/text/prepare.py --input=my.txt      (200 MB: 80 seconds on one core, 0.5 GB of memory)
 $ python data/text/prepare.py --input='notes/**/*.md' --tokenizer=char --out_dir=data/notes
 $ make demo DATASET=text                                        (all of the demo on it, in out/text)
 
@@ -29,7 +29,9 @@ cfg = configure(globals())
 
 
 def meta_of_model(name):
-    """A checkpoint, a folder or hf:NAME -> its meta, whose vocabulary the text is to be written in."""
+    """
+    A checkpoint, a folder or hf:NAME -> its meta, whose vocabulary the text is to be written in.
+    """
     if name.startswith("hf:"):
         return data.hf_meta(name[3:].partition("@")[0])
     if os.path.exists(name) and os.sep in name:
