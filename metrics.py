@@ -276,6 +276,7 @@ def acceptance(rounds):
 
 
 def tokens_per_forward(rounds):
+    """-> new tokens for each forward pass of the target, over all rounds."""
     return rounds.n_tokens / max(rounds.n_forwards, 1)
 
 

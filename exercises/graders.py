@@ -1,9 +1,11 @@
 """
-The graders of the exercises: each calls the functions of one exercise with inputs that depend on a student's name.
+The graders of the exercises: each calls the functions of one exercise with inputs that depend on a
+student's name.
 
-A grader yields Probes, and nothing that it does depends on what the functions answer. Where a Probe has no `expected`,
-the right number is in expected.json, which make_student.py has written. Random functions are graded by their law: how
-often what happens in thousands of draws, whatever the order in which they use their generator.
+A grader yields Probes, the plain case first, and nothing that it does depends on what the functions
+answer. Where a Probe has no `expected`, the right numbers are in expected.json, which
+make_student.py has written. Random functions are graded by their distribution: how often what
+happens in thousands of draws, whatever the order in which they use their generator.
 """
 
 import os
@@ -13,15 +15,16 @@ import typing
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path.insert(
-    0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
-)  # so that it runs from anywhere
+# so that it runs from anywhere
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import distill
 import drafters
 import metrics
 import model
 import speculative
+from configurator import UserError
 from extras import soft_labels
 from plumbing.randomness import seeded
 
@@ -30,491 +33,738 @@ class Probe(typing.NamedTuple):
     what: str
     got: typing.Any  # a number or a tensor
     within: float = 1e-4  # how far from the right number each value may be; 0: equal
-    expected: typing.Any = None  # None: the number in expected.json
+    expected: typing.Any = None  # None: the numbers in expected.json
 
 
 def grades(exercise, name):
     """An exercise of exercises.json, a student's name -> its Probes, one after the other."""
-    rng, noise = (seeded(name, exercise["key"], use) for use in ("inputs", "noise"))
+    rng = seeded(name, exercise["key"], "inputs")
+    noise = seeded(name, exercise["key"], "noise")
     yield from globals()["grade_" + exercise["key"]](rng, noise)
 
 
-class Network(torch.nn.Module):
-    """A stand-in for GPT whose every answer is known: a place's logits depend on its token and on its neighbours.
+# --------------------------------------------------------------------------------------------------
+# networks whose every answer is known
 
-    They are its hidden state times `sharp`. wide=False: on its own token alone.
+
+class Network(torch.nn.Module):
+    """
+    A stand-in for GPT: a position's hidden state depends on its token and on its neighbors. It has
+    a head of its own, and V + 3 channels.
+
+    wide=False: on its own token alone. sharp: a factor of its logits.
     """
 
     def __init__(self, V, rng, causal=False, sharp=1.0, wide=True):
         super().__init__()
-        self.config = types.SimpleNamespace(vocab_size=V, n_embd=V, causal=causal, block_size=64)
-        self.mask_id, self.sharp, self.seen = None if causal else V, sharp, []
-        seen = torch.tensor(
-            [1.0, wide, wide and not causal]
-        )  # itself, the one before it, the one after it
-        self.table = torch.nn.Parameter(
-            torch.randn(3, V + 1, V, generator=rng) * seen[:, None, None]
+        C = V + 3
+        self.config = types.SimpleNamespace(
+            vocab_size=V, n_embd=C, n_layer=1, n_head=1, causal=causal, block_size=64, arch="gpt"
         )
+        self.mask_id = None if causal else V
+        self.seen = []  # every batch that it was shown
+        self.wte = torch.nn.Embedding(V + 1, C)
+        self.wte.weight.data = torch.randn(V + 1, C, generator=rng)
+        self.before = torch.nn.Parameter(wide * torch.randn(V + 1, C, generator=rng))
+        self.after = torch.nn.Parameter(
+            (wide and not causal) * torch.randn(V + 1, C, generator=rng)
+        )
+        self.W = torch.nn.Parameter(sharp * torch.randn(V, C, generator=rng) / C**0.5)
 
     def hidden(self, idx, cache=None):
+        n_new = idx.size(1)
+        if cache is not None:  # its "keys" are the tokens themselves
+            k = idx[:, None, :, None].expand(-1, 1, -1, self.config.n_embd)
+            k, _ = cache.append(0, k.float(), k.float())
+            idx = k[:, 0, :, 0].long()  # all tokens so far
+            cache.length = idx.size(1)
         self.seen.append(idx)
-        before, after = (F.pad(idx, pad, value=0) for pad in ((1, 0), (0, 1)))
-        return (
-            self.table[0][idx] + self.table[1][before[:, :-1]] + self.table[2][after[:, 1:]]
-        )  # (B, T, V)
+        left = F.pad(idx, (1, 0))[:, :-1]
+        right = F.pad(idx, (0, 1))[:, 1:]
+        h = self.wte(idx) + self.before[left] + self.after[right]  # (B, T, C)
+        return h[:, idx.size(1) - n_new :]
 
     def head(self, h):
-        return h * self.sharp
-
-    def frozen_head(self):
-        return lambda h: h * self.sharp
+        return h @ self.W.T
 
     def forward(self, idx):
         return self.head(self.hidden(idx))
 
-    def head_loss(self, h, loss_of, *rows):
-        return loss_of(self.head(h), *rows).sum()
-
-    def nll(self, h, targets, weights):
-        shapes = [tuple(x.shape) for x in (h, targets, weights)]
-        if (
-            shapes[1:] != [shapes[0][:1]] * 2
-        ):  # (N, 1) weights would fill the memory with N x N losses
-            raise ValueError(
-                "model.nll takes (N, C), (N), (N); here they are {}, {}, {}".format(*shapes)
-            )
-        return self.head_loss(h, model.weighted_nll, targets, weights)
-
 
 class Counting(Network):
-    """Its logits depend on nothing but the number of tokens that it sees in a text, 0 ... V."""
+    """Its predictions depend on nothing except how many tokens of a text it sees, 0 ... V."""
 
     def hidden(self, idx, cache=None):
-        return self.table[0][(idx != self.mask_id).sum(1)][:, None].expand(
-            *idx.shape, -1
-        )  # (B, T, V)
+        n_seen = (idx != self.mask_id).sum(1)  # (B)
+        return self.wte(n_seen)[:, None].expand(*idx.shape, -1)  # (B, T, C)
 
 
-def share(x):
+class RandomNumbers(TorchDispatchMode):
+    """
+    Looks at the random numbers that are drawn within it, and at cumulative sums. n_narrow: how many
+    tensors of them have fewer bits than float64. u: what uniform numbers are instead, where they
+    are `rows` many.
+    """
+
+    NARROW = (torch.float32, torch.float16, torch.bfloat16)
+    OPERATIONS = ("rand", "rand_like", "uniform_", "exponential_", "multinomial", "cumsum")
+
+    def __init__(self, rows=0, u=None):
+        super().__init__()
+        self.rows = rows
+        self.u = u
+        self.n_narrow = 0
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        out = f(*args, **(kwargs or {}))
+        name = f._schema.name.removeprefix("aten::")
+        if name in self.OPERATIONS:
+            of = args[0] if name == "multinomial" else out
+            self.n_narrow += of.dtype in self.NARROW
+        if name in ("rand", "rand_like", "uniform_") and out.numel() == self.rows:
+            out.fill_(self.u)
+        return out
+
+
+# --------------------------------------------------------------------------------------------------
+# what is counted
+
+
+def mean(x):
     return x.float().mean()
 
 
-def shares(x, V):
-    """(N, n) int64 in 0 ... V - 1 -> (V^n): how often each combination occurs, the first token changing fastest."""
+def frequencies(x, V):
+    """
+    (N, n) int64 in 0 ... V - 1 -> (V^n): how often each combination occurs, the first token
+    changing fastest.
+    """
     number = (x * V ** torch.arange(x.size(1))).sum(1)
     return torch.bincount(number, minlength=V ** x.size(1)) / len(x)
 
 
-def same_again(what, f):
-    """f: generator -> tensor, called twice with one seed. -> a Probe that is wrong if it used other random numbers."""
-    first, second = (f(seeded("again")) for _ in range(2))
-    return Probe(
-        f"{what}: numbers that differ though the generator is the same",
-        (first != second).sum(),
-        0,
-        0,
-    )
+def differs(what, f):
+    """f: generator -> tensor, called twice with one seed -> a Probe of how many numbers differ."""
+    first = f(seeded("again"))
+    second = f(seeded("again"))
+    what = f"{what}, twice with the same generator: numbers that differ"
+    return Probe(what, (first != second).sum(), 0, 0)
 
 
 def integers(low, high, shape, rng):
     return torch.randint(low, high, shape, generator=rng)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # lessons 1 and 2: the model and its loss
 
 
 def grade_attend(rng, noise):
     q, k, v = torch.randn(3, 2, 3, 5, 8, generator=rng)
-    for attention in ("manual", "sdpa"):
-        yield Probe(
-            f"{attention}, every token sees every other", model.attend(q, k, v, False, attention)
-        )
-        yield Probe(f"{attention}, causal", model.attend(q, k, v, True, attention))
-        late = model.attend(q[:, :, -2:], k, v, True, attention)
-        yield Probe(f"{attention}, causal, the last 2 of 5 tokens ask (a KV cache)", late)
-        mask = torch.rand(2, 1, 5, 5, generator=rng) < 0.5
-        mask = mask | torch.eye(5, dtype=torch.bool)
-        yield Probe(f"{attention}, with a mask", model.attend(q, k, v, True, attention, mask))
-
-
-def grade_noise(rng, noise):
-    u = model.stratified(8, noise, "cpu")
-    yield Probe("stratified(8): its shape", u.shape, 0, (8, 1))
-    yield Probe("stratified(8): how many in [0, 1)", ((u >= 0) & (u < 1)).sum(), 0, 8)
-    yield Probe(
-        "stratified(8): one of them in each eighth",
-        (u * 8 % 8).long().sort(0).values,
-        0,
-        torch.arange(8),
-    )
-    offsets = torch.stack(
-        [model.stratified(4, noise, "cpu").sort(0).values[0] for _ in range(2000)]
-    )
-    yield Probe(
-        "stratified(4): the mean of the smallest, over 2000 calls", offsets.mean(), 0.015, 0.125
-    )
-    x0, t = integers(0, 5, (4, 60000), rng), torch.tensor([[0.0], [0.3], [0.8], [1.0]])
-    xt = model.add_noise(x0, t, 5, noise)
-    yield Probe(
-        "add_noise: the share of masks at t = 0, 0.3, 0.8 and 1", (xt == 5).float().mean(1), 0.02, t
-    )
-    yield Probe(
-        "add_noise: tokens changed that are not masked", ((xt != x0) & (xt != 5)).sum(), 0, 0
-    )
-    both = ((xt == 5)[:, 1:] & (xt == 5)[:, :-1]).float().mean(1)
-    yield Probe("add_noise: the share of pairs masked together", both, 0.03, t**2)
-    x0 = integers(0, 5, (30000, 4), rng)
-    before, coins = (
-        x0.clone(),
-        torch.tensor([1, 4, 6, 4, 1]) / 16,
-    )  # how often so many of 4 coins show heads
-    masked = model.add_noise(x0, torch.full((30000, 1), 0.5), 5, noise) == 5
-    alike = share(masked[1:, 0] == masked[:-1, 0])
-    yield Probe(
-        "add_noise at t = 0.5: how often a row's first place is as in the next row",
-        alike,
-        0.02,
-        0.5,
-    )
-    counts = shares(masked.sum(1)[:, None], 5)
-    yield Probe(
-        "add_noise at t = 0.5: how often 0, 1, ... 4 of a row's 4 tokens", counts, 0.02, coins
-    )
-    yield Probe("add_noise: tokens of x0 that were overwritten", (x0 != before).sum(), 0, 0)
-    yield same_again("stratified", lambda again: model.stratified(8, again, "cpu"))
-    yield same_again(
-        "add_noise", lambda again: model.add_noise(x0, torch.full((30000, 1), 0.5), 5, again)
-    )
+    yield Probe("not causal", model.attend(q, k, v, False))
+    yield Probe("causal", model.attend(q, k, v, True))
+    last = q[:, :, -2:]
+    yield Probe("causal, 2 queries after 3 cached keys", model.attend(last, k, v, True))
+    yield Probe("not causal, 2 queries and 5 keys", model.attend(last, k, v, False))
+    yield Probe("causal, scores of some hundreds", model.attend(300 * q, k, v, True), 1e-3)
 
 
 def grade_diffusion_loss(rng, noise):
-    network, x0 = Network(3, rng), integers(0, 3, (1, 4), rng).expand(60000, 4)
+    u = model.stratified(8, noise, "cpu")
+    yield Probe("stratified(8): its shape", u.shape, 0, (8, 1))
+    apart = u.diff(dim=0) % 1
+    yield Probe("stratified(8): row i + 1 less row i, modulo 1", apart, 1e-5, [[1 / 8]] * 7)
+    yield Probe("stratified(8): how many are in [0, 1)", ((u >= 0) & (u < 1)).sum(), 0, 8)
+    first = torch.stack([model.stratified(4, noise, "cpu")[0] for _ in range(3000)])
+    yield Probe("stratified(4): the mean of row 0, over 3000 draws", first.mean(), 0.03, 0.5)
+    yield differs("stratified(8)", lambda again: model.stratified(8, again, "cpu"))
+
+    network = Network(5, rng)
+    x0 = integers(0, 5, (3, 6), rng)
+    masked = torch.tensor([[0, 1, 1, 0, 1, 0], [1, 0, 0, 1, 1, 1], [0] * 6]).bool()
+    ones = torch.ones(3, 1)
+    yield Probe("masked_nll, weight 1", model.masked_nll(network, x0, masked, ones))
+    weight = 1 + torch.rand(3, 1, generator=rng)
+    yield Probe("masked_nll, a weight for each row", model.masked_nll(network, x0, masked, weight))
+    nothing = model.masked_nll(network, x0, masked & False, ones)
+    yield Probe("masked_nll, nothing is masked", nothing, 1e-6, 0)
+
+    network = Network(3, rng)
+    x0 = integers(0, 3, (1, 4), rng).expand(60000, 4).clone()
+    before = x0.clone()
     with torch.no_grad():
-        yield Probe(
-            "t_weight 0: a mean over 60000 texts",
-            model.diffusion_loss(network, x0, noise, 0.0),
-            0.03,
-        )
-        yield Probe("t_weight 0.5", model.diffusion_loss(network, x0, noise, 0.5), 0.04)
-        yield Probe("t_weight 1, the bound", model.diffusion_loss(network, x0, noise), 0.1)
+        loss = model.diffusion_loss(network, x0, noise)
+        yield Probe("diffusion_loss, the mean over 60000 texts", loss, 0.06)
+        sets = len((torch.cat(network.seen) == 3).unique(dim=0))
+        yield Probe("how many of the 16 sets of masks of 4 tokens it showed", sets, 0, 16)
+        loss = model.diffusion_loss(network, x0, noise, eps=0.5)
+        yield Probe("diffusion_loss, eps = 0.5", loss, 0.03)
+        loss = model.diffusion_loss(network, x0, noise, t_weight=0.5)
+        yield Probe("diffusion_loss, t_weight = 0.5", loss, 0.04)
+        loss = model.diffusion_loss(network, x0, noise, t_weight=0.0)
+        yield Probe("diffusion_loss, t_weight = 0", loss, 0.04)
+        yield Probe("tokens of x0 that were overwritten", (x0 != before).sum(), 0, 0)
+        network.seen.clear()
+        model.diffusion_loss(network, integers(0, 3, (8, 4000), rng), noise)
+        fraction = mean_in_row(network.seen[-1] == 3).sort().values
+        what = "8 texts: the fractions that are masked, sorted, each less the one before"
+        yield Probe(what, fraction.diff(), 0.06, [1 / 8] * 7)
     loss = model.diffusion_loss(network, x0[:8], noise)
-    yield Probe("whether the loss has a gradient", int(getattr(loss, "requires_grad", False)), 0, 1)
+    yield Probe("whether the loss has a gradient", int(getattr(loss, "requires_grad", 0)), 0, 1)
+    yield differs(
+        "diffusion_loss", lambda again: model.diffusion_loss(network, x0[:8], again).detach()
+    )
+
+
+def mean_in_row(x):
+    return x.float().mean(1)
 
 
 def grade_nelbo(rng, noise):
-    counting, network = Counting(4, rng, sharp=2.0), Network(4, rng)
+    network = Network(4, rng)
     x0 = integers(0, 4, (1, 4), rng).expand(40000, 4)
-    with torch.no_grad():
-        loss = model.nelbo(counting, x0[:, :1].expand(-1, 4), noise)
-        yield Probe("a network whose guess depends on how many tokens it sees", loss, 0.002)
-        loss = model.nelbo(counting, x0[:4, :1].expand(-1, 4), noise)
-        yield Probe("the same network, 4 texts of 4 tokens: every number of masks once", loss)
-        yield Probe("a mean over 40000 texts", model.nelbo(network, x0, noise), 0.04)
-        sets = len((torch.cat(network.seen) == 4).unique(dim=0))
-        yield Probe("how many sets of masks it showed, of the 15 that 4 tokens have", sets, 0, 15)
-        one = model.nelbo(network, x0[:1000, :1], noise)
-        yield Probe("texts of one token, where nothing is random", one)
+    yield Probe("the mean over 40000 texts", model.nelbo(network, x0, noise), 0.04)
+    sets = len((torch.cat(network.seen) == 4).unique(dim=0))
+    yield Probe("how many of the 15 sets of masks of 4 tokens it showed", sets, 0, 15)
+    counting = Counting(4, rng, sharp=2.0)
+    same = x0[:, :1].expand(-1, 4)  # one token, four times
+    loss = model.nelbo(counting, same[:4], noise)
+    what = "4 texts of 4 tokens, so every number of masks once: the loss depends on it alone"
+    yield Probe(what, loss)
+    yield Probe("the same of 40000 texts", model.nelbo(counting, same, noise), 0.002)
+    yield Probe("texts of one token", model.nelbo(network, x0[:1000, :1], noise))
+    yield differs("nelbo", lambda again: model.nelbo(network, x0[:9], again))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # lesson 3: sampling
 
 
-def grade_draw_from(rng, noise):
-    p = torch.tensor([0.02, 0.5, 0, 0.3, 0.18, 0])[torch.randperm(6, generator=rng)]
-    tokens = model.draw_from(p.expand(300, 400, 6), noise)
-    yield Probe("its shape", tokens.shape, 0, (300, 400))
-    yield Probe("how often each token is drawn", shares(tokens.reshape(-1, 1), 6), 0.01, p)
-    yield Probe("tokens drawn that have probability 0", (p[tokens] == 0).sum(), 0, 0)
-    q = torch.eye(6)[torch.randperm(6, generator=rng)]
-    yield Probe("rows that leave no choice", model.draw_from(q, noise), 0, q.argmax(1))
-    yield same_again("draw_from", lambda again: model.draw_from(p.expand(100, 6), again))
+def impossible(p, tokens):
+    """(N, V), (N,) -> how many tokens are out of range, or have probability 0."""
+    inside = (tokens >= 0) & (tokens < p.size(1))
+    p = p.gather(1, tokens.clamp(0, p.size(1) - 1)[:, None])[:, 0]
+    return (~inside | (p == 0)).sum()
 
 
-def grade_reveal_rate(rng, noise):
-    t = torch.rand(6, generator=rng, dtype=torch.float64) * 0.8 + 0.1
-    s = t * torch.rand(6, generator=rng, dtype=torch.float64)
-    for sampler in ("ancestral", "analytic"):
-        where = f"{sampler}, t = {t[0]:.4f} ..., s = {s[0]:.4f} ..."
-        yield Probe(where, model.reveal_rate(t, s, sampler), 1e-8)
-        yield Probe(
-            f"{sampler}, t = 0.5, s = 0", model.reveal_rate(*torch.tensor([0.5, 0]), sampler), 1e-6
-        )
-        yield Probe(
-            f"{sampler}, t = 1, s = 0.75",
-            model.reveal_rate(*torch.tensor([1, 0.75]), sampler),
-            1e-6,
-        )
+def grade_draw(rng, noise):
+    p = torch.tensor([0.02, 0.5, 0.3, 0.18])[torch.randperm(4, generator=rng)]
+    p = torch.cat([torch.zeros(1), p, torch.zeros(1)])  # (6)
+    certain = torch.eye(6)[torch.randperm(6, generator=rng)]
+    yield Probe("rows that leave no choice", model.draw(certain, noise), 0, certain.argmax(1))
+    tokens = model.draw(p.expand(300, 400, 6), noise)
+    yield Probe("the shape of (300, 400, 6) probabilities' tokens", tokens.shape, 0, (300, 400))
+    yield Probe("how often each token is drawn", frequencies(tokens.reshape(-1, 1), 6), 0.01, p)
+    both = (tokens[0::2] == tokens[1::2]).float().mean()
+    yield Probe("how often two rows have the same token", both, 0.02, (p * p).sum())
+    tokens = model.draw(0.3 * p.expand(50000, 6), noise)
+    yield Probe("how often each is drawn from 0.3 p", frequencies(tokens[:, None], 6), 0.015, p)
+    yield differs("draw", lambda again: model.draw(p.expand(100, 6), again))
+    with RandomNumbers() as random:
+        model.draw(p.expand(7, 6), noise)
+    what = "random numbers or cumulative sums of fewer bits than float64, which cut off the tail"
+    yield Probe(what, random.n_narrow, 0, 0)
+    for said, u in (("u = 0", 0.0), ("u = 1 - 2^-53, the largest", 1 - 2.0**-53)):
+        rows = torch.stack([p, p / 3, p.flip(0) * 1.0000001, certain[0]])
+        with RandomNumbers(rows=4, u=u):
+            tokens = model.draw(rows, noise)
+        what = f"{said}: tokens that have probability 0, or are out of range"
+        yield Probe(what, impossible(rows, tokens), 0, 0)
 
 
-def grade_spread_order(rng, noise):
-    call = model.spread_order(torch.ones(3000, 8, dtype=torch.bool), 4, noise)  # (3000, 8)
+def grade_unmask_steps(rng, noise):
+    u = torch.tensor([[0.9, 0.6, 0.3, 0.1], [0.2, 0.95, 0.7, 0.4]])
+    step_of = model.ancestral_steps(u, 1, 0.25, 4)
     yield Probe(
-        "8 blanks, 4 steps: the calls of the first 4",
-        call[:, :4].sort(1).values.unique(dim=0),
-        0,
-        (1, 2, 3, 4),
+        "ancestral_steps(u, t=1, dt=1/4, n_steps=4)", step_of, 0, [[1, 2, 3, 4], [4, 1, 2, 3]]
     )
-    yield Probe(
-        "8 blanks, 4 steps: a blank and the 4th after it", share(call[:, :4] == call[:, 4:]), 0, 1
-    )
-    firsts = [share(call[:, i] == 1) for i in range(4)]
-    yield Probe(
-        "8 blanks, 4 steps: how often each of 4 is in the first call",
-        torch.tensor(firsts),
-        0.05,
-        [0.25] * 4,
-    )
-    pair = share((call[:, 0] == 1) & (call[:, 2] == 2))
-    yield Probe("8 blanks, 4 steps: blank 0 first and blank 2 second", pair, 0.04, 1 / 12)
-    blank = torch.tensor([[0, 1, 1, 0, 1, 1, 1], [0, 0, 0, 0, 1, 0, 0], [0] * 7]).bool()
-    call = model.spread_order(blank, 2, noise)
-    yield Probe("visible tokens", call[~blank].sum(), 0, 0)
-    yield Probe(
-        "blanks at 1, 2, 4, 5, 6 and 2 steps: 1, 4 and 6 together",
-        call[0, [4, 6]] - call[0, 1],
-        0,
-        (0, 0),
-    )
-    yield Probe(
-        "blanks at 1, 2, 4, 5, 6 and 2 steps: 1 and 2", call[0, [1, 2]].sort().values, 0, (1, 2)
-    )
-    yield Probe("one blank and 2 steps", call[1, 4], 0, 1)
-    call = model.spread_order(blank, 50, noise)
-    yield Probe("5 blanks and 50 steps", call[0].sort().values, 0, (0, 0, 1, 2, 3, 4, 5))
+    yield Probe("ancestral_steps: whether it is int64", int(step_of.dtype == torch.int64), 0, 1)
+    ends = torch.tensor([[0.0, 0.25, 0.5, 0.75]])
+    what = "ancestral_steps of u = 0, 1/4, 1/2, 3/4: a step from t takes u >= t - dt"
+    yield Probe(what, model.ancestral_steps(ends, 1, 0.25, 4), 0, [[4, 3, 2, 1]])
+    t = torch.tensor([[0.5], [0.25]])
+    step_of = model.ancestral_steps(u[:1].expand(2, 4), t, 0.125, 2)
+    what = "ancestral_steps, t = 1/2 and 1/4, dt = 1/8, n_steps = 2, u = 0.9 0.6 0.3 0.1"
+    yield Probe(what, step_of, 0, [[0, 0, 2, 2], [0, 0, 0, 2]])
+    what = "ancestral_steps of u = t, which is not masked"
+    yield Probe(what, model.ancestral_steps(t, t, 0.125, 2), 0, [[0], [0]])
+    u = torch.rand(6, 5, generator=rng)
+    t = torch.rand(6, 1, generator=rng)
+    yield Probe("ancestral_steps of random times", model.ancestral_steps(u, t, 0.1, 3), 0)
+
+    yield from grade_spread(noise)
+    masked = torch.tensor([[True, False, True]]).expand(12000, 3)
+    for sampler, n_steps in (("ancestral", 2), ("ancestral", 3), ("analytic", 2)):
+        step_of = model.unmask_steps(masked, n_steps, sampler, noise)
+        what = f"{sampler}, {n_steps} steps"
+        yield Probe(f"{what}: the steps of what is not masked", step_of[:, 1].sum(), 0, 0)
+        pairs = frequencies(step_of[:, [0, 2]] - 1, n_steps)
+        all_alike = torch.full((n_steps**2,), 1 / n_steps**2)
+        yield Probe(f"{what}, 2 masks: how often which two steps", pairs, 0.03, all_alike)
+    step_of = model.unmask_steps(masked, 7, "first_hitting", noise)
+    pairs = frequencies(step_of[:, [0, 2]] - 1, 2)
+    what = "first_hitting, 2 masks: how often (1,1), (2,1), (1,2), (2,2)"
+    yield Probe(what, pairs, 0.03, [0, 0.5, 0.5, 0])
+    for sampler in ("spread", "ancestral", "first_hitting"):
+        step_of = model.unmask_steps(masked & False, 4, sampler, noise)
+        yield Probe(f"{sampler}, nothing is masked", step_of.abs().sum(), 0, 0)
+        again = [masked[:50], 5, sampler]
+        yield differs(sampler, lambda g, again=again: model.unmask_steps(*again, g))
 
 
-def grade_reveal_order(rng, noise):
-    blank = torch.tensor([[True, False, True]]).expand(3000, 3)
+def grade_spread(noise):
+    step_of = model.unmask_steps(torch.ones(4000, 8).bool(), 4, "spread", noise)  # (4000, 8)
+    what = "spread, 8 masks, 4 steps"
+    firsts = step_of[:, :4].sort(1).values.unique(dim=0)
+    yield Probe(f"{what}: the steps of the first 4, sorted", firsts, 0, [[1, 2, 3, 4]])
+    together = mean(step_of[:, :4] == step_of[:, 4:])
+    yield Probe(f"{what}: how often a mask has the step of the 4th after it", together, 0, 1)
+    first = (step_of[:, :4] == 1).float().mean(0)
+    yield Probe(f"{what}: how often each of 4 is in step 1", first, 0.05, [0.25] * 4)
+    two = mean((step_of[:, 0] == 1) & (step_of[:, 2] == 2))
+    yield Probe(f"{what}: how often mask 0 is first and mask 2 second", two, 0.04, 1 / 12)
+    rows = mean(step_of[:-1, 0] == step_of[1:, 0])
+    yield Probe(f"{what}: how often two rows begin alike", rows, 0.05, 0.25)
 
-    def calls(sampler, *times):
-        return model.reveal_order(blank, torch.tensor(times, dtype=torch.float64), sampler, noise)[
-            :, [0, 2]
-        ]
-
-    yield Probe("one step", calls("ancestral", 1, 0), 0, torch.ones(3000, 2))
-    for what, times in (
-        ("2 steps", (1, 0.5, 0)),
-        ("3 uneven steps", (1, 0.9, 0.1, 0)),
-        ("2 uneven", (0.5, 0.4, 0)),
-    ):
-        call = calls("ancestral", *times)
-        yield Probe(
-            f"{what}, 2 blanks: how often (1,1), (2,1), (1,2), (2,2)", shares(call - 1, 2), 0.08
-        )
-    times = torch.linspace(1, 0, 1001, dtype=torch.float64)
-    call = model.reveal_order(blank[:100], times, "ancestral", noise)
-    yield Probe("1000 steps, 2 blanks: the highest number", call.max(), 0, 2)
-    call = calls("first_hitting", 1, 0)
+    masked = torch.tensor([[0, 1, 1, 0, 1, 1, 1], [0, 0, 0, 0, 1, 0, 0], [0] * 7]).bool()
+    step_of = model.unmask_steps(masked, 2, "spread", noise)
+    what = "spread, masks at 1, 2, 4, 5, 6, 2 steps"
+    yield Probe("spread: the steps of what is not masked", step_of[~masked].abs().sum(), 0, 0)
+    same = step_of[0, [4, 6]] - step_of[0, 1]
+    yield Probe(f"{what}: the steps of 4 and 6 less that of 1", same, 0, [0, 0])
     yield Probe(
-        "first_hitting: how often (1,1), (2,1), (1,2), (2,2)",
-        shares(call - 1, 2),
-        0.08,
-        (0, 0.5, 0.5, 0),
+        f"{what}: the steps of 1 and 2, sorted", step_of[0, [1, 2]].sort().values, 0, [1, 2]
     )
-    own = torch.tensor([[1, 0.5, 0], [1, 0.9, 0]], dtype=torch.float64).repeat(
-        1500, 1
-    )  # each row has its own times
-    call = model.reveal_order(blank, own, "ancestral", noise)
-    yield Probe("visible tokens", call[:, 1].sum(), 0, 0)
-    yield Probe("times by row: how often both at once", share(call[1::2, 0] == call[1::2, 2]), 0.08)
-    call = model.reveal_order(
-        torch.ones(9, 6).bool(), torch.tensor([1, 0.6, 0.3, 0]), "spread", noise
-    )
-    yield Probe(
-        "spread, 6 blanks, 3 steps: a blank and the 3rd after it",
-        share(call[:, :3] == call[:, 3:]),
-        0,
-        1,
-    )
+    step_of = model.unmask_steps(masked, 50, "spread", noise)[0]
+    yield Probe("spread, 5 masks, 50 steps: different ones", len(step_of.unique()), 0, 6)
 
 
 @torch.no_grad()
-def grade_fill_at_random(rng, noise):
-    network, start = Network(3, rng), torch.tensor([[3, 3, 1]])
-    for sampler, steps in (("ancestral", 1), ("ancestral", 2), ("spread", 2)):
-        xt, seen = start.repeat(20000, 1), []
-        model.fill_at_random(network, xt, steps, sampler, 1.0, 1.0, noise, lambda: seen.append(1))  # noqa: B023
-        what = f"{sampler}, {steps} steps"
-        yield Probe(f"{what}: masks that are left", (xt == 3).sum(), 0, 0)
-        yield Probe(f"{what}: the token that was given", xt[:, 2].unique(), 0, [1])
-        yield Probe(f"{what}: how often watch() is called", len(seen), 0, steps)
-        yield Probe(f"{what}: how often which two tokens", shares(xt[:, :2].clamp(max=2), 3), 0.03)
-    xt = start.repeat(5, 1)
-    model.fill_at_random(network, xt, 1, "spread", 0.0, 1.0, noise, None)
-    yield Probe("temperature 0, one step", xt, 0)
-    xt = start.repeat(20000, 1)
-    model.fill_at_random(network, xt, 1, "spread", 0.5, 0.7, noise, None)
-    yield Probe(
-        "temperature 0.5, top_p 0.7: how often which two tokens",
-        shares(xt[:, :2].clamp(max=2), 3),
-        0.03,
-    )
+def grade_unmask(rng, noise):
+    step_of = torch.tensor([[0, 7, 3, 7, 0], [5, 5, 5, 5, 5], [0] * 5, [40, 1, 2, 0, 40]])
+    closed = [[0, 2, 1, 2, 0], [1] * 5, [0] * 5, [3, 1, 2, 0, 3]]
+    yield Probe(f"close_gaps({step_of.tolist()})", model.close_gaps(step_of), 0, closed)
+    step_of = integers(0, 30, (6, 12), rng)
+    yield Probe("close_gaps of random steps", model.close_gaps(step_of), 0)
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# lesson 4: SDTT
-
-
-def grade_divergence_between(rng, noise):
-    log_p, log_q = torch.randn(2, 3, 5, generator=rng).log_softmax(-1)
-    for divergence in ("kl_bwd", "kl_fwd", "tvd", "mse", "nla", "jsd"):
-        yield Probe(divergence, distill.divergence_between(divergence, log_p, log_q))
-    yield Probe(
-        "jsd of equal distributions", distill.divergence_between("jsd", log_p, log_p), 1e-5, [0] * 3
-    )
-
-
-def grade_sdtt_targets(rng, noise):
-    teacher = Network(6, rng, sharp=1e5)  # so sharp that its draws are its best tokens
-    call = integers(0, 4, (5, 8), rng)
-    call[4] = 0  # a row of which nothing is wanted
-    xt = torch.where(call > 0, 6, integers(0, 6, (5, 8), rng))
+    network = Network(5, rng)
+    xt = integers(0, 6, (6, 9), rng)
     before = xt.clone()
-    targets = distill.sdtt_targets(teacher, xt, call, noise)
-    yield Probe("the shape of the targets", targets.shape, 0)
-    yield Probe("the targets", targets)
-    yield Probe("whether xt is as it was", share(xt == before), 0, 1)
-    yield Probe("whether the targets ask for a gradient", int(targets.requires_grad), 0, 0)
-    teacher, xt, call = (
-        Network(3, rng),
-        torch.full((20000, 2), 3),
-        torch.tensor([[1, 2]]).expand(20000, 2),
-    )
-    second = distill.sdtt_targets(teacher, xt, call, noise)[1::2]  # (20000, C)
-    yield Probe(
-        "the second call's targets, a mean over 20000 draws of the first", second.mean(0), 0.05
-    )
+    got = model.unmask(network, xt, 1, temperature=0.0, generator=noise)
+    yield Probe("one step, temperature 0", got, 0)
+    yield Probe("tokens of xt that were overwritten", (xt != before).sum(), 0, 0)
+    nothing = model.unmask(network, got, 3, generator=noise)
+    yield Probe("tokens that change where nothing is masked", (nothing != got).sum(), 0, 0)
 
-
-def grade_sdtt_loss(rng, noise):
-    student, teacher = Network(4, rng, wide=False), Network(4, rng, wide=False)
-    x0 = integers(0, 4, (16, 8), rng)
-    for divergence in ("kl_bwd", "kl_fwd", "tvd"):
-        for sampler, dt in (("ancestral", 1 / 16), ("spread", 1 / 4)):
-            loss = distill.sdtt_loss(student, x0, noise, teacher, dt, 2, divergence, sampler)
-            yield Probe(f"{divergence}, {sampler}, networks that see one token", loss)
-    student, teacher, x0 = Network(4, rng), Network(4, rng), x0.repeat(500, 1)
-    loss = distill.sdtt_loss(
-        student, x0, noise, teacher.requires_grad_(False), 0.125, 4, sampler="spread"
-    )
-    yield Probe("four steps of the teacher in one: a mean over 8000 texts", loss, 0.1)
-    loss.backward()
-    yield Probe("its gradient by the student's table", student.table.grad, 0.05)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# lessons 5 to 8: drafters, speculation, soft labels, measuring
-
-
-def grade_ngram(rng, noise):
-    corpus, contexts = (
-        integers(0, 5, (80,), rng),
-        torch.cat([integers(0, 6, (12, 2), rng), torch.tensor([[-1, 0]])]),
-    )
-    contexts[:4, 0], idx = -1, integers(0, 6, (2, 7), rng)
-    for smoothing in ("laplace", "kneser_ney"):
-        ngram = drafters.NGram(3, 6, smoothing).fit(corpus.numpy())
-        yield Probe(f"log_probs, {smoothing}", ngram.log_probs(contexts.numpy()))
-        yield Probe(f"of every place of a text, {smoothing}", ngram(idx))
-    changed = torch.cat([idx[:, :4], (idx[:, 4:] + 1) % 6], 1)
-    yield Probe(
-        "a later token changes an earlier prediction",
-        (ngram(idx) - ngram(changed))[:, :4].abs().max(),
-        0,
-        0,
-    )
-
-
-KD_SETTINGS = ("divergence", "temp", "kd_weight", "ce_weight")
-
-
-def grade_kd_loss(rng, noise):
-    target, drafter, batch = (
-        Network(5, rng, True),
-        Network(5, rng, True),
-        integers(0, 5, (3, 9), rng),
-    )
-    for settings in (
-        ("kl_fwd",),
-        ("tvd", 1.0),
-        ("kl_fwd", 2.0),
-        ("mse", 2.0),
-        ("kl_bwd", 1.0, 0.7, 0.3),
-    ):
-        said = ", ".join(f"{k} {v}" for k, v in zip(KD_SETTINGS, settings, strict=False))
-        yield Probe(said, distill.kd_loss(drafter, batch, noise, target, *settings))
-    distill.kd_loss(drafter, batch, noise, target).backward()
-    yield Probe("the gradient by the drafter's table", drafter.table.grad)
-    yield Probe("whether the target gets a gradient", int(target.table.grad is not None), 0, 0)
-
-
-def grade_verify(rng, noise):
-    far = torch.tensor([[0.5, 0.3, 0.2, 0, 0], [0, 0.3, 0.2, 0.2, 0.3]])[
-        :, None, torch.randperm(5, generator=rng)
-    ]
-    p, q = 0.7 * far + 0.3 * torch.randn(2, 3, 5, generator=rng).softmax(-1)
-    yield Probe("residual", speculative.residual(p, q))
-    yield Probe("residual of equal distributions", speculative.residual(p, p), 1e-6, p)
-    B, V = 20000, 5
-    drafts = torch.multinomial(q[:2], B, replacement=True, generator=rng).T  # (B, 2)
-    n, token = speculative.verify(drafts, p.expand(B, 3, V), q[:2].expand(B, 2, V), noise)
-    yield Probe("how often 0, 1 and 2 drafts are accepted", shares(n[:, None], 3), 0.03)
-    x = torch.cat([drafts, token[:, None]], 1).scatter(
-        1, n[:, None], token[:, None]
-    )  # what is written
-    for place, what in enumerate(
-        ("the first token", "the second, if one draft is accepted", "the third, if both are")
-    ):
-        got = shares(x[n >= place][:, place : place + 1], V)
-        yield Probe(f"the law of {what}, which must be the target's", got, 0.05, p[place])
-    n, token = speculative.verify(drafts[:, :0], p[:1].expand(B, 1, V), None, noise)
-    yield Probe("no drafts: how many are accepted", n.sum(), 0, 0)
-    yield Probe("no drafts: the law of the token", shares(token[:, None], V), 0.03, p[0])
-
-
-def grade_speed(rng, noise):
-    tested = torch.tensor([100, 0, 0, 0])
-    accepted = tested.clone()
-    for j in range(4):  # as many as were accepted at one place are tested at the next
-        tested[j] = tested[0] if j == 0 else accepted[j - 1]
-        accepted[j] = (tested[j] * torch.empty(()).uniform_(0.6, 0.9, generator=rng)).long()
-    counts = types.SimpleNamespace(tested=tested, accepted=accepted)
-    yield Probe(
-        f"acceptance, {accepted.tolist()} of {tested.tolist()}", speculative.acceptance(counts)
-    )
-    yield Probe(
-        f"tokens_per_call, {accepted.tolist()} of {tested.tolist()}",
-        speculative.tokens_per_call(counts),
-    )
-    yield Probe("the same, of drafts of 2 tokens", speculative.tokens_per_call(counts, 2))
-    for alpha, c, gamma, call in ((0.5, 0.1, 1, 1.0), (0.8, 0.05, 4, 1.5), (1, 0.1, 3, 1.0)):
-        said = f"predicted_speedup({alpha}, {c}, {gamma}, {call})"
-        yield Probe(said, speculative.predicted_speedup(alpha, c, gamma, call))
-
-
-def grade_soft_cross_entropy(rng, noise):
-    logits = torch.randn(3, 7, generator=rng).requires_grad_()
-    logp, ids = torch.randn(3, 7, generator=rng).log_softmax(-1).topk(3)
-    logp[2, 2] = -torch.inf
-    for missing in ("none", "renorm", "tail"):
-        loss = soft_labels.soft_cross_entropy(logits, ids, logp, missing)
-        yield Probe(f"missing={missing}", loss)
-        yield Probe(
-            f"missing={missing}: the gradient by the logits",
-            torch.autograd.grad(loss.sum(), logits)[0],
-        )
+    network = Network(3, rng)
+    xt = torch.tensor([[3, 3, 1]]).repeat(20000, 1)
+    for sampler, n_steps in (("spread", 1), ("spread", 2), ("ancestral", 2), ("first_hitting", 2)):
+        left = []
+        watch = lambda xt, left=left: left.append((xt == 3).sum())  # noqa: E731
+        got = model.unmask(network, xt, n_steps, sampler, generator=noise, watch=watch)
+        what = f"{sampler}, {n_steps} steps"
+        yield Probe(f"{what}: masks that are left", (got == 3).sum(), 0, 0)
+        yield Probe(f"{what}: the token that was known", got[:, 2].unique(), 0, [1])
+        yield Probe(f"{what}: how often watch is called", len(left), 0, n_steps)
+        if sampler == "spread":
+            what_left = [20000 * (n_steps - i) for i in range(1, n_steps + 1)]
+            yield Probe(f"{what}: masks that watch sees", torch.stack(left), 0, what_left)
+        pairs = frequencies(got[:, :2].clamp(max=2), 3)
+        yield Probe(f"{what}: how often which two tokens", pairs, 0.03)
+    got = model.unmask(network, xt, 1, temperature=1.8, top_p=0.95, generator=noise)
+    pairs = frequencies(got[:, :2].clamp(max=2), 3)
+    yield Probe("temperature 1.8, top_p 0.95: how often which two tokens", pairs, 0.03)
+    calls = []
+    model.unmask(network, xt[:50], 1000, generator=noise, watch=calls.append)
+    yield Probe("2 masks, 1000 steps: how often watch is called", len(calls), 0, 2)
+    again = [network, xt[:50], 2, "ancestral"]
+    yield differs("unmask", lambda g: model.unmask(*again, generator=g))
 
 
 def grade_entropies(rng, noise):
     x = integers(0, 4, (3, 12), rng)
     yield Probe("entropies of three texts", metrics.entropies(x))
-    yield Probe(
-        "entropies, in nats, of one token twelve times and of twelve tokens",
-        metrics.entropies(torch.stack([torch.zeros(12).long(), torch.arange(12)])),
-        1e-5,
-        (0, 2.484907),
-    )
+    ends = torch.stack([torch.zeros(12).long(), torch.arange(12)])
+    what = "entropies, in nats, of one token 12 times and of 12 different ones"
+    yield Probe(what, metrics.entropies(ends), 1e-5, [0, 2.484907])
     yield Probe("repeated, n = 2", metrics.repeated(x, 2))
     yield Probe("repeated, n = 4", metrics.repeated(x.repeat(1, 2)))
+    yield Probe("repeated, n = 1, of texts that share tokens", metrics.repeated(ends, 1))
+
+
+# --------------------------------------------------------------------------------------------------
+# lesson 4: SDTT
+
+
+def grade_divergence_between(rng, noise):
+    log_p, log_q = torch.randn(2, 3, 5, generator=rng).log_softmax(-1)
+    names = ("kl_bwd", "kl_fwd", "tvd", "mse", "jsd", "nla")
+    for name in names:
+        yield Probe(name, distill.divergence_between(log_p, log_q, name))
+    for name in names:
+        equal = distill.divergence_between(log_p, log_p, name)
+        yield Probe(f"{name} of equal distributions", equal, 1e-5, [0] * 3)
+    log_p, log_q = torch.tensor([[150.0, 0, 0], [0, 0, 150]]).log_softmax(-1)
+    for name in ("kl_bwd", "tvd", "jsd", "nla"):
+        far = distill.divergence_between(log_p, log_q, name)
+        yield Probe(f"{name} of distributions that hardly overlap", far, 1e-3)
+
+
+def grade_sdtt_state(rng, noise):
+    yield from grade_ancestral_state(rng, noise)
+    x0 = integers(0, 5, (8, 16), rng)
+    xt, step_of = distill.spread_state(x0, 1 / 8, 2, 5, noise)  # K = 4
+    what = "spread_state, 16 tokens, dt = 1/8, k = 2, so K = 4 steps of the student"
+    yield Probe(f"{what}: its two shapes", [*xt.shape, *step_of.shape], 0, [8, 16, 8, 16])
+    yield Probe(f"{what}: supervised positions a row", (step_of > 0).sum(1), 0, [4] * 8)
+    ones = torch.stack([(step_of == 1).sum(1), (step_of == 2).sum(1)])
+    yield Probe(f"{what}: positions of step 1 and of step 2", ones, 0, [[2] * 8, [2] * 8])
+    shown = (xt != 5).sum(1).sort().values
+    yield Probe(f"{what}: tokens that 8 rows show, sorted", shown, 0, [0, 0, 4, 4, 8, 8, 12, 12])
+    wrong = ((xt != x0) & (xt != 5)).sum() + ((step_of > 0) & (xt != 5)).sum()
+    yield Probe(f"{what}: tokens changed, or supervised though shown", wrong, 0, 0)
+
+    x0 = torch.zeros(6000, 16).long()
+    xt, step_of = distill.spread_state(x0, 1 / 8, 2, 1, noise)
+    shown = xt == 0
+    same = mean(shown[:, :12] == shown[:, 4:])
+    yield Probe(f"{what}: how often position i is shown as i + 4 is", same, 0, 1)
+    other = mean((step_of[:, 0] != step_of[:, 4]) == (step_of[:, 0] > 0))
+    yield Probe(f"{what}: how often positions 0 and 4 have different steps", other, 0, 1)
+    of_0 = frequencies(step_of[:, :1], 3)
+    yield Probe(f"{what}: how often position 0 has step 0, 1, 2", of_0, 0.03, [0.75, 0.125, 0.125])
+    pairs = frequencies(shown[:, :2].long(), 2)
+    what_pairs = f"{what}: how often of positions 0 and 1 none, 0, 1 and both are shown"
+    yield Probe(what_pairs, pairs, 0.03, [5 / 12, 5 / 24, 5 / 24, 1 / 6])
+    supervised = mean((step_of[:, :4] > 0).any(1))
+    yield Probe(f"{what}: how often one of the first 4 is supervised", supervised, 0, 1)
+    step_of = distill.spread_state(x0, 1 / 12, 3, 1, noise)[1]
+    first = frequencies(step_of[step_of[:, 0] > 0][:, [0, 4, 8]] - 1, 3)
+    order = [sorted((i, j, k)) == [0, 1, 2] for k in range(3) for j in range(3) for i in range(3)]
+    what = "spread_state, dt = 1/12, k = 3: how often which steps of positions 0, 4, 8"
+    yield Probe(what, first, 0.05, torch.tensor(order) / 6)
+
+
+def grade_ancestral_state(rng, noise):
+    x0 = integers(0, 5, (8, 4000), rng)
+    before = x0.clone()
+    dt = 1 / 8
+    xt, step_of = distill.ancestral_state(x0, dt, 2, 5, noise)
+    what = "ancestral_state, dt = 1/8, k = 2"
+    yield Probe(f"{what}: its two shapes", [*xt.shape, *step_of.shape], 0, [8, 4000, 8, 4000])
+    wrong = (xt != x0.masked_fill(step_of > 0, 5)).sum()
+    yield Probe(f"{what}: tokens that are neither shown (0) nor masked (1, 2)", wrong, 0, 0)
+    yield Probe(f"{what}: tokens of x0 that were overwritten", (x0 != before).sum(), 0, 0)
+    fraction = mean_in_row(xt == 5).sort().values
+    what_rows = f"{what}: the fractions that 8 rows mask, sorted, each less the one before"
+    yield Probe(what_rows, fraction.diff(), 0.06, [1 / 8] * 7)
+    x0 = x0[:1, :2].expand(20000, 2)
+    xt, step_of = distill.ancestral_state(x0, dt, 2, 5, noise)
+    first = dt - dt**2 / 2
+    of_0 = frequencies(step_of[:, :1], 3)
+    yield Probe(f"{what}: how often step 0, 1, 2", of_0, 0.02, [0.5, first, 0.5 - first])
+    both = mean((xt == 5).all(1))
+    yield Probe(f"{what}: how often two tokens are both masked", both, 0.02, 1 / 3)
+    step_of = distill.ancestral_state(x0, 1 / 16, 4, 5, noise)[1]
+    of_0 = frequencies(step_of[:, :1], 5)
+    what = "ancestral_state, dt = 1/16, k = 4: how often step 0 ... 4"
+    early = [1 / 16 - (j + 0.5) / 256 for j in range(3)]
+    yield Probe(what, of_0, 0.02, [0.5, *early, 0.5 - sum(early)])
+
+
+def grade_sdtt_targets(rng, noise):
+    teacher = Network(6, rng, sharp=1e5)  # so sharp that its draws are its best tokens
+    step_of = integers(0, 4, (6, 8), rng)
+    step_of[4] = 0  # a row of which nothing is supervised
+    step_of[5] = torch.tensor([0, 3, 3, 0, 0, 3, 0, 0])  # one that only step 3 unmasks
+    xt = torch.where(step_of > 0, 6, integers(0, 6, (6, 8), rng))
+    before = xt.clone()
+    one = distill.sdtt_targets(teacher, xt, (step_of > 0).long(), 1, noise)
+    yield Probe("k = 1", one)
+    targets = distill.sdtt_targets(teacher, xt, step_of, 3, noise)
+    yield Probe("k = 3, of a teacher that is certain of each token", targets)
+    yield Probe("tokens of xt that were overwritten", (xt != before).sum(), 0, 0)
+    gradient = int(targets.requires_grad)
+    yield Probe("whether the targets ask for a gradient", gradient, 0, 0)
+    zeros = distill.sdtt_targets(teacher, xt, step_of * 0, 3, noise)
+    what = "step_of all 0: the targets"
+    yield Probe(what, zeros, 0, torch.zeros(6, 8, teacher.config.n_embd))
+
+    teacher = Network(3, rng)
+    xt = torch.full((20000, 3), 3)
+    step_of = torch.tensor([[1, 2, 3]]).expand(20000, 3)
+    targets = distill.sdtt_targets(teacher, xt, step_of, 3, noise)  # (20000, 3, C)
+    yield Probe("k = 3, a mean over 20000 draws", targets.mean(0), 0.05)
+    again = [teacher, xt[:50], step_of[:50], 3]
+    yield differs("sdtt_targets", lambda g: distill.sdtt_targets(*again, g))
+
+
+def grade_sdtt_loss(rng, noise):
+    student = Network(4, rng, wide=False)
+    teacher = Network(4, rng, wide=False).requires_grad_(False)
+    x0 = integers(0, 4, (16, 8), rng)
+    for divergence in ("kl_bwd", "kl_fwd", "tvd"):
+        for sampler, dt in (("ancestral", 1 / 16), ("spread", 1 / 4)):
+            options = {"k": 2, "divergence": divergence}
+            loss = distill.sdtt_loss(student, x0, noise, teacher, dt, sampler, **options)
+            yield Probe(f"{divergence}, {sampler}, networks that see one token", loss)
+    loss.backward()
+    yield Probe("tvd: the gradient by the student's head", student.W.grad)
+
+    student = Network(4, rng)
+    teacher = Network(4, rng).requires_grad_(False)
+    x0 = x0.repeat(500, 1)
+    for sampler, dt, k in (("spread", 1 / 6, 3), ("spread", 1 / 8, 4), ("ancestral", 1 / 9, 3)):
+        student.zero_grad()
+        loss = distill.sdtt_loss(student, x0, noise, teacher, dt, sampler, k=k)
+        yield Probe(f"{sampler}, dt = {dt:.3f}, k = {k}: the mean over 8000 texts", loss, 0.05)
+        loss.backward()
+        yield Probe("its gradient by the student's head", student.W.grad, 0.05)
+    again = [student, x0[:50]]
+    options = {"dt": 1 / 6, "sampler": "ancestral", "k": 3}
+    yield differs("sdtt_loss", lambda g: distill.sdtt_loss(*again, g, teacher, **options).detach())
+
+
+# --------------------------------------------------------------------------------------------------
+# lessons 5 to 7: drafters, speculation, soft labels
+
+
+def grade_ngram(rng, noise):
+    corpus = integers(0, 5, (80,), rng)
+    corpus[-1] = 5  # its last two tokens stand nowhere else: what follows them is not known
+    begun = integers(0, 5, (10, 2), rng)
+    others = torch.tensor([[-1, 0], [-1, 3], [-1, -1], [6, 6], [0, 6], [6, 0]])
+    end = corpus[-2:][None]
+    for smoothing in ("kneser_ney", "laplace"):
+        ngram = drafters.NGram(3, 7, smoothing).fit(corpus.numpy())
+        yield Probe(f"{smoothing}, n = 3", ngram.log_probs(begun.numpy()))
+        what = f"{smoothing}, n = 3, contexts that begin the text or hold a token never seen"
+        yield Probe(what, ngram.log_probs(others.numpy()))
+        what = f"{smoothing}, n = 3, the last two tokens of the corpus, which nothing follows"
+        yield Probe(what, ngram.log_probs(end.numpy()))
+        ngram = drafters.NGram(4, 7, smoothing).fit(corpus.numpy())
+        contexts = torch.stack([corpus[i : i + 3] for i in (0, 9, 33, 76)])
+        yield Probe(f"{smoothing}, n = 4", ngram.log_probs(contexts.numpy()))
+
+
+def grade_kd_loss(rng, noise):
+    teacher = Network(5, rng, True)
+    drafter = Network(5, rng, True)
+    batch = integers(0, 5, (3, 9), rng)
+    yield Probe("kl_fwd", distill.kd_loss(drafter, batch, noise, teacher))
+    for divergence in ("kl_bwd", "tvd", "mse"):
+        yield Probe(divergence, distill.kd_loss(drafter, batch, noise, teacher, divergence))
+    for divergence, temperature, ce_weight in (
+        ("kl_fwd", 2.0, 0.0),
+        ("kl_fwd", 1.0, 0.3),
+        ("kl_fwd", 2.0, 0.3),
+        ("mse", 2.0, 0.3),
+    ):
+        settings = divergence, temperature, ce_weight
+        what = f"{divergence}, temperature {temperature}, ce_weight {ce_weight}"
+        yield Probe(what, distill.kd_loss(drafter, batch, noise, teacher, *settings))
+    drafter.zero_grad()
+    distill.kd_loss(drafter, batch, noise, teacher).backward()
+    yield Probe("the gradient by the drafter's head", drafter.W.grad)
+    with_gradient = sum(p.grad is not None for p in teacher.parameters())
+    yield Probe("how many of the teacher's weights get a gradient", with_gradient, 0, 0)
+
+
+def grade_verify(rng, noise):
+    sure = torch.eye(5)[torch.randperm(5, generator=rng)]  # row i: all of it on one token
+    a, b, c, d, _ = sure.argmax(1).tolist()
+    two = torch.tensor([a, b])
+    tokens = speculative.verify(two, sure[:3], [sure[0], sure[1]], noise)
+    yield Probe("p and q are certain of both drafts, p of c behind them", tokens, 0, [a, b, c])
+    tokens = speculative.verify(two, sure[[0, 3, 2]], [sure[0], sure[1]], noise)
+    yield Probe("p is certain of another second token", tokens, 0, [a, d])
+    tokens = speculative.verify(two, sure[[3, 1, 2]], [sure[0], sure[1]], noise)
+    yield Probe("p is certain of another first token", tokens, 0, [d])
+    tokens = speculative.verify(two[:0], sure[2:3], [], noise)
+    yield Probe("no drafts", tokens, 0, [c])
+    with RandomNumbers(rows=2, u=0.0):
+        tokens = speculative.verify(two, sure[[3, 1, 2]], [sure[0], sure[1]], noise)
+    yield Probe("a first draft that p excludes, u = 0", tokens, 0, [d])
+
+    far = torch.tensor([[0.5, 0.3, 0.2, 0, 0], [0, 0.3, 0.2, 0.2, 0.3]])
+    far = far[:, None, torch.randperm(5, generator=rng)]
+    p, q = 0.7 * far + 0.3 * torch.randn(2, 3, 5, generator=rng).softmax(-1)  # (3, 5) each
+    drafts = torch.multinomial(q[:2], 8000, replacement=True, generator=rng).T  # (8000, 2)
+    written = torch.full((8000, 3), -1)
+    for row, pair in zip(written, drafts, strict=True):
+        tokens = speculative.verify(pair, p, [q[0], q[1]], noise)
+        row[: len(tokens)] = tokens
+    yield Probe("drafts of q: how often each first token", last_of(written, 0), 0.03, p[0])
+    overlap = torch.minimum(p, q).sum(1)
+    n = (written >= 0).sum(1) - 1  # accepted
+    accepted = [1 - overlap[0], overlap[0] * (1 - overlap[1]), overlap[0] * overlap[1]]
+    what = "drafts of q: how often 0, 1 and 2 are accepted"
+    yield Probe(what, frequencies(n[:, None], 3), 0.03, torch.stack(accepted))
+    what = "drafts of q: how often each second token, where the first is accepted"
+    yield Probe(what, last_of(written, 1), 0.05, p[1])
+    what = "drafts of q: how often each third token, where both are accepted"
+    yield Probe(what, last_of(written, 2), 0.06, p[2])
+    lengths = [len(speculative.verify(pair, q, [q[0], q[1]], noise)) for pair in drafts[:300]]
+    yield Probe("p = q: texts that are shorter than 3", sum(n < 3 for n in lengths), 0, 0)
+
+
+def last_of(written, i):
+    """(N, 3) with -1 after the last token -> (5): how often each token stands at i, if any does."""
+    there = written[:, i] >= 0
+    return frequencies(written[there, i : i + 1], 5)
+
+
+class Fixed:
+    """A drafter that proposes the next tokens of a text that it knows, at most `most` of them."""
+
+    def __init__(self, text, V, most=99):
+        self.text = text
+        self.V = V
+        self.most = most
+        self.asked = []  # how many drafts it was asked for
+
+    def propose(self, x, n, settings, generator):
+        self.asked.append(n)
+        drafts = self.text[len(x) : len(x) + min(n, self.most)]
+        return drafts, F.one_hot(drafts, self.V).float()
+
+
+class Independent:
+    """A drafter that draws every token from one distribution q (V,)."""
+
+    def __init__(self, q):
+        self.q = q
+
+    def propose(self, x, n, settings, generator):
+        drafts = torch.multinomial(self.q.expand(n, -1), 1, generator=generator)[:, 0]
+        return drafts, self.q.expand(n, -1)
+
+
+def greedy(target, x, n):
+    for _ in range(n):
+        x = torch.cat([x, target(x[None])[0, -1:].argmax(1)])
+    return x
+
+
+@torch.no_grad()
+def grade_speculate(rng, noise):
+    target = Network(6, rng, True, sharp=3.0)
+    x = integers(0, 6, (4,), rng)
+    best = greedy(target, x, 12)
+    wrong = (best + 1) % 6
+    some = torch.where(torch.rand(16, generator=rng) < 0.4, wrong, best)
+    for what, drafter in (
+        ("right drafts", Fixed(best, 6)),
+        ("wrong drafts", Fixed(wrong, 6)),
+        ("drafts of which some are wrong", Fixed(some, 6)),
+        ("no drafts", Fixed(best, 6, most=0)),
+        ("two drafts at most, some wrong", Fixed(some, 6, most=2)),
+    ):
+        rounds = []
+        watch = lambda x, drafts, rounds=rounds: rounds.append((len(x), len(drafts)))  # noqa: E731
+        got = speculative.speculate(
+            target, drafter, x, 12, gamma=4, generator=noise, watch=watch, temperature=0.0
+        )
+        yield Probe(f"{what}, temperature 0: 12 tokens after 4", got, 0, best)
+        lengths = torch.tensor(rounds)
+        yield Probe(f"{what}: length and drafts of each round that watch sees", lengths, 0)
+        yield Probe(f"{what}: how many were asked for, round by round", drafter.asked, 0)
+    got = speculative.speculate(target, Fixed(best, 6), x, 0, generator=noise, temperature=0.0)
+    yield Probe("no new tokens", got, 0, x)
+    yield from grade_end_of_text(target, x, best, noise)
+
+    target = Network(3, rng, True, sharp=2.0)
+    x = integers(0, 3, (2,), rng)
+    q = torch.randn(3, generator=rng).softmax(-1)
+    for what, settings in (
+        ("", {}),
+        ("temperature 0.6, top_k 2, ", {"temperature": 0.6, "top_k": 2}),
+    ):
+        texts = []
+        for _ in range(1000):
+            options = {"gamma": 2, "generator": noise, **settings}
+            texts.append(speculative.speculate(target, Independent(q), x, 3, **options)[2:])
+        got = frequencies(torch.stack(texts), 3)
+        right = joint(target, x, settings)
+        yield Probe(
+            f"{what}a drafter that does not read: how often which 3 tokens", got, 0.06, right
+        )
+    try:
+        speculative.speculate(target, Independent(q), x, 63, generator=noise)
+        said = 0
+    except UserError:
+        said = 1
+    yield Probe("65 tokens in a context of 64: whether it raises UserError", said, 0, 1)
+
+
+def grade_end_of_text(target, x, best, noise):
+    """x (4,), best (16,): the text that the target writes at temperature 0."""
+    eos = best[9].item()
+    first = 4 + (best[4:] == eos).nonzero()[0, 0]
+    for what, drafter in (("right", Fixed(best, 6)), ("wrong", Fixed((best + 1) % 6, 6))):
+        options = {"gamma": 4, "generator": noise, "eos": eos, "temperature": 0.0}
+        got = speculative.speculate(target, drafter, x, 12, **options)
+        yield Probe(f"eos, {what} drafts: the text, which ends with it", got, 0, best[: first + 1])
+
+    eos = torch.bincount(best[4:], minlength=6).argmin().item()  # written seldom, or never
+    before = torch.cat([torch.tensor([eos]), x])
+    best = torch.cat([before, best[4:]])  # the network sees two tokens: it writes the same
+    ends = (best[5:] == eos).nonzero()
+    end = 5 + ends[0, 0] + 1 if len(ends) else 17
+    options["eos"] = eos
+    got = speculative.speculate(target, Fixed((best + 1) % 6, 6), before, 12, **options)
+    yield Probe("an eos in the text that is known, which ends nothing", got, 0, best[:end])
+
+
+def joint(target, x, settings):
+    """-> (27): the probabilities of the 3 tokens after x, the first changing fastest."""
+    texts = torch.cartesian_prod(*[torch.arange(3)] * 3).flip(1)  # (27, 3)
+    whole = torch.cat([x.expand(27, -1), texts], dim=1)
+    p = model.probabilities(target(whole)[:, -4:-1], **settings)  # (27, 3, V)
+    return p.gather(2, texts[..., None]).prod(1)[:, 0]
+
+
+def grade_speed(rng, noise):
+    rounds = metrics.Rounds(4)
+    rounds.tested = torch.tensor([100, 0, 0, 0])
+    rounds.accepted = rounds.tested.clone()
+    for j in range(4):  # as many as were accepted at one position are tested at the next
+        if j:
+            rounds.tested[j] = rounds.accepted[j - 1]
+        kept = torch.empty(()).uniform_(0.6, 0.9, generator=rng)
+        rounds.accepted[j] = (rounds.tested[j] * kept).long()
+    rounds.n_forwards = 103
+    rounds.n_tokens = 103 + int(rounds.accepted.sum())
+    counts = f"{rounds.accepted.tolist()} of {rounds.tested.tolist()}"
+    yield Probe(f"acceptance, {counts} accepted", metrics.acceptance(rounds))
+    what = f"tokens_per_forward, {rounds.n_tokens} tokens in {rounds.n_forwards} forward passes"
+    yield Probe(what, metrics.tokens_per_forward(rounds))
+    for alpha, c, gamma, verify in ((0.5, 0.1, 1, 1.0), (0.8, 0.05, 4, 1.5), (1, 0.1, 3, 1.0)):
+        said = f"predicted_speedup(alpha={alpha}, c={c}, gamma={gamma}, verify={verify})"
+        yield Probe(said, metrics.predicted_speedup(alpha, c, gamma, verify))
+    yield Probe("predicted_speedup(0.6, 0.2, 2)", metrics.predicted_speedup(0.6, 0.2, 2))
+
+
+def grade_soft_cross_entropy(rng, noise):
+    logits = torch.randn(3, 7, generator=rng).requires_grad_()
+    logp, ids = torch.randn(3, 7, generator=rng).log_softmax(-1).topk(3)
+    for missing in ("none", "renorm", "tail"):
+        loss = soft_labels.soft_cross_entropy(logits, ids, logp, missing)
+        yield Probe(f"missing={missing}", loss)
+        gradient = torch.autograd.grad(loss.sum(), logits)[0]
+        yield Probe(f"missing={missing}: the gradient by the logits", gradient)
+    none = logp.clone()
+    none[2, 2] = -torch.inf
+    none[1] = -torch.inf
+    twice = torch.tensor([[1, 1, 4], [0, 5, 5], [2, 2, 2]])
+    everything = torch.randn(3, 7, generator=rng).log_softmax(-1)
+    for missing in ("none", "tail"):
+        for what, labels in (
+            ("a label of -inf, and a row of them", (ids, none)),
+            ("ids that repeat", (twice, logp - 1)),
+            ("all tokens named", (torch.arange(7).expand(3, 7), everything)),
+        ):
+            loss = soft_labels.soft_cross_entropy(logits, *labels, missing)
+            yield Probe(f"missing={missing}, {what}", loss)
+        loss = soft_labels.soft_cross_entropy(200 * logits, ids, logp, missing)
+        yield Probe(f"missing={missing}, logits of some hundreds", loss, 1e-2)

@@ -1,8 +1,9 @@
 """
-Writes a student's folder: the project without the bodies of the functions that exercises.json names.
-$ python exercises/make_student.py ../ada --name=ada                            (4 seconds)
-$ python exercises/make_student.py ../ada --name=ada --lesson=4                 nothing but chapter 4's are missing
-$ python exercises/make_student.py ../regraded --name=x7 --handed_in=../ada     with the bodies that Ada wrote
+Writes a student's folder: the project without the bodies of the functions that exercises.json
+names.
+$ python exercises/make_student.py ../ada --name=ada                                 (some seconds)
+$ python exercises/make_student.py ../ada --name=ada --lesson=4    (only lesson 4's are missing)
+$ python exercises/make_student.py ../regraded --name=x7 --handed_in=../ada    (her bodies put in)
 """
 
 import argparse
@@ -21,15 +22,18 @@ import graders
 from configurator import UserError, one_line_for_user_errors
 
 ROOT = os.path.dirname(grade.HERE)
-FOR_TEACHERS = (".ci/", "exercises/another.py", "exercises/make_student.py", "exercises/wrong/")
-FOR_TEACHERS += (
+FOR_TEACHERS = (
+    ".ci/",
+    "exercises/another.py",
+    "exercises/make_student.py",
+    "exercises/wrong/",
     "tests/reference.py",
     "tests/test_exercises.py",
-    "tests/test_lessons.py",
-)  # the last: of whole pages
+    "tests/test_lessons.py",  # of whole pages
+)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # functions and their bodies
 
 
@@ -52,12 +56,12 @@ def find(source, name):
 
 
 def body(source, name):
-    """-> the lines of the function's body after its docstring: its slice of source.splitlines(True)."""
+    """-> the lines of the function's body after its docstring, a slice of source.splitlines()."""
     node = find(source, name)
     first = node.body[0]
     if ast.get_docstring(node, clean=False) is None:
         return slice(first.lineno - 1, node.end_lineno)
-    return slice(first.end_lineno, node.end_lineno)  # with the comments before its first statement
+    return slice(first.end_lineno, node.end_lineno)  # with comments before its first statement
 
 
 def replaced(source, name, lines):
@@ -68,13 +72,13 @@ def replaced(source, name, lines):
 
 
 def stripped(source, name, why):
-    """-> source in which the function has its signature and docstring left, and says why it does nothing."""
+    """-> source in which the function is a signature, a docstring, and an error that says why."""
     indent = " " * (find(source, name).col_offset + 4)
     return replaced(source, name, [f'{indent}raise NotImplementedError("{why}")\n'])
 
 
 def targets(exercises):
-    """-> (file, name of a function, what its empty body says) of all that a student does not get."""
+    """-> (file, name of a function, what its empty body says) of all that a student misses."""
     for exercise in exercises:
         n = exercise["number"]
         for spec in exercise["functions"]:
@@ -84,43 +88,63 @@ def targets(exercises):
             yield *spec.split(":"), f"left out: it would show exercise {n}"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # what a student gets
 
 
 def essence(line):
-    """A line of code -> it without comment and indentation; '' if it is too short to say anything."""
+    """A line of code without comment and indentation, or '' if it is too short to say much."""
     line = re.sub(r"\s\s#.*", "", line).strip()
     return line if len(line) >= 20 and not line.startswith("#") else ""
 
 
 def secret_lines(sources, exercises):
-    """{file: text} -> {line: what is shown instead} of what occurs in the bodies to be written, and nowhere else."""
-    secret, left = {}, dict(sources)
+    """
+    {file: text} -> {line: (what is left of its function, why)} of the lines that occur in the
+    bodies to be written and nowhere else.
+    """
+    secret = {}
+    left = dict(sources)
     for file, name, why in targets(exercises):
-        node, lines = find(sources[file], name), sources[file].splitlines(True)
+        node = find(sources[file], name)
+        lines = sources[file].splitlines(True)
         signature = textwrap.dedent("".join(lines[node.lineno - 1 : node.body[0].lineno - 1]))
         for line in lines[body(sources[file], name)]:
-            secret[essence(line)] = f"# {why}\n{signature}"
+            secret[essence(line)] = signature, why
         left[file] = stripped(left[file], name, why)
     known = {essence(line) for text in left.values() for line in text.splitlines()}
     return {line: instead for line, instead in secret.items() if line not in known}
 
 
 def without_secrets(text, secret):
-    """Markdown -> it with the signature instead of each block of code that shows the body."""
+    """Markdown -> each block of code that shows a body has the function's signature instead."""
 
     def instead(block):
-        shown = {
-            secret[line]: None for line in map(essence, block[0].splitlines()) if line in secret
-        }
-        return "```python\n" + "".join(shown) + "```\n" if shown else block[0]
+        left = {secret[line] for line in map(essence, block[0].splitlines()) if line in secret}
+        if not left:
+            return block[0]
+        parts = []
+        for signature, why in sorted(left):
+            parts.append(f"# left out here, {why}\n{signature.rstrip()} ...\n")
+        return "```python\n" + "\n\n".join(parts) + "```\n"
 
     return re.sub(r"^```python\n.*?^```\n", instead, text, flags=re.M | re.S)
 
 
+def without_dead_links(text, page, files):
+    """Markdown -> a link to a file that the folder lacks becomes its text."""
+
+    def instead(link):
+        target = link[2].split("#")[0]
+        path = os.path.normpath(os.path.join(os.path.dirname(page), target))
+        there = path in files or any(f.startswith(path + "/") for f in files)
+        return link[0] if not target or "://" in target or there else link[1]
+
+    return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", instead, text)
+
+
 def project_files():
-    """-> all files that belong to the project, relative to it, as git has them; without git all that are not hidden."""
+    """-> all files of the project, as git has them; without git all that are not hidden."""
     if os.path.exists(os.path.join(ROOT, ".git")):
         listed = subprocess.run(
             ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -129,56 +153,70 @@ def project_files():
     found = []
     for folder, inner, files in os.walk(ROOT):
         inner[:] = [d for d in inner if d[0] != "." and d not in ("out", "__pycache__")]
-        found += [
-            os.path.relpath(os.path.join(folder, f), ROOT).replace(os.sep, "/") for f in files
-        ]
-    return [
-        f
-        for f in sorted(found)
-        if f.endswith((".py", ".md", ".json", ".png", "requirements.txt", "toml", "Makefile"))
-    ]
+        for f in files:
+            found.append(os.path.relpath(os.path.join(folder, f), ROOT).replace(os.sep, "/"))
+    kinds = (".py", ".md", ".json", ".png", ".html", ".svg", "requirements.txt", "toml", "Makefile")
+    return [f for f in sorted(found) if f.endswith(kinds)]
+
+
+def words_of(source):
+    """-> the names that a python file uses: variables, attributes, what it imports."""
+    words = set()
+    for node in ast.walk(parsed(source)):
+        if isinstance(node, ast.Name):
+            words.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            words.add(node.attr)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            words |= {part for alias in node.names for part in alias.name.split(".")}
+            words |= set((getattr(node, "module", None) or "").split("."))
+    return words
 
 
 def tests_to_drop(tests, exercises):
-    """{file: text} -> the files that name a function to be written, or import tests/reference.py or such a file."""
-    names = "|".join(name.split(".")[-1] for _, name, _ in targets(exercises) if "__" not in name)
-    dropped, before = {f for f, text in tests.items() if re.search(rf"\b({names})\b", text)}, set()
-    while dropped != before:
-        before = set(dropped)
-        modules = "|".join(["reference", *(os.path.basename(f)[:-3] for f in dropped)])
-        dropped |= {
-            f
-            for f, text in tests.items()
-            if re.search(rf"import .*\b({modules})\b|from ({modules}) ", text)
-        }
-    return dropped
+    """{file: text} -> the files that use a function to be written, the reference, or such a file."""
+    missing = {name.split(".")[-1] for _, name, _ in targets(exercises)} | {"reference"}
+    dropped = set()
+    while True:
+        found = {f for f, text in tests.items() if words_of(text) & missing} - {"tests/conftest.py"}
+        if found == dropped:
+            return dropped
+        dropped = found
+        missing |= {os.path.basename(f)[:-3] for f in found}
+
+
+def linter_settings(text):
+    """pyproject.toml -> the imports that only a missing body uses are no mistakes."""
+    return text.replace("ignore = [", 'ignore = ["F401", ')
+
+
+def page_of(text, exercises):
+    """exercises/README.md -> its first half, with the rows of these exercises."""
+    numbers = {str(e["number"]) for e in exercises}
+    page = text.split("## For the teacher")[0]
+    return re.sub(
+        r"^\| (\d+) \|.*\n", lambda row: row[0] if row[1] in numbers else "", page, flags=re.M
+    )
 
 
 def student_files(exercises):
-    """-> {file: text or bytes} of a student's folder, but for expected.json."""
+    """-> {file: text or bytes} of a student's folder, except expected.json."""
     files = [f for f in project_files() if not f.startswith(FOR_TEACHERS)]
     texts = {f: read(ROOT, f) for f in files if not f.endswith(".png")}
-    tests = {f for f in texts if f.startswith("tests/") and f.endswith(".py")}
+    tests = {f: texts[f] for f in texts if f.startswith("tests/") and f.endswith(".py")}
     sources = {f: text for f, text in texts.items() if f.endswith(".py") and f not in tests}
     secret = secret_lines(sources, exercises)
-    for f in tests_to_drop({f: texts[f] for f in tests}, exercises):
+    for f in tests_to_drop(tests, exercises):
         del texts[f]
     for file, name, why in targets(exercises):
         texts[file] = stripped(texts[file], name, why)
+    texts["pyproject.toml"] = linter_settings(texts["pyproject.toml"])
+    texts["exercises/README.md"] = page_of(texts["exercises/README.md"], exercises)
+    texts["exercises/exercises.json"] = json.dumps(exercises, indent=1)
+    there = {f for f in files if f in texts or f.endswith(".png")}
     for f in texts:
         if f.endswith(".md"):
-            texts[f] = without_secrets(texts[f], secret)
-    page, numbers = (
-        texts["exercises/README.md"].split("## For the teacher")[0],
-        {str(e["number"]) for e in exercises},
-    )
-    page = re.sub(
-        r"^\| (\d+) \|.*\n", lambda row: row[0] if row[1] in numbers else "", page, flags=re.M
-    )
-    texts["exercises/README.md"], texts["exercises/exercises.json"] = (
-        page,
-        json.dumps(exercises, indent=1),
-    )
+            texts[f] = without_dead_links(without_secrets(texts[f], secret), f, there)
     for f in files:
         if f.endswith(".png"):
             with open(os.path.join(ROOT, f), "rb") as image:
@@ -187,16 +225,15 @@ def student_files(exercises):
 
 
 def with_handed_in(texts, folder, exercises):
-    """-> the student's files with the bodies of the named functions, and nothing else, from the files of a folder."""
+    """-> the student's files with the bodies of the named functions, no more, from a folder."""
     texts = dict(texts)
     for exercise in exercises:
         for file, name in (spec.split(":") for spec in exercise["functions"]):
             try:
                 source = read(folder, file)
                 lines = source.splitlines(True)[body(source, name)]
-                texts[file] = replaced(
-                    texts[file], name, [*lines[:-1], lines[-1].rstrip("\n") + "\n"]
-                )
+                lines[-1] = lines[-1].rstrip("\n") + "\n"
+                texts[file] = replaced(texts[file], name, lines)
                 ast.parse(texts[file])
             except (OSError, LookupError, SyntaxError, UnicodeDecodeError) as error:
                 raise UserError(f"{name} cannot be taken from {folder}/{file}: {error}.") from None
@@ -204,13 +241,12 @@ def with_handed_in(texts, folder, exercises):
 
 
 def of_lesson(exercises, lesson):
-    """-> the exercises of one chapter, which need no others: those are solved in the folder. 0: all."""
+    """-> the exercises of one lesson; what they need elsewhere is solved in the folder. 0: all."""
     chosen = [e for e in exercises if lesson in (0, e["lesson"])]
-    numbers = [e["number"] for e in chosen]
     if not chosen:
-        raise UserError(
-            f"Chapter {lesson} has no exercises; {sorted({e['lesson'] for e in exercises})} have."
-        )
+        have = sorted({e["lesson"] for e in exercises})
+        raise UserError(f"Lesson {lesson} has no exercises; {', '.join(map(str, have))} have.")
+    numbers = [e["number"] for e in chosen]
     return [{**e, "needs": [n for n in e["needs"] if n in numbers]} for e in chosen]
 
 
@@ -218,18 +254,17 @@ def expected(exercises, name):
     """-> the dict of expected.json: every number that a student with this name has to find."""
     numbers = {}
     for exercise in exercises:
-        probes = graders.grades(exercise, name)
-        numbers[exercise["key"]] = [
-            grade.values(p.got).flatten().tolist() if p.expected is None else None for p in probes
-        ]
+        rows = []
+        for probe in graders.grades(exercise, name):
+            rows.append(grade.values(probe.got).tolist() if probe.expected is None else None)
+        numbers[exercise["key"]] = rows
     return {"name": name, "numbers": numbers}
 
 
 def make_student(folder, name, handed_in=None, lesson=0):
-    """Writes the folder, which must not be there yet, outside of the project. Raises UserError."""
-    if os.path.exists(folder) or os.path.realpath(folder).startswith(
-        os.path.realpath(ROOT) + os.sep
-    ):
+    """Writes the folder, which must be new and outside of the project. Raises UserError."""
+    inside = os.path.realpath(folder).startswith(os.path.realpath(ROOT) + os.sep)
+    if os.path.exists(folder) or inside:
         raise UserError(
             f"{folder} is there already, or lies inside the project. Take a new folder beside it."
         )
@@ -248,14 +283,12 @@ def make_student(folder, name, handed_in=None, lesson=0):
 
 if __name__ == "__main__":
     sys.excepthook = one_line_for_user_errors
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser = argparse.ArgumentParser(description="Writes a student's folder.")
     parser.add_argument("folder", help="to be made, beside the project")
     parser.add_argument("--name", default="student", help="another name, other numbers")
+    parser.add_argument("--handed_in", help="a student's folder: its functions are put in, no more")
     parser.add_argument(
-        "--handed_in", help="a student's folder: its functions are put in, and nothing else of it"
-    )
-    parser.add_argument(
-        "--lesson", type=int, default=0, help="the exercises of this chapter only; 0: all"
+        "--lesson", type=int, default=0, help="this lesson's exercises only; 0: all"
     )
     args = parser.parse_args()
     make_student(args.folder, args.name, args.handed_in, args.lesson)

@@ -1,5 +1,5 @@
 """
-python -m pytest tests/test_exercises.py          the class: its graders, known mistakes, and what a student is given
+python -m pytest tests/test_exercises.py     the class: its graders, known mistakes, a student's folder
 """
 
 import ast
@@ -10,6 +10,8 @@ import math
 import operator
 import os
 import re
+import subprocess
+import sys
 
 import grade
 import graders
@@ -19,106 +21,120 @@ import torch
 from conftest import ROOT, run
 
 EXERCISES = grade.load_exercises()
+BY_KEY = {e["key"]: e for e in EXERCISES}
 NUMBERS = M.expected(EXERCISES, "ada")["numbers"]
 WRONG = sorted(glob.glob(os.path.join(ROOT, "exercises", "wrong", "*.py")))
 
 
 def put(patch, spec, source):
-    """The function file:name runs the body that it has in this source, wherever it was imported to."""
+    """file:name runs the body that it has in this source, wherever it was imported to."""
     file, name = spec.split(":")
-    function = inspect.unwrap(
-        operator.attrgetter(name)(importlib.import_module(file[:-3].replace("/", ".")))
-    )
+    module = importlib.import_module(file[:-3].replace("/", "."))
+    function = inspect.unwrap(operator.attrgetter(name)(module))
     node = M.find(source, name if "class " in source else name.split(".")[-1])
-    node.decorator_list, node.args.defaults, scope = [], [], {}
+    node.decorator_list = []
+    node.args.defaults = []
+    scope = {}
     exec(compile(ast.Module([node], []), file, "exec"), scope)
     patch.setattr(function, "__code__", scope[node.name].__code__)
 
 
-def verdicts():
-    return {e["number"]: grade.verdict(e, "ada", NUMBERS[e["key"]]) for e in EXERCISES}
+def verdict_of(key):
+    return grade.verdict(BY_KEY[key], "ada", NUMBERS[key])
+
+
+def wrong_body(name):
+    return M.read(ROOT, "exercises", "wrong", f"{name}.py")
 
 
 def test_the_solution_passes_whatever_the_name():
     other = M.expected(EXERCISES, "grace")["numbers"]
-    assert all(v == "passed" for v in grade.grade_all(EXERCISES, "ada", NUMBERS).values())
+    assert set(grade.grade_all(EXERCISES, "ada", NUMBERS).values()) == {"passed"}
     for exercise in EXERCISES:
-        law = all(number is None for number in NUMBERS[exercise["key"]])
-        assert law or other[exercise["key"]] != NUMBERS[exercise["key"]]
-        assert grade.verdict(exercise, "grace", other[exercise["key"]]) == "passed"
+        key = exercise["key"]
+        random_only = all(number is None for number in NUMBERS[key])
+        assert random_only or other[key] != NUMBERS[key]
+        assert grade.verdict(exercise, "grace", other[key]) == "passed"
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e["key"])
 def test_another_way_to_write_it_passes(exercise, monkeypatch):
     for spec in exercise["functions"]:
         put(monkeypatch, spec, M.read(ROOT, "exercises", "another.py"))
-    assert grade.verdict(exercise, "ada", NUMBERS[exercise["key"]]) == "passed"
+    assert verdict_of(exercise["key"]) == "passed"
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e["key"])
-def test_a_function_not_written_fails_its_grader_and_those_that_need_it_wait(exercise, monkeypatch):
-    n, seen = exercise["number"], {}
+def test_a_missing_function_fails_its_own_grader_and_those_that_need_it_wait(exercise, monkeypatch):
+    n = exercise["number"]
+    seen = {}
     for spec in exercise["functions"]:
+        file, name = spec.split(":")
+        empty = M.stripped(M.read(ROOT, file), name, f"exercise {n}: write {name} in {file}")
         with monkeypatch.context() as patch:
-            file, name = spec.split(":")
-            put(
-                patch,
-                spec,
-                M.stripped(M.read(ROOT, file), name, f"exercise {n}: write {name} in {file}"),
-            )
-            for m, said in verdicts().items():
-                seen.setdefault(m, set()).add(said)
+            put(patch, spec, empty)
+            for e in EXERCISES:
+                seen.setdefault(e["number"], set()).add(verdict_of(e["key"]))
     assert seen[n] == {"not done"}
     waiting = {m for m, said in seen.items() if f"waits for exercise {n}" in said}
     assert waiting == {e["number"] for e in EXERCISES if n in e["needs"]}
     assert all(said == {"passed"} for m, said in seen.items() if m not in waiting | {n})
 
 
+def claim(path):
+    """-> file:function and the number of the exercise that its first line names."""
+    with open(path, encoding="utf-8") as f:
+        spec, number = re.match(r"# (\S+:\S+), exercise (\d+): ", f.readline()).groups()
+    return spec, int(number)
+
+
 def test_every_exercise_has_a_known_mistake():
-    assert len(WRONG) >= 15
-    claimed = {open(path).readline().split(":")[1].split(",")[1] for path in WRONG}
-    assert claimed == {f" exercise {e['number']}" for e in EXERCISES}
+    assert {number for _, number in map(claim, WRONG)} == {e["number"] for e in EXERCISES}
 
 
 @pytest.mark.parametrize("path", WRONG, ids=lambda path: os.path.basename(path)[:-3])
 def test_a_known_mistake_is_caught_by_the_grader_that_claims_it(path, monkeypatch):
-    source = open(path).read()
-    spec, number = source.splitlines()[0][2:].split(": ")[0].split(", exercise ")
-    exercise = EXERCISES[int(number) - 1]
+    spec, number = claim(path)
+    exercise = EXERCISES[number - 1]
     assert spec in exercise["functions"]
-    put(monkeypatch, spec, source)
-    said = grade.verdict(exercise, "ada", NUMBERS[exercise["key"]])
-    assert said.startswith("wrong: "), said
+    with open(path, encoding="utf-8") as f:
+        put(monkeypatch, spec, f.read())
+    said = verdict_of(exercise["key"])
+    assert re.match(r"wrong: .+: got .+, expected ", said), said
 
 
 def test_an_exercise_waits_for_one_that_is_wrong(monkeypatch):
-    put(monkeypatch, "model.py:draw_from", M.read(ROOT, "exercises", "wrong", "best_token.py"))
+    put(monkeypatch, "model.py:draw", wrong_body("best_token"))
     said = grade.grade_all(EXERCISES, "ada", NUMBERS)
-    assert said[5].startswith("wrong: how often each token is drawn: [")
-    assert {said[9], said[15]} == {"waits for exercise 5"} and said[1] == said[6] == "passed"
+    assert said[4].startswith("wrong: how often each token is drawn: got ")
+    assert {said[6], said[14]} == {"waits for exercise 4"}
+    assert {said[1], said[5]} == {"passed"}
+
+
+def test_the_plain_case_is_reported_first(monkeypatch):
+    put(monkeypatch, "model.py:diffusion_loss", wrong_body("weight_forgotten"))
+    said = verdict_of("diffusion_loss")
+    assert said.startswith("wrong: diffusion_loss, the mean over 60000 texts: got ")
+    assert re.search(r"got \d\.\d+, expected \d\.\d+ \(within 0.06\)$", said)
 
 
 def test_what_is_no_answer_is_one_line(monkeypatch):
     for text, words in {
-        "return None": " ...: None, no numbers. Is there a return",
-        "return t[:2]": "wrong: ancestral",
+        "return None": "got None. Is there a return",
+        "return q[:1]": "not causal: got shape (1, 3, 5, 8), expected (2, 3, 5, 8)",
         "return 1 / 0": "stops: ZeroDivisionError: division by zero (model.py, line 2)",
-        "return t * float('nan')": "is nan",
-        "return torch.nn.Linear(1, 1)(t)": "(model.py, line 2)",  # and not the line in torch that raises
+        "return q * float('nan')": "wrong: not causal: got nan at [0, 0, 0, 0], expected ",
+        "return torch.nn.Linear(1, 1)(q)": "(model.py, line 2)",  # not the line in torch
         "while True: pass": "stops: TimeoutError: no answer after 1 seconds (model.py, line 2)",
     }.items():
         with monkeypatch.context() as patch:
             patch.setattr(grade, "SECONDS", 1)
-            put(
-                patch,
-                "model.py:reveal_rate",
-                f"def reveal_rate(t, s, sampler='ancestral'):\n    {text}\n",
-            )
-            said = grade.verdict(EXERCISES[5], "ada", NUMBERS["reveal_rate"])
+            put(patch, "model.py:attend", f"def attend(q, k, v, causal):\n    {text}\n")
+            said = verdict_of("attend")
         assert words in said and "\n" not in said, said
     shape = graders.Probe("its shape", torch.zeros(8).shape, 0)
     assert grade.first_difference(shape, (8,)) is None
-    assert grade.first_difference(shape, [8.0, 1.0]) == "(8,), expected (8, 1)"
+    assert grade.first_difference(shape, [8, 1]) == "got (8,), expected (8, 1)"
 
 
 @pytest.fixture(scope="module")
@@ -128,37 +144,70 @@ def folder(tmp_path_factory):
     return folder
 
 
+def files_in(folder):
+    found = []
+    for inner, _, names in os.walk(folder):
+        found += [os.path.relpath(os.path.join(inner, name), folder) for name in names]
+    return found
+
+
 def test_a_student_is_given_none_of_the_solution(folder):
-    files = [
-        os.path.relpath(os.path.join(d, f), folder)
-        for d, _, names in os.walk(folder)
-        for f in names
-    ]
-    assert not [
-        f
-        for f in files
-        if f.endswith((".pyc", "reference.py", "make_student.py")) or f.startswith((".git/", ".ci"))
-    ]
+    files = files_in(folder)
+    left_out = (".pyc", "reference.py", "make_student.py", "another.py")
+    assert not [f for f in files if f.endswith(left_out) or f.startswith((".git/", ".ci"))]
     assert not os.path.exists(os.path.join(folder, "exercises", "wrong"))
     sources = {f: M.read(ROOT, f) for f in files if f.endswith(".py")}
     secret = M.secret_lines(sources, EXERCISES)
     assert len(secret) > 100
     for f in files:
-        if not f.endswith(".png"):
-            found = {M.essence(line) for line in M.read(folder, f).splitlines()} & set(secret)
-            assert not found, (f, found)
+        if f.endswith(".png"):
+            continue
+        found = {M.essence(line) for line in M.read(folder, f).splitlines()} & set(secret)
+        assert not found, (f, found)
     for file, name, why in M.targets(EXERCISES):
         left = M.find(M.read(folder, file), name)
-        assert [type(node) for node in left.body] == [ast.Expr, ast.Raise] and why in ast.unparse(
-            left
-        )
+        assert [type(node) for node in left.body] == [ast.Expr, ast.Raise]
+        assert why in ast.unparse(left)
         assert ast.get_docstring(left) == ast.get_docstring(M.find(M.read(ROOT, file), name))
+
+
+def test_a_student_is_given_what_is_beside_the_exercises(folder):
+    files = set(files_in(folder))
+    for f in M.project_files():
+        if f.startswith("extras/") and f not in {file for file, _, _ in M.targets(EXERCISES)}:
+            assert f in files and M.read(folder, f) == M.read(ROOT, f)
+    assert "tests/conftest.py" in files
+    for page in sorted(f for f in files if f.endswith(".md")):
+        for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", M.read(folder, page)):
+            path = os.path.normpath(os.path.join(os.path.dirname(page), target))
+            assert target.startswith("http") or os.path.exists(os.path.join(folder, path)), (
+                page,
+                target,
+            )
+
+
+def test_a_block_of_code_that_shows_a_body_becomes_its_signature():
+    source = "def f(x):\n    '''Doc.'''\n    y = x + 1234567890123\n    return y\n"
+    exercise = {"number": 3, "functions": ["model.py:f"]}
+    secret = M.secret_lines({"model.py": source}, [exercise])
+    page = "These lines are all of it:\n\n```python\ny = x + 1234567890123\n```\n\nAnd on.\n"
+    shown = M.without_secrets(page, secret)
+    assert "1234567890123" not in shown and "def f(x):" in shown
+    assert "exercise 3" in shown and "left out" in shown and shown.endswith("And on.\n")
+
+
+def test_ruff_finds_nothing_in_a_student_s_folder(folder):
+    for command in (["check", "."], ["format", "--check", "."]):
+        ruff = [sys.executable, "-m", "ruff", *command]
+        result = subprocess.run(ruff, capture_output=True, text=True, cwd=folder)
+        assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_a_student_s_folder_grades_itself(folder):
     out, _ = run("exercises/grade.py", cwd=folder)
-    assert out.count("not done") == len(EXERCISES) and f"0 of {len(EXERCISES)} passed (ada)" in out
-    out, _ = run("exercises/grade.py", "3", cwd=folder)
+    assert out.count("not done") == len(EXERCISES)
+    assert f"0 of {len(EXERCISES)} passed (ada)" in out
+    out, _ = run("exercises/grade.py", "2", cwd=folder)
     assert "The loss of masked diffusion" in out and "0 of 1 passed (ada)" in out
     with pytest.raises(SystemExit, match=r"make_student\.py"):
         grade.main()  # the project itself
@@ -166,14 +215,15 @@ def test_a_student_s_folder_grades_itself(folder):
 
 def test_what_is_handed_in_is_its_functions_and_nothing_else(tmp_path, refused):
     files = M.student_files(EXERCISES)
-    for file in {file for file, _, _ in M.targets(EXERCISES)} - {"plumbing/head.py"}:
+    handed_in = {spec.split(":")[0] for e in EXERCISES for spec in e["functions"]}
+    for file in handed_in:
         text = M.read(ROOT, file) + "\nraise SystemExit('not one of the named functions')\n"
+        os.makedirs(os.path.dirname(tmp_path / file), exist_ok=True)
         (tmp_path / file).write_text(text)
     back = M.with_handed_in(files, tmp_path, EXERCISES)
     changed = {f for f in files if back[f] != files[f]}
-    assert all(back[f] == M.read(ROOT, f) for f in changed) and changed == {
-        f.name for f in tmp_path.iterdir()
-    }
+    assert changed == handed_in
+    assert all(back[f] == M.read(ROOT, f) for f in changed)
     (tmp_path / "metrics.py").write_text("def entropies(x):\n    return (\n")
     assert "entropies cannot be taken from" in refused(M.with_handed_in, files, tmp_path, EXERCISES)
     (tmp_path / "metrics.py").unlink()
@@ -182,45 +232,49 @@ def test_what_is_handed_in_is_its_functions_and_nothing_else(tmp_path, refused):
     assert "inside the project" in refused(M.make_student, os.path.join(ROOT, "ada"), "ada")
 
 
-def test_a_folder_for_one_chapter_lacks_its_functions_only_and_needs_one_file_back(
-    tmp_path, refused
-):
+def test_a_folder_for_one_lesson_lacks_its_functions_only(tmp_path, refused):
     chosen = M.of_lesson(EXERCISES, 4)
-    assert [(e["number"], e["needs"]) for e in chosen] == [(10, []), (11, []), (12, [10, 11])]
+    assert [(e["number"], e["needs"]) for e in chosen] == [
+        (8, []),
+        (9, []),
+        (10, []),
+        (11, [8, 9, 10]),
+    ]
     folder = str(tmp_path / "ada")
     M.make_student(folder, "ada", lesson=4)
     assert M.read(folder, "model.py") == M.read(ROOT, "model.py")
     table = M.read(folder, "exercises", "README.md").split("**What runs when**")[0]
-    assert re.findall(r"^\| (\d+) ", table, re.M) == ["10", "11", "12"]
+    assert re.findall(r"^\| (\d+) ", table, re.M) == ["8", "9", "10", "11"]
     out, _ = run("exercises/grade.py", cwd=folder)
-    assert out.count("not done") == 3 and "0 of 3 passed (ada)" in out
+    assert out.count("not done") == 4 and "0 of 4 passed (ada)" in out
     (tmp_path / "distill.py").write_text(M.read(ROOT, "distill.py"))
     M.make_student(str(tmp_path / "regraded"), "x7", tmp_path, lesson=4)
-    assert "3 of 3 passed (x7)" in run("exercises/grade.py", cwd=str(tmp_path / "regraded"))[0]
-    assert "Chapter 9 has no exercises" in refused(M.of_lesson, EXERCISES, 9)
+    assert "4 of 4 passed (x7)" in run("exercises/grade.py", cwd=str(tmp_path / "regraded"))[0]
+    assert "Lesson 9 has no exercises" in refused(M.of_lesson, EXERCISES, 9)
 
 
 def flat(x):
-    return (
-        [value for part in x for value in flat(part)]
-        if isinstance(x, list)
-        else [math.nan if x is None else x]
-    )
+    if isinstance(x, list):
+        return [value for part in x for value in flat(part)]
+    return [math.nan if x is None else x]
 
 
-def test_the_teacher_s_page_has_every_exercise():
+def test_the_page_has_every_exercise():
     page = M.read(ROOT, "exercises", "README.md")
-    rows = [f"| {e['number']} | {e['title']} | `" for e in EXERCISES]
-    for exercise, row in zip(EXERCISES, rows, strict=True):
+    for exercise in EXERCISES:
+        row = f"| {exercise['number']} | {exercise['title']} | `"
         line = next(line for line in page.splitlines() if line.startswith(row))
-        assert line.endswith(
-            f"| {exercise['lesson']} | {exercise['minutes']} | {str(exercise['needs'])[1:-1]} |"
-        )
+        needs = str(exercise["needs"])[1:-1]
+        assert line.endswith(f"| {exercise['lesson']} | {exercise['minutes']} | {needs} |")
         assert all(spec.split(":")[1] in line for spec in exercise["functions"])
     assert [e["number"] for e in EXERCISES] == list(range(1, len(EXERCISES) + 1))
     assert [e["lesson"] for e in EXERCISES] == sorted(e["lesson"] for e in EXERCISES)
     assert str(sum(e["minutes"] for e in EXERCISES)) in page
-    again = M.expected(EXERCISES, "ada")["numbers"]  # the same name, the same numbers
+    assert f"{len(WRONG)} known mistakes" in page
+
+
+def test_the_same_name_has_the_same_numbers():
+    again = M.expected(EXERCISES, "ada")["numbers"]
     assert again.keys() == NUMBERS.keys()
     for name in NUMBERS:
         assert flat(again[name]) == pytest.approx(

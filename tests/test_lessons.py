@@ -1,10 +1,11 @@
 """
-python -m pytest tests/test_lessons.py          README and lessons: links, commands and pictures are what they claim
+python -m pytest tests/test_lessons.py     README and lessons: links, commands, pictures
 """
 
 import ast
 import functools
 import glob
+import importlib
 import os
 import re
 import runpy
@@ -17,12 +18,9 @@ from conftest import ROOT, run
 
 import configurator
 
-PAGES = [
-    "README.md",
-    *sorted(
-        os.path.relpath(path, ROOT) for path in glob.glob(os.path.join(ROOT, "lessons", "*.md"))
-    ),
-]
+LESSONS = glob.glob(os.path.join(ROOT, "lessons", "*.md"))
+PAGES = ["README.md"]
+PAGES += sorted(os.path.relpath(path, ROOT) for path in LESSONS)
 CHAPTERS = [page for page in PAGES if re.match(r"lessons/\d_", page)]
 PICTURES = types.SimpleNamespace(**runpy.run_path(os.path.join(ROOT, "lessons", "pictures.py")))
 
@@ -38,16 +36,17 @@ def names_in(path):
     for node in ast.parse(text_of(path)).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.add(node.name)
-            names |= {
-                f"{node.name}.{f.name}"
-                for f in getattr(node, "body", ())
-                if isinstance(f, ast.FunctionDef)
-            }
+            for inner in getattr(node, "body", ()):
+                if isinstance(inner, ast.FunctionDef):
+                    names.add(f"{node.name}.{inner.name}")
     return names
 
 
 def link_problem(page, text, target):
-    """A relative link -> what is wrong with it, or None. A text like `model.unmask` must name what the file defines."""
+    """
+    A relative link -> what is wrong with it, or None. A text like `model.unmask` must name what the
+    file defines.
+    """
     path = os.path.normpath(os.path.join(os.path.dirname(page), target.split("#")[0]))
     if not os.path.exists(os.path.join(ROOT, path)):
         return f"{page}: {target} is not there"
@@ -56,11 +55,9 @@ def link_problem(page, text, target):
         return None
     module = path.removesuffix(".py").replace("/", ".").removeprefix("lessons.")
     name = dotted[1].removeprefix(f"{module}.")
-    return (
-        None
-        if name != dotted[1] and name in names_in(path)
-        else f"{page}: {path} has no {dotted[1]}"
-    )
+    if name == dotted[1] or name not in names_in(path):
+        return f"{page}: {path} has no {dotted[1]}"
+    return None
 
 
 def links(page):
@@ -69,7 +66,7 @@ def links(page):
     return [(text, target) for text, target in found if not target.startswith(("http", "#"))]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "exercises/README.md"])
 def test_links_lead_to_files_and_to_functions_that_exist(page):
     assert [problem for link in links(page) if (problem := link_problem(page, *link))] == []
 
@@ -82,20 +79,34 @@ def test_a_wrong_link_is_seen():
     assert "not there" in link_problem("lessons/x.md", "here", "nowhere.md")
 
 
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_every_test_that_a_lesson_names_exists(page):
+    sources = "".join(text_of(path) for path in glob.glob(os.path.join(ROOT, "tests", "test_*.py")))
+    for name in re.findall(r"`(test_\w+)`", text_of(page)):
+        assert f"def {name}(" in sources, f"{page}: {name}"
+
+
+LAUNCHER = r"(?:\$ )?(?:(?:\S*python3?|torchrun(?: --\S+)*) )?"
+SCRIPT = r"([\w/]+\.py|-m extras\.\w+)(?= |$)(?: .*)?"
+
+
 def commands(page):
-    """-> the argv of each command, from its script on: lines of code, and `python ...` or `eval.py ...` in prose."""
+    """
+    -> the argv of each command, from its script on, `-m extras.x` as extras/x.py: lines of code,
+    and `python ...` or `eval.py ...` in prose.
+    """
     prose = re.sub(r"^```.*?^```", "", text_of(page), flags=re.M | re.S)
     lines = [part for line in re.findall(r"^    (.+)$", prose, re.M) for part in line.split(" && ")]
-    lines += [
-        " ".join(code.split())
-        for code in re.findall(r"`([^`]+)`", re.sub(r"^    .+$", "", prose, flags=re.M))
-    ]
+    for code in re.findall(r"`([^`]+)`", re.sub(r"^    .+$", "", prose, flags=re.M)):
+        lines.append(" ".join(code.split()))
     for line in lines:
-        found = re.match(
-            r"(?:\$ )?(?:(?:\S*python3?|torchrun(?: --\S+)*) )?([\w/]+\.py)(?= |$)(?: .*)?", line
-        )
-        if found and "..." not in line and "NAME" not in line:
-            yield shlex.split(line[found.start(1) :], comments=True)
+        found = re.match(LAUNCHER + SCRIPT, line)
+        if not found or "..." in line or "NAME" in line:
+            continue
+        argv = shlex.split(line[found.start(1) :], comments=True)
+        if argv[0] == "-m":
+            argv[:2] = [argv[1].replace(".", "/") + ".py"]
+        yield argv
 
 
 @functools.cache
@@ -103,11 +114,11 @@ def knobs_of(script):
     """A script -> its knobs, or None where it has none."""
     if "cfg = configure(" not in text_of(script):
         return None
-    return {
-        k: v
-        for k, v in runpy.run_path(os.path.join(ROOT, script)).items()
-        if configurator.is_knob(k, v)
-    }
+    if script.startswith("extras/"):
+        names = vars(importlib.import_module(script.removesuffix(".py").replace("/", ".")))
+    else:
+        names = runpy.run_path(os.path.join(ROOT, script))
+    return {k: v for k, v in names.items() if configurator.is_knob(k, v)}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -115,24 +126,21 @@ def test_every_command_names_a_script_and_knobs_that_it_has(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for script, *argv in commands(page):
         assert os.path.exists(script), f"{page}: {script}"
-        if (
-            knobs := knobs_of(script)
-        ) and "--learning_rat=1e-3" not in argv:  # README's example of a misspelt one
-            monkeypatch.setattr("sys.argv", [script, *argv])  # config/debug.py looks at it
-            mentioned = {
-                arg for arg in argv if arg.startswith("--") and "=" not in arg
-            }  # `sample.py --save` in prose
-            assert mentioned <= {"--help", *(f"--{name}" for name in knobs)}, page
-            configurator.parse([arg for arg in argv if arg not in mentioned], knobs)
+        knobs = knobs_of(script)
+        if not knobs or "--learning_rat=1e-3" in argv:  # README's example of a misspelled one
+            continue
+        monkeypatch.setattr("sys.argv", [script, *argv])  # config/debug.py looks at it
+        # `sample.py --trace` in prose
+        mentioned = {arg for arg in argv if arg.startswith("--") and "=" not in arg}
+        assert mentioned <= {"--help", *(f"--{name}" for name in knobs)}, page
+        configurator.parse([arg for arg in argv if arg not in mentioned], knobs)
 
 
-def test_commands_are_found_and_wrong_ones_refused(refused):
+def test_commands_are_found_and_wrong_ones_raise(refused):
     found = list(commands("README.md"))
-    assert len(found) > 20 and ["eval.py", "config/eval_pydoc.py"] in found
-    assert any(
-        script == "lessons/languages.py"
-        for script, *_ in commands("lessons/3_sampling_and_orders.md")
-    )
+    assert len(found) > 15 and ["eval.py", "config/eval_pydoc.py"] in found
+    scripts = {script for page in CHAPTERS for script, *_ in commands(page)}
+    assert {"lessons/languages.py", "extras/dimo.py", "distill.py"} <= scripts
     assert "Did you mean steps" in refused(
         configurator.parse, ["--stepps=3"], knobs_of("sample.py")
     )

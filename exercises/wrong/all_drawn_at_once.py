@@ -1,23 +1,25 @@
-# model.py:fill_at_random, exercise 9: every call guesses from the first state: what was revealed is not looked at
+# model.py:unmask, exercise 6: every step predicts from the first state
 
 
-def fill_at_random(model, xt, steps, sampler, temperature, top_p, generator, watch):
-    mask_id, V = model.mask_id, model.config.vocab_size
-    times = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps  # 1 ... 0
+def unmask(
+    model,
+    xt,
+    n_steps,
+    sampler="spread",
+    *,
+    temperature=1.0,
+    top_p=1.0,
+    generator=None,
+    watch=None,
+):
+    xt = xt.clone()
+    step_of = close_gaps(unmask_steps(xt == model.mask_id, n_steps, sampler, generator))  # (B, T)
     first = xt.clone()
-    call = reveal_order(xt == mask_id, times, sampler, generator)  # (B, T)
-    seen = (
-        half_random(xt, model, generator) if sampler == "dimo" else xt
-    )  # (B, T): what the network is shown
-    for i in range(1, int(call.max()) + 1):
-        reveal = call == i  # (B, T), N of them
-        rows = reveal.any(1)
-        h = model.hidden(first[rows])[
-            reveal[rows]
-        ]  # (N, C): the head runs on what this step reveals
-        tokens = in_chunks(
-            lambda part: draw(model.head(part), generator, temperature, top_p=top_p), h, V
-        )  # (N)
-        seen[reveal] = xt[reveal] = tokens
+    for step in range(1, int(step_of.max()) + 1):
+        now = step_of == step  # (B, T)
+        rows = now.any(dim=1)  # (B): nothing changes in the others, and the network sees no time
+        h = model.hidden(first[rows])[now[rows]]  # (N, C), row by row, as xt[now] is
+        xt[now] = draw_tokens(model, h, generator, temperature, top_p)
         if watch:
-            watch()
+            watch(xt)
+    return xt

@@ -1,5 +1,5 @@
-# speculative.py:acceptance, exercise 16: all drafts count as judged, also those after a refusal
+# metrics.py:acceptance, exercise 16: drafts after a rejection count as tested
 
 
-def acceptance(counts):
-    return (counts.accepted.sum() / (counts.tested[0] * len(counts.tested)).clamp(min=1)).item()
+def acceptance(rounds):
+    return (rounds.accepted.sum() / (rounds.tested[0] * len(rounds.tested)).clamp(min=1)).item()

@@ -1,4 +1,4 @@
-# metrics.py:entropies, exercise 18: entropy in bits
+# metrics.py:entropies, exercise 7: entropy in bits
 
 
 def entropies(x):

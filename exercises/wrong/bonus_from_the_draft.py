@@ -1,21 +1,16 @@
-# speculative.py:verify, exercise 15: the free token, if all drafts are accepted, comes from the drafter
+# speculative.py:verify, exercise 14: the bonus token is drawn where the last draft was
 
 
 def verify(drafts, p, q, generator):
-    B, g = drafts.shape
-    if not g:
-        return drafts.new_zeros(B), draw_from(p[:, 0], generator)
-    # Token x, which came with chance q(x), stays with chance min(1, p(x) / q(x)): so it stays min(p, q) of the time ...
-    p_x, q_x = (d[:, :g].gather(2, drafts[..., None]).squeeze(2) for d in (p, q))  # (B, g)
-    accepted = bernoulli((p_x / q_x).clamp(max=1), generator)
-    n_accepted = (
-        accepted.long().cumprod(1).sum(1)
-    )  # those before the first refusal: later ones were never judged
-    # ... and where it does not, the rest of p, norm(max(p - q, 0)), makes up for it exactly.
-    row, refused = (
-        torch.arange(B, device=drafts.device),
-        n_accepted.clamp(max=g - 1),
-    )  # if all are accepted: not used
-    rest = residual(p[row, refused], q[row, refused])  # (B, V)
-    p_next = torch.where((n_accepted < g)[:, None], rest, q[:, g - 1])
-    return n_accepted, draw_from(p_next, generator)
+    u = uniform((len(drafts),), generator, p.device)
+    for i, x in enumerate(drafts.tolist()):
+        if u[i] * q[i][x] >= p[i, x]:  # rejected
+            residual = (p[i] - q[i]).clamp(min=0)
+            if not residual.any():  # p = q: nothing is ever rejected, except by rounding
+                residual = p[i]
+            token = draw(residual, generator)  # draw takes it relative to its sum
+            return torch.cat([drafts[:i], token[None]])
+    bonus = draw(
+        p[-2] if len(drafts) else p[-1], generator
+    )  # all accepted: the same forward pass gives one token more
+    return torch.cat([drafts, bonus[None]])

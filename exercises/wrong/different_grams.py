@@ -1,4 +1,4 @@
-# metrics.py:repeated, exercise 18: the share of n-grams that are new instead of repeated
+# metrics.py:repeated, exercise 7: the fraction of n-grams that are new instead of repeated
 
 
 def repeated(x, n=4):

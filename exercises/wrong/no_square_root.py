@@ -1,28 +1,10 @@
 # model.py:attend, exercise 1: the scores are divided by D, not by its square root
 
 
-def attend(q, k, v, causal, attention, mask=None):
-    Tq, Tk = q.size(2), k.size(2)
-    if attention == "flash_attn" and mask is None:
-        from flash_attn import flash_attn_func
-
-        q, k, v = (
-            x.transpose(1, 2) for x in (q, k, v)
-        )  # (B, T, H, D); its causal mask is aligned to the last key
-        return flash_attn_func(q, k, v, causal=causal).transpose(1, 2)
-    # On a CPU the backward of SDPA is as slow in bfloat16 as in float32: there the three lines below train 1.4x faster.
-    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and Tk <= 512
-    if attention == "manual" or slow:
-        scores = (q / q.size(-1)) @ k.transpose(-2, -1)  # (B, H, Tq, Tk)
-        if causal or mask is not None:
-            scores = scores.masked_fill(
-                ~(causal_mask(Tq, Tk, q.device) if mask is None else mask), -math.inf
-            )
-        return scores.softmax(-1) @ v
-    if mask is not None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    if (
-        causal and 1 < Tq < Tk
-    ):  # new queries after cached keys: SDPA's is_causal would align them to the first key
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=causal_mask(Tq, Tk, q.device))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal and Tq > 1)
+def attend(q, k, v, causal):
+    scores = q @ k.transpose(-2, -1) / q.size(-1)  # (B, H, Tq, Tk)
+    if causal:
+        Tq, Tk = scores.shape[-2:]
+        sees = torch.ones(Tq, Tk, dtype=torch.bool, device=q.device).tril(Tk - Tq)
+        scores = scores.masked_fill(~sees, -math.inf)
+    return scores.softmax(dim=-1) @ v

@@ -1,6 +1,9 @@
-# model.py:add_noise, exercise 2: a share t of a row's tokens, instead of each with probability t
+# model.py:diffusion_loss, exercise 2: a fraction t of a row, not each token with probability t
 
 
-def add_noise(x0, t, mask_id, generator):
-    n_masks = (t * x0.size(1)).round()
-    return torch.where(ranks(uniform(x0.shape, generator, x0.device)) < n_masks, mask_id, x0)
+def diffusion_loss(model, x0, generator, t_weight=1.0, eps=1e-3):
+    t = eps + (1 - eps) * stratified(len(x0), generator, x0.device)  # (B, 1)
+    masked = (
+        rank_in_row(uniform(x0.shape, generator, x0.device)) < (t * x0.size(1)).round()
+    )  # (B, T)
+    return masked_nll(model, x0, masked, weight=(2 - t_weight) / t**t_weight)

@@ -1,7 +1,14 @@
-# speculative.py:residual, exercise 15: p - q keeps its negative part
+# speculative.py:verify, exercise 14: the residual is |p - q|
 
 
-def residual(p, q):
-    rest = p - q
-    total = rest.sum(-1, keepdim=True)
-    return torch.where(total > 0, rest / total, p)  # p = q: nothing was refused but by rounding
+def verify(drafts, p, q, generator):
+    u = uniform((len(drafts),), generator, p.device)
+    for i, x in enumerate(drafts.tolist()):
+        if u[i] * q[i][x] >= p[i, x]:  # rejected
+            residual = (p[i] - q[i]).abs()
+            if not residual.any():  # p = q: nothing is ever rejected, except by rounding
+                residual = p[i]
+            token = draw(residual, generator)  # draw takes it relative to its sum
+            return torch.cat([drafts[:i], token[None]])
+    bonus = draw(p[-1], generator)  # all accepted: the same forward pass gives one token more
+    return torch.cat([drafts, bonus[None]])

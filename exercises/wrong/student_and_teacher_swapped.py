@@ -1,27 +1,13 @@
-# distill.py:sdtt_loss, exercise 12: the divergence of the teacher from the student: the arguments are swapped
+# distill.py:sdtt_loss, exercise 11: the divergence of the teacher from the student
 
 
-def sdtt_loss(
-    student,
-    x0,
-    generator,
-    teacher,
-    dt,
-    k=2,
-    divergence="kl_bwd",
-    sampler="ancestral",
-    dtype=torch.float32,
-):
-    given = x0, dt, k, student.mask_id, generator
-    # (B, T) both; N places with call > 0 are learnt
-    xt, call = spread_states(*given) if sampler == "spread" else ancestral_states(*given, sampler)
-    targets = sdtt_targets(teacher, xt, call, generator)  # (N, C)
-    h = student.hidden(xt)[call > 0]  # (N, C)
-    head = teacher.frozen_head()
-
-    def loss_of(logits, h_teacher):
-        """(n, V), (n, C) -> (n): both distributions exist for a few positions at a time only."""
-        log_p, log_q = (z.to(dtype).log_softmax(-1) for z in (logits, head(h_teacher)))
-        return divergence_between(divergence, log_q, log_p)
-
-    return student.head_loss(h, loss_of, targets) / max(len(h), 1)
+def sdtt_loss(student, x0, generator, teacher, dt, sampler, *, k=2, divergence="kl_bwd"):
+    state = spread_state if sampler == "spread" else ancestral_state
+    xt, step_of = state(x0, dt, k, student.mask_id, generator)  # (B, T) each
+    targets = sdtt_targets(teacher, xt, step_of, k, generator)  # (B, T, C)
+    supervised = step_of > 0  # (B, T), N of them
+    log_student = student.head(student.hidden(xt)[supervised]).float().log_softmax(-1)  # (N, V)
+    with torch.no_grad():
+        log_teacher = teacher.head(targets[supervised]).float().log_softmax(-1)  # (N, V)
+    losses = divergence_between(log_teacher, log_student, divergence)  # (N)
+    return losses.sum() / max(len(losses), 1)  # a batch in which nothing is masked has loss 0

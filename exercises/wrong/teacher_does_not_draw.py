@@ -1,19 +1,16 @@
-# distill.py:sdtt_targets, exercise 11: the teacher writes its best token down, and does not draw
+# distill.py:sdtt_targets, exercise 10: the teacher writes its best token down, and does not draw
 
 
-def sdtt_targets(teacher, xt, call, generator):
-    wanted, last = call > 0, call.amax(1, keepdim=True)  # (B, T), N of them; (B, 1)
-    z, targets = xt.clone(), torch.empty(int(wanted.sum()), teacher.config.n_embd, device=xt.device)
-    for i in range(1, int(last.max()) + 1):
-        reveal = call == i
-        rows = reveal.any(1)
-        h = teacher.hidden(z[rows])[reveal[rows]]  # (n, C)
-        targets[reveal[wanted]] = (
-            h.float()
-        )  # reveal[wanted] (N,): which of the N targets this call fills
-        needed = reveal & (i < last)  # another call will look at them
-        h = h[needed[reveal]]  # needed[reveal] (n,): the hidden states of these
-        z[needed] = in_chunks(
-            lambda part: teacher.head(part).argmax(-1), h, teacher.config.vocab_size
-        )
+def sdtt_targets(teacher, xt, step_of, k, generator):
+    z = xt.clone()
+    targets = teacher.wte.weight.new_zeros(*xt.shape, teacher.config.n_embd)
+    for step in range(1, k + 1):
+        now = step_of == step  # (B, T)
+        rows = now.any(dim=1)
+        if not rows.any():
+            continue
+        h = teacher.hidden(z[rows])[now[rows]]  # (N, C)
+        targets[now] = h.to(targets.dtype)
+        if step < k:  # nobody looks at what the last step would draw
+            z[now] = teacher.head(h).argmax(-1)
     return targets

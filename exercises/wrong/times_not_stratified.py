@@ -1,6 +1,5 @@
-# model.py:stratified, exercise 2: independent times, which leave parts of the unit interval empty
+# model.py:stratified, exercise 2: independent times, which leave parts of [0, 1) empty
 
 
 def stratified(B, generator, device):
-    u = uniform((B,), generator, device)  # (B)
-    return (u % 1)[:, None]
+    return uniform((B, 1), generator, device)

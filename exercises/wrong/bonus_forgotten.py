@@ -1,0 +1,14 @@
+# speculative.py:verify, exercise 14: no bonus token
+
+
+def verify(drafts, p, q, generator):
+    u = uniform((len(drafts),), generator, p.device)
+    for i, x in enumerate(drafts.tolist()):
+        if u[i] * q[i][x] >= p[i, x]:  # rejected
+            residual = (p[i] - q[i]).clamp(min=0)
+            if not residual.any():  # p = q: nothing is ever rejected, except by rounding
+                residual = p[i]
+            token = draw(residual, generator)  # draw takes it relative to its sum
+            return torch.cat([drafts[:i], token[None]])
+    bonus = draw(p[-1], generator)  # all accepted: the same forward pass gives one token more
+    return drafts

@@ -1,0 +1,12 @@
+# model.py:draw, exercise 4: a cumulative sum of 24 bits
+
+
+def draw(p, generator=None):
+    device = p.device
+    if device.type == "mps":
+        p = p.cpu()  # an Apple GPU has no float64
+    cdf = p.cumsum(-1, dtype=torch.float32).double()
+    u = uniform(p.shape[:-1], generator, p.device, torch.float64)
+    u = u[..., None] * cdf[..., -1:]  # the sum is 1 only up to rounding
+    tokens = torch.searchsorted(cdf, u, right=True).squeeze(-1)
+    return tokens.clamp(max=p.size(-1) - 1).to(device)

@@ -1,0 +1,9 @@
+# model.py:masked_nll, exercise 2: the weights of the rows are averaged
+
+
+def masked_nll(model, x0, masked, weight):
+    xt = x0.masked_fill(masked, model.mask_id)  # (B, T), N of them masked
+    h = model.hidden(xt)[masked]  # (N, C): only masked positions are predicted
+    logits = model.head(h).float()  # (N, V)
+    losses = F.cross_entropy(logits, x0[masked], reduction="none")  # (N)
+    return (weight.mean() * losses).sum() / x0.numel()

@@ -1,0 +1,16 @@
+# extras/soft_labels.py:soft_cross_entropy, exercise 17: ids that repeat count once
+
+
+def soft_cross_entropy(logits, ids, logp, missing="none"):
+    lse = logits.logsumexp(-1)  # (N)
+    w = logp.exp()  # (N, K)
+    if missing == "renorm":
+        w = w / w.sum(-1, keepdim=True)
+    w = torch.zeros_like(logits).scatter(1, ids, w)
+    loss = (w * (lse[:, None] - logits)).sum(-1)
+    if missing == "tail":  # all tokens that are not named, as one more token
+        unnamed = logits.scatter(1, ids, torch.finfo(logits.dtype).min).logsumexp(-1)  # (N)
+        gone = 1 - w.sum(-1)
+        gone = gone.masked_fill(gone < 1e-6, 0)  # below is rounding
+        loss = loss + gone * (lse - unnamed)
+    return loss
