@@ -28,9 +28,7 @@ out_dir = "out/train"
 init_from = "scratch"  # 'scratch' | 'resume' (out_dir) | a ckpt.pt or a published model, as gpt2,
 # also of the other objective: it is converted
 # model
-arch = (
-    "gpt"  # 'gpt' | 'lstm' | 'cnn' | 'ngram': small ones that draft for a GPT, for objective 'ar'
-)
+arch = "gpt"  # 'gpt' | 'lstm' | 'cnn' | 'ngram': the last three draft for a GPT, --objective=ar
 block_size = 256  # tokens
 n_layer = 6
 n_head = 6

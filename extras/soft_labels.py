@@ -56,7 +56,7 @@ missing = "none"  # 'none' | 'renorm' (scale the rest up) | 'tail' (on all other
 ce_weight = 0.0  # of the cross-entropy with the text itself
 vocab_parallel = False  # under torchrun: split the head's vocabulary, not the batch
 # optimizer: AdamW
-max_iters = 10000  # optimizer steps; a run may be resumed with more
+max_iters = 10000  # optimizer steps
 batch_size = 16  # sequences per forward pass, on each process
 gradient_accumulation_steps = 8  # forward passes per step, over all processes
 learning_rate = 6e-5
