@@ -58,8 +58,8 @@ CLASSES = {
 
 def make(kind, folder, seed, rows=12, words=WORDS, **kw):
     """
-    Saves a tiny random model whose predictions are far from uniform, and its tokenizer -> hf:folder.
-    rows: of the head, at least as many as there are words.
+    Saves a tiny random model whose predictions are far from uniform, and its tokenizer ->
+    hf:folder. rows: of the head, at least as many as there are words.
     """
     torch.manual_seed(seed)
     if kind == "t5":

@@ -279,7 +279,9 @@ def test_knobs_that_make_no_sense_raise_before_any_work(models, tmp_path, refuse
 
 
 def test_pairs_in_a_tokenizer_of_transformers_keep_their_borders(models, tmp_path):
-    """For an encoder-decoder as rows; for a decoder as a stream whose batches begin with an article."""
+    """
+    For an encoder-decoder as rows; for a decoder as a stream whose batches begin with an article.
+    """
     dice = random.Random(0)
     articles = [" ".join(dice.choices("abcdef", k=dice.randint(2, 9))) for _ in range(60)]
     pairs = [{"article": article, "highlights": "f e"} for article in articles]
