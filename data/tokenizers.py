@@ -20,9 +20,9 @@ def gpt2():
     try:
         return tiktoken.get_encoding("gpt2")
     except OSError as error:
-        mend = "Run once with a network, or set TIKTOKEN_CACHE_DIR to a folder that holds it"
+        hint = "Run once with a network, or set TIKTOKEN_CACHE_DIR to a folder that holds it"
         raise UserError(
-            f"Could not download the GPT-2 vocabulary ({str(error)[:80]}...). {mend}."
+            f"Could not download the GPT-2 vocabulary ({str(error)[:80]}...). {hint}."
         ) from None
 
 
