@@ -334,7 +334,9 @@ def load_model(path, device="cpu", attention="sdpa"):
 
 
 def load_drafter(path, target, meta, attention="sdpa"):
-    """-> a drafter for the target: 'lookup', an n-gram file (.txt) or a model, of its vocabulary."""
+    """
+    -> a drafter for the target: 'lookup', an n-gram file (.txt) or a model, of its vocabulary.
+    """
     if not target.config.causal:
         raise UserError("--draft makes a GPT faster; this checkpoint is a diffusion model.")
     if path == "lookup":

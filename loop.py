@@ -63,9 +63,7 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, first=0):
     # DDP or FSDP around model and loss; before the optimizer, for FSDP cuts the weights into shards
     batch_loss = parallel(model, loss, device, world, cfg.fsdp)
     optimizer = make_optimizer(model, cfg)
-    averaged = {}  # name of a weight -> its average over the last steps
-    if cfg.ema:
-        averaged = {n: p.detach().clone() for n, p in model.named_parameters()}
+    averaged = copy_of(model) if cfg.ema else {}  # weight name -> its average over the last steps
     start = restore(resume, optimizer, averaged, cfg) if resume else 0
     if cfg.compile == "on" or (cfg.compile == "auto" and device.type == "cuda"):
         compile_trunk(model, device)
@@ -116,6 +114,10 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, first=0):
 
 # --------------------------------------------------------------------------------------------------
 # averaged weights. (Not torch's AveragedModel, whose copy of the module FSDP does not shard.)
+
+
+def copy_of(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def update(averaged, model, step, ema):

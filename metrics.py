@@ -397,7 +397,9 @@ def overlap_of_proposals(drafter, row, p, n_known, settings):
 
 
 def mean_and_error(values):
-    """(n,) -> the mean of those that are known, half the width of its 95 % interval (Student's t)."""
+    """
+    (n,) -> the mean of those that are known, half the width of its 95 % interval (Student's t).
+    """
     values = values[~values.isnan()]
     if len(values) < 3:
         return (values.mean().item() if len(values) else 0.0), math.nan
@@ -405,7 +407,7 @@ def mean_and_error(values):
     return values.mean().item(), t * (values.std() / len(values) ** 0.5).item()
 
 
-def race(target, drafter, x, n_new, gamma, settings, seed, rounds):
+def race(target, drafter, x, n_new, gamma, settings, *, seed, rounds):
     """x (T,) -> how many times as fast the target writes n_new tokens with drafts as without."""
     generator = seeded(seed, device=x.device)
     began = time.perf_counter()
@@ -419,10 +421,10 @@ def race(target, drafter, x, n_new, gamma, settings, seed, rounds):
     return plain / (time.perf_counter() - began)
 
 
-def drafter_row(target, drafter, text, prompts, settings, seed, batch_size, n_races=24):
+def drafter_row(target, drafter, text, prompts, settings, *, seed, batch_size, n_races=24):
     """
-    text (n, L) int64: what the target wrote after prompts (n, P) -> a dict: alpha on all texts, then
-    costs, the best gamma, and speed and counts over n_races texts, one at a time.
+    text (n, L) int64: what the target wrote after prompts (n, P) -> a dict: alpha on all texts,
+    then costs, the best gamma, and speed and counts over n_races texts, one at a time.
     """
     n_new = text.size(1) - prompts.size(1)
     row = {}
@@ -437,7 +439,8 @@ def drafter_row(target, drafter, text, prompts, settings, seed, batch_size, n_ra
     rounds = Rounds(gamma)
     ratios = []
     for i, x in enumerate(prompts[:n_races]):
-        ratios.append(race(target, drafter, x, n_new, gamma, settings, seed + i, rounds))
+        ratio = race(target, drafter, x, n_new, gamma, settings, seed=seed + i, rounds=rounds)
+        ratios.append(ratio)
     row["speedup"], row["speedup_error"] = mean_and_error(torch.tensor(ratios))
     row["counted"] = acceptance(rounds)
     counts = zip(rounds.accepted.tolist(), rounds.tested.tolist(), strict=True)
@@ -453,6 +456,8 @@ def drafters_table(target, drafters, prompts, size, settings, seed, batch_size):
     text = generate(target, prompts, n_new, generator=generator, **settings)
     rows = []
     for name, drafter in tqdm(drafters.items(), desc="drafters", leave=False):
-        row = drafter_row(target, drafter, text, prompts, settings, seed, batch_size)
+        row = drafter_row(
+            target, drafter, text, prompts, settings, seed=seed, batch_size=batch_size
+        )
         rows.append({"drafter": name, **row})
     return rows

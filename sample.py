@@ -215,7 +215,8 @@ def sample_with_drafts(model, checkpoint, template, note, cfg):
     gamma = chosen_gamma(model, drafter, template, cfg)
     draw = functools.partial(draw_with_drafts, model, checkpoint, template, drafter, gamma, cfg)
     if cfg.compile == "on":
-        draw()  # the first run compiles
+        for number in range(cfg.num_samples):  # the first run compiles: rounds of every length
+            draw(number=number)
 
     rounds = metrics.Rounds(gamma)
     n_known = int((template >= 0).sum())

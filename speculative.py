@@ -243,7 +243,8 @@ def sampler_and_steps(sampler, steps, checkpoint):
 
 def draw_samples(model, template, n_steps=64, sampler="spread", *, top_k=0, eos=None, **options):
     """
-    (B, L) int64 with -1 at the blanks -> (B, L) int64. options: temperature, top_p, generator, watch.
+    (B, L) int64 with -1 at the blanks -> (B, L) int64. options: temperature, top_p, generator,
+    watch.
 
     n_steps and sampler are for diffusion, which fills any blanks; top_k and eos for a GPT, whose
     known tokens, at least one, stand at the beginning.

@@ -91,7 +91,7 @@ def how_to_make(folder):
     return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}"
 
 
-def places(tokens, length, step):
+def positions(tokens, length, step):
     """
     -> where a block of so many tokens may begin: at every step-th token or, if the texts are pairs,
     with a pair.
@@ -108,10 +108,10 @@ def places(tokens, length, step):
 
 def batch(tokens, batch_size, length, generator):
     """
-    (n,) token ids -> (batch_size, length) int64 from random places. Same generator state, same
+    (n,) token ids -> (batch_size, length) int64 from random positions. Same generator state, same
     batch.
     """
-    at = places(tokens, length, 1)
+    at = positions(tokens, length, 1)
     starts = [at[i] for i in torch.randint(len(at), (batch_size,), generator=generator).tolist()]
     return torch.from_numpy(np.stack([tokens[i : i + length] for i in starts]).astype(np.int64))
 
@@ -121,7 +121,7 @@ def blocks(tokens, length, limit):
     (n,) token ids -> (at most limit, length) int64: blocks side by side (of pairs: beginnings),
     spread evenly.
     """
-    at = places(tokens, length, length)
+    at = positions(tokens, length, length)
     chosen = np.linspace(0, len(at) - 1, min(len(at), limit)).astype(int)
     return torch.from_numpy(
         np.stack([tokens[at[i] : at[i] + length] for i in chosen]).astype(np.int64)

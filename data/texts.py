@@ -109,10 +109,10 @@ def tiny_shakespeare(folder):
 def check_hash(content, where):
     found = hashlib.sha256(content).hexdigest()
     if found != SHAKESPEARE_SHA256:
-        mend = (
+        hint = (
             "Delete it and try again; a text of your own is for data/text/prepare.py --input=FILE"
         )
-        raise UserError(f"{where} has sha256 {found}, not {SHAKESPEARE_SHA256}. {mend}.")
+        raise UserError(f"{where} has sha256 {found}, not {SHAKESPEARE_SHA256}. {hint}.")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ def gpt2():
     try:
         return tiktoken.get_encoding("gpt2")
     except OSError as error:
-        mend = "Run once with a network, or set TIKTOKEN_CACHE_DIR to a folder that holds it"
+        hint = "Run once with a network, or set TIKTOKEN_CACHE_DIR to a folder that holds it"
         raise UserError(
-            f"Could not download the GPT-2 vocabulary ({str(error)[:80]}...). {mend}."
+            f"Could not download the GPT-2 vocabulary ({str(error)[:80]}...). {hint}."
         ) from None
 
 
@@ -50,7 +50,7 @@ def from_hub(kind, name, **how):
     try:
         return finder.from_pretrained(name, trust_remote_code=False, **how)
     except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
-        hint = "A checkpoint or an exported folder of this project is read without hf:, one on a hub as hub:OWNER/NAME."
+        hint = "A folder that this project exported is read without hf:, or as hub:OWNER/NAME."
         raise UserError(f"hf:{name} cannot be loaded ({first_line(error)}). {hint}") from None
 
 

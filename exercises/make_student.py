@@ -174,7 +174,9 @@ def words_of(source):
 
 
 def tests_to_drop(tests, exercises):
-    """{file: text} -> the files that use a function to be written, the reference, or such a file."""
+    """
+    {file: text} -> the files that use a function to be written, the reference, or such a file.
+    """
     missing = {name.split(".")[-1] for _, name, _ in targets(exercises)} | {"reference"}
     dropped = set()
     while True:

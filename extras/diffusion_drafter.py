@@ -146,8 +146,9 @@ def print_table(target, meta, drafter, settings, note, cfg):
         rounds = Rounds(gamma)
         speeds = []
         for i in range(cfg.num_samples):
-            run = (x, n_new, gamma, settings, cfg.seed + i, rounds)
-            speeds.append(race(target, drafter, *run))
+            seed = cfg.seed + i
+            ratio = race(target, drafter, x, n_new, gamma, settings, seed=seed, rounds=rounds)
+            speeds.append(ratio)
         speed, _ = mean_and_error(torch.tensor(speeds))
         counts = zip(rounds.accepted.tolist(), rounds.tested.tolist(), strict=True)
         by_position = " ".join(f"{a / t:.2f}" for a, t in counts if t)

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 
 
 def causal_mask(n_query, n_key, device):
-    """-> (n_query, n_key) bool, True where a query may look: the queries are the last of the keys."""
+    """
+    -> (n_query, n_key) bool, True where a query may look: the queries are the last of the keys.
+    """
     return torch.ones(n_query, n_key, dtype=torch.bool, device=device).tril(n_key - n_query)
 
 

@@ -13,7 +13,9 @@ from plumbing.checkpoints import load_checkpoint
 
 
 class Log:
-    """Appends objects to out_dir/log.jsonl, a line each, and to Weights & Biases if that is asked for."""
+    """
+    Appends objects to out_dir/log.jsonl, a line each, and to Weights & Biases if that is asked for.
+    """
 
     def __init__(self, out_dir, start, wandb_project="", config=None):
         """start: what was logged after this step is redone, so it is cut."""
@@ -37,7 +39,9 @@ class Log:
 
 
 def read_log(folder):
-    """The folder of a run -> the objects of its log.jsonl, except a line that is only half written."""
+    """
+    The folder of a run -> the objects of its log.jsonl, except a line that is only half written.
+    """
     try:
         with open(os.path.join(folder, "log.jsonl"), encoding="utf-8") as f:
             return [json.loads(line) for line in f if line.endswith("\n")]

@@ -18,7 +18,9 @@ from plumbing.runs import Log, files_of_run
 
 
 def training_state(model, optimizer, averaged, step):
-    """-> a dict; of weights in shards, every process has to call it, and the first gets them whole."""
+    """
+    -> a dict; of weights in shards, every process has to call it, and the first gets them whole.
+    """
     state = {
         "model": model.state_dict(),
         "ema": averaged or None,

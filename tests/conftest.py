@@ -112,7 +112,9 @@ def markov(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(markov, tmp_path_factory):
-    """Paths of checkpoints of a diffusion model and of a GPT of the markov language, 6 steps old."""
+    """
+    Paths of checkpoints of a diffusion model and of a GPT of the markov language, 6 steps old.
+    """
     out = {}
     for objective in ("diffusion", "ar"):
         folder = tmp_path_factory.mktemp(objective)

@@ -505,7 +505,9 @@ def random_weights(gen, *shape):
 
 
 def random_mdlm(V, C, L, E, gen):
-    """-> weights in the layout of the published MDLM and SDTT files; [MASK] is the last of V + 1."""
+    """
+    -> weights in the layout of the published MDLM and SDTT files; [MASK] is the last of V + 1.
+    """
     shapes = {
         "vocab_embed.embedding": (V + 1, C),
         "sigma_map.mlp.0.weight": (E, 256),

@@ -1,5 +1,7 @@
 """
-python -m pytest tests/test_cli.py          knobs, sample.py, and every command a README reader types, at toy size
+python -m pytest tests/test_cli.py
+
+knobs, sample.py, and every command a README reader types, at toy size
 """
 
 import glob

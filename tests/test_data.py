@@ -1,5 +1,7 @@
 """
-python -m pytest tests/test_data.py          what prepare.py writes, what data reads, and what both refuse
+python -m pytest tests/test_data.py
+
+what prepare.py writes, what data reads, and what both refuse
 """
 
 import hashlib
@@ -170,7 +172,7 @@ def test_byte_pairs_of_shakespeare(tmp_path):
         )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # text: a file or a folder of one's own
 
 
@@ -248,7 +250,9 @@ def test_words_that_stay_rare_are_forgotten_when_there_are_too_many():
 
 
 def test_the_longest_piece_that_fits_is_taken():
-    """Against a regular expression of all pieces, longest first; pieces that no word contains, too."""
+    """
+    Against a regular expression of all pieces, longest first; pieces that no word contains, too.
+    """
     words = [" the", "the", "\n    ", "\n  ", "in", "ing", " in", "__", "();", "  ", " "]
     text = "\n      the thing (in the thin_g) __in__();  inside\n\n    the\t end " * 3
     for odd in ([], ["e t", "g ("]):
@@ -280,7 +284,7 @@ def test_text_that_cannot_be_used_is_refused_in_one_line(tmp_path, refused):
     assert not os.path.exists(tmp_path / "out")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # documents: openwebtext, cnn_dailymail, lambada, from small files of one's own
 
 # runs a script and kills it where a file of this name would take its place
@@ -317,7 +321,10 @@ def offline(tmp_path):
 
 @pytest.fixture
 def prepare(tmp_path):
-    """prepare(name, **knobs): runs data/<name>/prepare.py offline, its cache in tmp_path; may kill it at a file."""
+    """
+    prepare(name, **knobs): runs data/<name>/prepare.py offline, its cache in tmp_path; may kill it
+    at a file.
+    """
 
     def call(name, killed_at="", **kw):
         before = ["-c", KILLED_AT, killed_at] if killed_at else []

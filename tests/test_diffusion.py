@@ -1,5 +1,7 @@
 """
-python -m pytest tests/test_diffusion.py          masked diffusion: the loss, the bound, every sampler
+python -m pytest tests/test_diffusion.py
+
+masked diffusion: the loss, the bound, every sampler
 """
 
 import functools

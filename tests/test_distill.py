@@ -1,5 +1,7 @@
 """
-python -m pytest tests/test_distill.py          SDTT and drafters: states, targets, losses, rounds, resume
+python -m pytest tests/test_distill.py
+
+SDTT and drafters: states, targets, losses, rounds, resume
 """
 
 import copy

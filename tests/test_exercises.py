@@ -1,5 +1,7 @@
 """
-python -m pytest tests/test_exercises.py     the class: its graders, known mistakes, a student's folder
+python -m pytest tests/test_exercises.py
+
+the class: its graders, known mistakes, a student's folder
 """
 
 import ast

@@ -58,8 +58,8 @@ CLASSES = {
 
 def make(kind, folder, seed, rows=12, words=WORDS, **kw):
     """
-    Saves a tiny random model whose predictions are far from uniform, and its tokenizer -> hf:folder.
-    rows: of the head, at least as many as there are words.
+    Saves a tiny random model whose predictions are far from uniform, and its tokenizer ->
+    hf:folder. rows: of the head, at least as many as there are words.
     """
     torch.manual_seed(seed)
     if kind == "t5":
@@ -334,7 +334,7 @@ def test_sample_and_eval_take_hf_as_target_drafter_and_evaluator(models, tmp_pat
     drafts = [f"--draft={drafter}", "--gamma=2", "--length=20"]
     out, _ = run("sample.py", f"--ckpt={target}", "--prompt=a b c a b", *drafts)
     assert "sample 4" in out and "a b c a b" in out
-    small = ["--num_samples=8", "--length=16", "--latency_batch=1", "--device=cpu"]
+    small = ["--num_samples=8", "--length=32", "--latency_batch=1", "--device=cpu"]
     what = [
         f"--out={tmp_path / 'eval'}",
         "--what=genppl,latency,acceptance",
@@ -422,7 +422,8 @@ def test_small_networks_and_ngrams_learn_to_draft_for_a_decoder(models, tmp_path
         drafter = Network(load_model(str(tmp_path / kd_data / "ckpt.pt"))[0])
         found[kd_data] = alpha(target, drafter, x)
     knobs = {**vars(distill.cfg), **SMALL, **how, "drafter": "ngram", "pseudo_tokens": 20_000}
-    distill.main(types.SimpleNamespace(**{**knobs, "out_dir": str(tmp_path / "ngram")}))
+    knobs |= {"out_dir": str(tmp_path / "ngram"), "ngram_n": 3}
+    distill.main(types.SimpleNamespace(**knobs))
     found["ngram"] = alpha(target, NGram.load(tmp_path / "ngram" / "ngram.txt")[0], x)
     untrained = alpha(target, Network(tiny_model(V=10, causal=True, block_size=48, seed=3)), x)
     assert all(a > untrained + 0.05 for a in found.values()), (found, untrained)

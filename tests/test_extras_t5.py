@@ -279,7 +279,9 @@ def test_knobs_that_make_no_sense_raise_before_any_work(models, tmp_path, refuse
 
 
 def test_pairs_in_a_tokenizer_of_transformers_keep_their_borders(models, tmp_path):
-    """For an encoder-decoder as rows; for a decoder as a stream whose batches begin with an article."""
+    """
+    For an encoder-decoder as rows; for a decoder as a stream whose batches begin with an article.
+    """
     dice = random.Random(0)
     articles = [" ".join(dice.choices("abcdef", k=dice.randint(2, 9))) for _ in range(60)]
     pairs = [{"article": article, "highlights": "f e"} for article in articles]
@@ -325,12 +327,15 @@ def test_summaries_and_the_table_of_drafters(models, tmp_path):
     ]
     data.write_jsonl(tmp_path / "prompts.jsonl", pairs)
     files = [f"--prompts={tmp_path / 'prompts.jsonl'}", f"--out={tmp_path / 'eval'}"]
-    drafts = f"--draft={drafter},{target},lookup"
+    ngram = str(tmp_path / "ngram.txt")
+    text = torch.randint(3, 9, (200,), generator=seeded(4)).numpy()
+    NGram(2, 10).fit(text).save(ngram, data.tokenizers.hf_meta(target[3:]))
+    drafts = f"--draft={drafter},{target},{ngram},lookup"
     small = ["--num_samples=9", "--length=20", "--gamma=2"]
     run(*how, "--task=eval", drafts, *files, *small)
     report = json.loads((tmp_path / "eval" / "eval.json").read_text())
     rows = {row["drafter"]: row for row in report["rows"]}
-    assert set(rows) == {"the target alone", drafter, target, "lookup"}
+    assert set(rows) == {"the target alone", drafter, target, ngram, "lookup"}
     assert rows[target]["alpha"] == pytest.approx(1, abs=1e-3) and rows[target]["counted"] > 0.99
     assert 0.05 < rows[drafter]["alpha"] < 0.98
     assert all(0 <= row["rouge2"] <= 1 for row in rows.values())

@@ -1,5 +1,7 @@
 """
-python -m pytest tests/test_hardware.py          the device, and the number format that it is fast in
+python -m pytest tests/test_hardware.py
+
+the device, and the number format that it is fast in
 """
 
 import types

@@ -1,5 +1,7 @@
 """
-python -m pytest tests/test_knobs.py          knobs that scripts share are explained in the same words
+python -m pytest tests/test_knobs.py
+
+knobs that scripts share are explained in the same words
 """
 
 import glob

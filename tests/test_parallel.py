@@ -1,5 +1,7 @@
 """
-python -m pytest tests/test_parallel.py          DDP and FSDP: equal to one process, resume on any number
+python -m pytest tests/test_parallel.py
+
+DDP and FSDP: equal to one process, resume on any number
 """
 
 import json

@@ -521,7 +521,9 @@ def test_a_row_of_the_table_of_drafters(name):
     prompts = torch.randint(V, (4, 8), generator=seeded(0))
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     text = generate(target, prompts, 24, generator=seeded(1), **settings)
-    row = metrics.drafter_row(target, drafter, text, prompts, settings, 1, 4, n_races=3)
+    row = metrics.drafter_row(
+        target, drafter, text, prompts, settings, seed=1, batch_size=4, n_races=3
+    )
     assert 0 < row["alpha"] < 1 and row["gamma"] in metrics.GAMMAS
     assert row["predicted"] > 0 and row["speedup"] > 0 and row["c"] > 0 and row["verify"] > 0
     assert len(row["counted_at"]) == row["gamma"]

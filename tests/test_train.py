@@ -1,5 +1,7 @@
 """
-python -m pytest tests/test_train.py          the loop: exact resume, kill -9, conversion, learning, mistakes
+python -m pytest tests/test_train.py
+
+the loop: exact resume, kill -9, conversion, learning, mistakes
 """
 
 import json
@@ -228,7 +230,8 @@ def test_a_finished_run_resumes_to_nothing(pydoc, tmp_path, capsys):
 
 def test_two_runs_never_share_a_folder(pydoc, tmp_path, refused):
     """Not even before the first checkpoint. The lock of a run that was killed is gone with it."""
-    hold = f"from plumbing.runs import claim; claim({str(tmp_path)!r}); print('held', flush=True); input()"
+    hold = f"from plumbing.runs import claim; claim({str(tmp_path)!r}); "
+    hold += "print('held', flush=True); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", hold],
         cwd=ROOT,

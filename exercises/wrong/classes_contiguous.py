@@ -5,8 +5,8 @@ def unmask_steps(masked, n_steps, sampler, generator):
     B, T = masked.shape
     u = uniform((B, T), generator, masked.device)
     if sampler in ("ancestral", "analytic"):
-        # analytic, SEDD's Tweedie step, unmasks (e^ds - 1) / (e^sigma_t - 1) with sigma = -log(1 - t),
-        # which is (t - s) / t: one sampler, two papers
+        # analytic, SEDD's Tweedie step, unmasks (e^ds - 1) / (e^sigma_t - 1) of them, where sigma
+        # is -log(1 - t): that is (t - s) / t, too. One sampler, two papers
         step_of = ancestral_steps(u, t=1, dt=1 / n_steps, n_steps=n_steps)
     elif sampler == "first_hitting":
         # infinitely many steps: each unmasks at most one position of a row (Zheng et al. 2024)
