@@ -1,5 +1,6 @@
 # make demo    from an empty machine to generated text: trains a GPT, turns it into a diffusion model, distills, evaluates
 # make demo DATASET=text    the same with your own text, after: python data/text/prepare.py --input=FILE
+# make quick   sets up and runs the tests of the story, under a minute
 # make test    sets up and runs every test, offline
 # make grade   in a student's folder (exercises/README.md): which exercises are passed
 # All may be run again: they skip what is done and continue what was interrupted. Needs python 3.10 or newer.
@@ -50,6 +51,12 @@ test: .venv/ready-to-test
 	.venv/bin/ruff format --check .
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests -n auto --dist worksteal
 
+# model and samplers, SDTT and drafters, speculation, the loop
+STORY = $(addprefix tests/test_,model.py diffusion.py distill.py drafters.py speculative.py train.py)
+
+quick: .venv/ready-to-test
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(STORY) -m "not slow" -q -n 2 --dist worksteal
+
 grade: .venv/ready
 	@$(PY) exercises/grade.py
 
@@ -66,4 +73,4 @@ data/$(DATASET)/meta.json: | .venv/ready
 	$(PY) -m pip install -r requirements-test.txt
 	touch .venv/ready-to-test
 
-.PHONY: demo test grade
+.PHONY: demo quick test grade

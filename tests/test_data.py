@@ -278,7 +278,7 @@ def test_text_that_cannot_be_used_is_refused_in_one_line(tmp_path, refused):
     }.items():
         said = refused(own_text, tmp_path, tmp_path / input)
         assert all(word in said for word in words), said
-    for args, words in ((), "--input=FILE"), (("--input=README.md", "--tokenizer=x"), "'words'"):
+    for args, words in ((), "--input=FILE"), (("--input=README.md", "--tokenizer=x"), "words"):
         _, said = run("data/text/prepare.py", *args, f"--out_dir={tmp_path}/out", ok=False)
         assert said.count("\n") == 1 and words in said
     assert not os.path.exists(tmp_path / "out")

@@ -277,6 +277,7 @@ def test_greedy_text_equals_generates_at_every_length(name, gamma):
             assert torch.equal(found, generate(target, prompt[None], n_new, temperature=0)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt", "lstm", "ngram, kneser_ney", "lookup", "hesitant"])
 def test_sampled_texts_have_the_exact_frequencies(name):
     """With real random numbers; chi-square against the exact distribution, some end with eos."""
@@ -385,6 +386,7 @@ def test_lstm_and_cnn_generate_past_the_context_as_without_a_cache(arch):
     assert torch.equal(found, reference.generate(model, idx, 40, seeded(1)))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_compiled_gpt_is_compiled_a_few_times_however_long_the_text():
     """For the first tokens and for one more; with drafts also for several more. Then no more."""
