@@ -87,7 +87,10 @@ cfg = configure(globals())
 
 
 def divergence_between(log_student, log_teacher, divergence):
-    """(..., V) log-probabilities of both -> (...) nats; tvd is in [0, 1]."""
+    """
+    (..., V) log-probabilities of both -> (...): nats, except tvd, which is in [0, 1], and mse. Each
+    is a sum over V, never a mean.
+    """
     if divergence == "kl_bwd":  # KL(student || teacher): mode-seeking, the paper's best
         return (log_student.exp() * (log_student - log_teacher)).sum(-1)
     if divergence == "kl_fwd":  # KL(teacher || student): mode-covering
@@ -113,7 +116,9 @@ def divergence_between(log_student, log_teacher, divergence):
 def ancestral_state(x0, dt, k, mask_id, generator):
     """
     (B, T) int64 -> xt (B, T) int64, step_of (B, T) int64: which of the teacher's steps, 1 ... k,
-    unmasks each position; 0: xt shows the token.
+    unmasks each position (k also if it stays masked after them); 0: xt shows the token.
+
+    dt: the length of a step of the teacher; a step of the student is k dt.
     """
     t = 1 - stratified(len(x0), generator, x0.device)  # (B, 1) in (0, 1]
     u = uniform(x0.shape, generator, x0.device)  # (B, T): when each token becomes masked
@@ -126,10 +131,11 @@ def spread_state(x0, dt, k, mask_id, generator):
     As ancestral_state, for a student that will sample with `spread` in K = 1 / (k dt) steps. Here 0
     means not supervised: shown, or masked until a later step of the student.
 
-    DIFFERS from the paper, whose sampler is ancestral. The student's present step is drawn. Shown
-    are the positions of earlier steps, supervised only its own, since that is what the student will
-    be asked; the teacher unmasks these in k parts. With K = 8, k = 2 a step of the student is, for
-    example, positions 4, 12, 20, 28 ...; the teacher's two are 4, 20 ... and 12, 28 ...
+    DIFFERS from the paper, whose sampler is ancestral. Each row draws one step of the student,
+    `present`. It shows the positions of earlier steps and supervises those of this one only, since
+    that is what the student will be asked; the teacher unmasks these in k parts. With K = 8, k = 2
+    a step of the student has, for example, positions 4, 12, 20, 28 ...; the teacher's two have
+    4, 20 ... and 12, 28 ...
     """
     B, T = x0.shape
     n_steps = round(1 / (k * dt))  # K
@@ -137,7 +143,8 @@ def spread_state(x0, dt, k, mask_id, generator):
     order = rank_in_row(uniform((B, n_steps), generator, x0.device))  # (B, K)
     student_step = order[:, position % n_steps]  # (B, T) in 0 ... K - 1
     part_order = rank_in_row(uniform((B, k), generator, x0.device))  # (B, k)
-    part = 1 + part_order[:, position // n_steps % k]  # (B, T) in 1 ... k
+    visit = position // n_steps  # how often the round robin has come by before
+    part = 1 + part_order[:, visit % k]  # (B, T) in 1 ... k
     present = (stratified(B, generator, x0.device) * n_steps).long()  # (B, 1) in 0 ... K - 1
     xt = torch.where(student_step < present, x0, mask_id)
     return xt, torch.where(student_step == present, part, 0)
@@ -146,8 +153,8 @@ def spread_state(x0, dt, k, mask_id, generator):
 @torch.no_grad()
 def sdtt_targets(teacher, xt, step_of, k, generator):
     """
-    -> (B, T, C): the teacher's hidden state at each supervised position, in the step that unmasks
-    it, or, for the many that are still masked after k steps, in the last. Zeros where step_of is 0.
+    -> (B, T, C): the teacher's hidden state at each supervised position, in its step, step_of (the
+    last one also has the many that stay masked). Zeros where step_of is 0.
 
     The hidden state (C numbers) stands for the log-probabilities (V numbers): the loss computes
     them from it.
@@ -172,13 +179,14 @@ def sdtt_loss(student, x0, generator, teacher, dt, sampler, *, k=2, divergence="
 
     The teacher, in eval mode, takes k steps of length dt, the student learns to take them as one of
     k dt. Unlike diffusion_loss it has no weight 1/t. sampler: the one that both will be sampled
-    with. The first three arguments are those of every loss.
+    with.
     """
     state = spread_state if sampler == "spread" else ancestral_state
     xt, step_of = state(x0, dt, k, student.mask_id, generator)  # (B, T) each
     targets = sdtt_targets(teacher, xt, step_of, k, generator)  # (B, T, C)
     supervised = step_of > 0  # (B, T), N of them
-    log_student = student.head(student.hidden(xt)[supervised]).float().log_softmax(-1)  # (N, V)
+    h = student.hidden(xt)[supervised]  # (N, C)
+    log_student = student.head(h).float().log_softmax(-1)  # (N, V)
     with torch.no_grad():
         log_teacher = teacher.head(targets[supervised]).float().log_softmax(-1)  # (N, V)
     losses = divergence_between(log_student, log_teacher, divergence)  # (N)
@@ -202,7 +210,7 @@ def kd_loss(
     log_drafter = (logits / temperature).log_softmax(-1)
     with torch.no_grad():
         log_teacher = (teacher(x).float() / temperature).log_softmax(-1)
-    # softer distributions have smaller gradients, by 1 / temperature^2 (Hinton et al. 2015)
+    # gradients shrink by 1 / temperature^2: multiply it back (Hinton et al. 2015)
     loss = temperature**2 * divergence_between(log_drafter, log_teacher, divergence).mean()
     if ce_weight:
         loss = loss + ce_weight * F.cross_entropy(logits.flatten(0, 1), y.flatten())

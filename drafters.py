@@ -112,10 +112,13 @@ class NGram:
 
     def prepare(self):
         """
-        What log_probs looks up. unigram (V,); and for contexts, the (m - 1)-grams, in lists whose
-        item m - 1 is of m-grams: start (their number + 1), where a context's continuations start
-        among the m-grams; fraction (number of m-grams), of each continuation; backoff (number of
-        contexts), the weight of what shorter contexts say.
+        What log_probs looks up: unigram (V,), and for m = 2 ... n, as item m - 1 of a list,
+
+            start     (number of contexts + 1)  where a context's continuations start among m-grams
+            fraction  (number of m-grams)       of a context's continuations that are this one
+            backoff   (number of contexts)      the weight of what shorter contexts say
+
+        A context is an (m - 1)-gram.
         """
         used = self.counts
         V = self.V
@@ -179,7 +182,8 @@ class NGram:
 
     def log_probs(self, context):
         """
-        (B, n - 1) int64, -1 where the text has not begun -> (B, V) float32 log-probabilities.
+        (B, n - 1) int64 array, -1 where the text has not begun -> (B, V) float32 tensor of
+        log-probabilities.
 
         Kneser-Ney, from short contexts to long: p_m(x) = fraction(x) + backoff * p_(m-1)(x), with
         p_1 the unigram. Laplace: p_m(x) = fraction(x) + backoff. A context that was never seen, or
@@ -187,14 +191,18 @@ class NGram:
         """
         p = np.tile(self.unigram, (len(context), 1))  # (B, V)
         for m in range(2, self.n + 1):
-            index, found = self.find(context[:, self.n - m :])  # of the last m - 1 tokens
+            last = context[:, self.n - m :]  # (B, m - 1), of the n - 1 that context has
+            index, found = self.find(last)
             start = self.start[m - 1]
             found &= start[index] < start[index + 1]
             for row in found.nonzero()[0]:
                 first, end = start[index[row] : index[row] + 2]
                 tokens = self.keys[m - 1][first:end] % self.V  # what has followed
                 backoff = self.backoff[m - 1][index[row]]
-                p[row] = backoff if self.smoothing == "laplace" else backoff * p[row]
+                if self.smoothing == "laplace":
+                    p[row] = backoff  # the longest context that is known decides alone
+                else:
+                    p[row] *= backoff
                 p[row, tokens] += self.fraction[m - 1][first:end]
         return torch.from_numpy(p).log_()
 

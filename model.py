@@ -361,8 +361,9 @@ def diffusion_loss(model, x0, generator, t_weight=1.0, eps=1e-3):
 
     (MDLM eq. 10 with alpha_t = 1 - t). t is uniform in (eps, 1): the weight stays below 1/eps.
 
-    DIFFERS if a = t_weight < 1: the weight is (2 - a) / t^a. That is no bound, but its optimum is
-    the same, for the network does not see t, and the few masked tokens of a small t count less.
+    DIFFERS if a = t_weight < 1: the weight is (2 - a) / t^a, so that the few masked tokens of a
+    small t count less. That is no bound, but it has the same optimum, because the network does not
+    see t. (2 - a) keeps the mean over t of t times the weight at 1.
     """
     t = eps + (1 - eps) * stratified(len(x0), generator, x0.device)  # (B, 1)
     masked = uniform(x0.shape, generator, x0.device) < t  # (B, T)
@@ -371,7 +372,8 @@ def diffusion_loss(model, x0, generator, t_weight=1.0, eps=1e-3):
 
 def rank_in_row(x):
     """(B, T) -> (B, T) int64: the rank of each number in its row, from 0."""
-    return x.argsort(dim=1).argsort(dim=1)
+    in_order = x.argsort(dim=1)  # the position of the smallest, of the next ...
+    return in_order.argsort(dim=1)  # a permutation's argsort is its inverse: position -> rank
 
 
 @torch.no_grad()
@@ -385,7 +387,7 @@ def nelbo(model, x0, generator):
     B, T = x0.shape
     n_masked = 1 + (stratified(B, generator, x0.device) * T).long()  # (B, 1), uniform in 1 ... T
     u = uniform(x0.shape, generator, x0.device)
-    masked = rank_in_row(u) < n_masked  # (B, T)
+    masked = rank_in_row(u) < n_masked  # (B, T): a random set of n_masked positions
     return masked_nll(model, x0, masked, weight=T / n_masked)
 
 
@@ -399,9 +401,9 @@ DEFAULTS = {"sampler": "spread", "steps": 64}  # where neither a knob nor a chec
 
 def ancestral_steps(u, t, dt, n_steps):
     """
-    u (B, T): the time at which each token becomes masked -> (B, T) int64: which of the steps
-    t -> t - dt -> t - 2 dt ... unmasks it, from 1; 0: it is not masked at t. What is still masked
-    after n_steps is given to the last one.
+    u (B, T), the time at which each token becomes masked -> (B, T) int64, the step that unmasks it,
+    from 1. Step j goes from t - (j - 1) dt to t - j dt; the last one, n_steps, also unmasks what is
+    still masked after it. 0: the token is not masked at t.
 
     With alpha_t = 1 - t every token has a time of its own, uniform in [0, 1), whatever the network
     predicts: it is masked at t if u < t. So of the tokens masked at t the step to s unmasks those
@@ -419,8 +421,8 @@ def unmask_steps(masked, n_steps, sampler, generator):
     B, T = masked.shape
     u = uniform((B, T), generator, masked.device)
     if sampler in ("ancestral", "analytic"):
-        # analytic, SEDD's Tweedie step, unmasks (e^ds - 1) / (e^sigma_t - 1) of them, where sigma
-        # is -log(1 - t): that is (t - s) / t, too. One sampler, two papers
+        # analytic is SEDD's name: its step unmasks (e^(sigma_t - sigma_s) - 1) / (e^sigma_t - 1) of
+        # the masked, and with sigma = -log(1 - t) that is (t - s) / t. One sampler, two papers
         step_of = ancestral_steps(u, t=1, dt=1 / n_steps, n_steps=n_steps)
     elif sampler == "first_hitting":
         # infinitely many steps: each unmasks at most one position of a row (Zheng et al. 2024)
@@ -428,23 +430,28 @@ def unmask_steps(masked, n_steps, sampler, generator):
     elif sampler == "spread":
         # Positions unmasked in one step do not see each other's tokens: keep them far apart. The
         # masked positions of a row, from the left, go round robin to K steps in random order.
+        order = rank_in_row(
+            uniform((B, n_steps), generator, masked.device)
+        )  # (B, K) in 0 ... K - 1
         number = masked.cumsum(dim=1) - 1  # (B, T): 0, 1, 2 ... at the masked positions
-        u = uniform((B, n_steps), generator, masked.device)  # (B, K)
-        step_of = 1 + rank_in_row(u).gather(1, number.clamp(min=0) % n_steps)
+        number = number.clamp(min=0)  # those before the first masked one are set to 0 below
+        step_of = 1 + order.gather(1, number % n_steps)
     else:
-        raise UserError(f"sampler is {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
+        raise UserError(f"sampler is {sampler!r}; choose ancestral, first_hitting or spread.")
     return step_of.masked_fill(~masked, 0)
 
 
 def close_gaps(step_of):
     """
-    (B, T) int64 -> (B, T) int64: the steps that occur in a row renumbered 1, 2, ... A step in which
-    nothing happens costs nothing then: 1024 steps are at most T forward passes, of whole batches.
+    (B, T) int64 -> (B, T) int64: the steps that occur in a row renumbered 1, 2, ... Then a step in
+    which nothing happens costs nothing, and rows share their forward passes: 1024 steps are at most
+    T of them.
     """
     ordered, position = step_of.sort(dim=1)  # sorted: 0 0 3 7 7; where they come from
     before = ordered.new_zeros(len(ordered), 1)
     rises = ordered.diff(dim=1, prepend=before) > 0  # a new step starts: 0 0 1 1 0
-    return torch.zeros_like(step_of).scatter(1, position, rises.cumsum(dim=1))  # 0 0 1 2 2
+    number = rises.cumsum(dim=1)  # 0 0 1 2 2
+    return torch.zeros_like(step_of).scatter(1, position, number)  # back to where they came from
 
 
 @torch.no_grad()
@@ -468,8 +475,8 @@ def unmask(
     step_of = close_gaps(unmask_steps(xt == model.mask_id, n_steps, sampler, generator))  # (B, T)
     for step in range(1, int(step_of.max()) + 1):
         now = step_of == step  # (B, T)
-        rows = now.any(dim=1)  # (B): nothing changes in the others, and the network sees no time
-        h = model.hidden(xt[rows])[now[rows]]  # (N, C), row by row, as xt[now] is
+        rows = now.any(dim=1)  # (B): the others need no forward pass, for the network sees no time
+        h = model.hidden(xt[rows])[now[rows]]  # (N, C), in the same order as xt[now]
         xt[now] = draw_tokens(model, h, generator, temperature, top_p)
         if watch:
             watch(xt)

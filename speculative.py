@@ -3,7 +3,7 @@ A GPT writes one text: token by token with a KV cache, or faster with a drafter,
 same distribution.
 
 Leviathan et al. 2023, arXiv 2211.17192, Algorithm 1. p is the distribution of the target, q of the
-drafter. Read in this order: KVCache, generate, verify, speculate, Network.
+drafter. Read in this order: KVCache, generate, Network, verify, speculate.
 """
 
 import torch
@@ -141,16 +141,17 @@ class Network:
 
 def verify(drafts, p, q, generator):
     """
-    drafts (g,), p (g + 1, V), q (g of (V,)) -> (1 ... g + 1,): the accepted drafts and one more.
+    drafts (g,), p (g + 1, V), q: a list of g tensors (V,) -> (1 ... g + 1,): the accepted drafts
+    and one token more.
 
-    This is what makes the text's distribution the target's. Token x was drawn with probability q(x)
-    and stays with min(1, p(x) / q(x)): together min(p, q). So a rejection has probability
+    This is what makes the text's distribution the target's. A draft was drawn with probability q
+    and stays with min(1, p / q): together min(p, q). So a rejection has probability
     1 - sum min(p, q) = sum max(p - q, 0), and a token drawn from that residual then adds exactly
     max(p - q, 0): the sum of both is p.
     """
     u = uniform((len(drafts),), generator, p.device)
-    for i, x in enumerate(drafts.tolist()):
-        if u[i] * q[i][x] >= p[i, x]:  # rejected
+    for i, draft in enumerate(drafts.tolist()):
+        if u[i] * q[i][draft] >= p[i, draft]:  # rejected; always if p is 0, even where u is
             residual = (p[i] - q[i]).clamp(min=0)
             if not residual.any():  # p = q: nothing is ever rejected, except by rounding
                 residual = p[i]
@@ -198,13 +199,16 @@ def speculate(
         n = min(gamma, end - len(x) - 1)  # the round's last token is the target's own
         drafts, q = drafter.propose(x, n, settings, generator)
         unread = torch.cat([x[cache.length :], drafts])
-        h = target.hidden(unread[None], cache)[0, -len(drafts) - 1 :]  # (g + 1, C)
+        h = target.hidden(unread[None], cache)[0]
+        h = h[-len(drafts) - 1 :]  # (g + 1, C): the first round has read the prompt, too
         p = probabilities(target.head(h), **settings)  # (g + 1, V): at each draft, and after them
         new = verify(drafts, p, q, generator)
         if eos is not None:
             new = until_eos(new, eos)
         x = torch.cat([x, new])
-        cache.length = len(x) - 1  # forget rejected drafts; the last token of x is not read yet
+        # hidden has raised it by all that it read: forget the rejected drafts. The last token of x
+        # is not read yet
+        cache.length = len(x) - 1
         if watch:
             watch(x, drafts)
         if eos is not None and new[-1] == eos:
