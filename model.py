@@ -430,9 +430,8 @@ def unmask_steps(masked, n_steps, sampler, generator):
     elif sampler == "spread":
         # Positions unmasked in one step do not see each other's tokens: keep them far apart. The
         # masked positions of a row, from the left, go round robin to K steps in random order.
-        order = rank_in_row(
-            uniform((B, n_steps), generator, masked.device)
-        )  # (B, K) in 0 ... K - 1
+        # (B, K) in 0 ... K - 1
+        order = rank_in_row(uniform((B, n_steps), generator, masked.device))
         number = masked.cumsum(dim=1) - 1  # (B, T): 0, 1, 2 ... at the masked positions
         number = number.clamp(min=0)  # those before the first masked one are set to 0 below
         step_of = 1 + order.gather(1, number % n_steps)

@@ -149,9 +149,8 @@ def encoder(meta):
     return piece_encoder(itos), lambda ids: "".join(itos[i] for i in ids)
 
 
-SEGMENT = re.compile(
-    r"\s*(?:\w+|[^\w\s]+)|\s+"
-)  # a word, or punctuation, and the white space before it
+# a word, or punctuation, and the white space before it
+SEGMENT = re.compile(r"\s*(?:\w+|[^\w\s]+)|\s+")
 
 
 def piece_encoder(itos):
@@ -213,14 +212,12 @@ def encode_prompt(meta, text):
     start = [start_token(meta)]
     if "pieces" not in meta or not text:
         return encoder(meta)[0](text) if text else start
-    ids = hf_tokenizer(meta["tokenizer"][3:]).encode(
-        text
-    )  # with what the tokenizer puts around a text
+    # with what the tokenizer puts around a text
+    ids = hf_tokenizer(meta["tokenizer"][3:]).encode(text)
     if "pad" in meta:
         return ids + start
-    return (
-        ids[:-1] if len(ids) > 1 and ids[-1] == meta.get("eot") else ids
-    )  # T5's closes a text, which is to go on
+    # T5's closes a text, which is to go on
+    return ids[:-1] if len(ids) > 1 and ids[-1] == meta.get("eot") else ids
 
 
 # --------------------------------------------------------------------------------------------------

@@ -63,9 +63,8 @@ def parts_of(path, size=2**22):
                     )
                 rest += read
                 found = re.match(r".*\S(?=\s)", rest, re.S)  # greedy: up to the last such place
-                cut = (
-                    found.end() if found else len(rest)
-                )  # a language without white space is cut anywhere
+                # a language without white space is cut anywhere
+                cut = found.end() if found else len(rest)
                 yield rest[:cut]
                 rest = rest[cut:]
     except UnicodeDecodeError:

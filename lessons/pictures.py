@@ -63,9 +63,8 @@ def attention(plt):
 def noise(plt):
     """One sentence at rising noise levels, and the weight of each level in the loss."""
     t = torch.tensor([[0.1], [0.3], [0.5], [0.7], [0.9]])
-    u = uniform(
-        (1, len(WORDS)), seeded("noise"), "cpu"
-    )  # one for each token: it is masked if u < t
+    # one for each token: it is masked if u < t
+    u = uniform((1, len(WORDS)), seeded("noise"), "cpu")
     masked = u < t  # (levels, words)
     words = []
     for row in masked.tolist():

@@ -34,9 +34,8 @@ def load_checkpoint(path):
     """
     if not os.path.isfile(path):
         raise UserError(f"There is no checkpoint {path}. {how_to_train(os.path.dirname(path))}")
-    shared = (
-        "WORLD_SIZE" in os.environ
-    )  # under torchrun a process reads from the disk only the shards that it takes
+    # under torchrun a process reads from the disk only the shards that it takes
+    shared = "WORLD_SIZE" in os.environ
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=shared)
     except (PermissionError, MemoryError) as error:

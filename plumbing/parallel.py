@@ -23,9 +23,8 @@ def join_processes(cfg):
     """
     device, _, note = pick_device(cfg.device, cfg.dtype)
     if "WORLD_SIZE" in os.environ:
-        patience = datetime.timedelta(
-            days=1
-        )  # the first process may write data for hours while the others wait
+        # the first process may write data for hours while the others wait
+        patience = datetime.timedelta(days=1)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
         if device.type == "cuda":
             cfg.device = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -146,9 +145,8 @@ def shard_like(weight, x):
     if is_shard(weight) and x.dim():
         from torch.distributed.tensor import distribute_tensor
 
-        return distribute_tensor(
-            x, weight.device_mesh, weight.placements, src_data_rank=None
-        )  # all have read the file
+        # all have read the file
+        return distribute_tensor(x, weight.device_mesh, weight.placements, src_data_rank=None)
     return x.to(weight.device)
 
 

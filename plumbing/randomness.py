@@ -14,9 +14,8 @@ def seeded(*key, device="cpu"):
     key, others.
     """
     digest = hashlib.sha256(repr(key).encode()).digest()
-    device = (
-        "cpu" if "mps" in str(device) else device
-    )  # an Apple GPU draws no float64: its numbers come from the CPU
+    # an Apple GPU draws no float64: its numbers come from the CPU
+    device = "cpu" if "mps" in str(device) else device
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 

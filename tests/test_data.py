@@ -46,9 +46,8 @@ def test_word_pieces_come_back_as_they_went_in(tmp_path):
     encode, decode = data.encoder(corpus.meta)
     text = decode(corpus.train.tolist()) + decode(corpus.val.tolist())
     assert hashlib.sha256(text.encode()).hexdigest() == corpus.meta["sha256"]
-    assert len(text) > 1.7 * (
-        len(corpus.train) + len(corpus.val)
-    )  # pieces are longer than characters
+    # pieces are longer than characters
+    assert len(text) > 1.7 * (len(corpus.train) + len(corpus.val))
     assert decode(encode("is xyzzy the")) == "is xyzzy the" and len(encode(" the")) == 1
 
 
@@ -124,9 +123,8 @@ def test_an_interrupted_write_leaves_nothing_half_written(tmp_path, monkeypatch,
     monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(OSError))
     with pytest.raises(OSError):
         data.write(str(tmp_path), [4, 5], [4], {"tokenizer": "char", "vocab_size": 6})
-    assert not os.path.exists(
-        tmp_path / "meta.json"
-    )  # an old meta.json does not vouch for new files
+    # an old meta.json does not vouch for new files
+    assert not os.path.exists(tmp_path / "meta.json")
 
 
 def test_a_bad_download_is_refused_by_its_hash(tmp_path):
@@ -186,9 +184,8 @@ def own_text(tmp_path, input, tokenizer="words", **kw):
 @pytest.mark.parametrize("tokenizer", ["char", "words", pytest.param("gpt2", marks=needs_gpt2)])
 def test_your_own_file_comes_back_as_it_went_in(tmp_path, tokenizer):
     text = "Er sagte \u201cja\u201d,  und\r\n\tging.\n\n" * 40 + "the end"
-    (tmp_path / "mine[1].txt").write_bytes(
-        b"\xef\xbb\xbf" + text.encode()
-    )  # a byte order mark is no text
+    # a byte order mark is no text
+    (tmp_path / "mine[1].txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     corpus, decode = own_text(tmp_path, input=tmp_path / "mine[1].txt", tokenizer=tokenizer)
     text = text.replace("\r\n", "\n")
     assert (
@@ -339,9 +336,8 @@ def refusals(tmp_path, name, asked):
     """[knobs, ...] -> the lines with which data/<name>/prepare.py refuses each, offline."""
     lists = json.dumps([given(knobs) for knobs in asked])
     said, _ = run("-c", REFUSED, f"data/{name}/prepare.py", lists, env=offline(tmp_path))
-    said = [
-        json.loads(line) for line in said.splitlines() if line.startswith('"')
-    ]  # `datasets` prints, too
+    # `datasets` prints, too
+    said = [json.loads(line) for line in said.splitlines() if line.startswith('"')]
     assert len(said) == len(asked) and all("\n" not in line for line in said)
     return said
 
@@ -524,9 +520,8 @@ def test_pairs_after_an_interruption_are_as_if_there_was_none(tmp_path, prepare,
         prepare(
             "cnn_dailymail", **knobs, prompt_tokens=24, n_prompts=3, out_dir=out, killed_at=name
         )
-        assert "meta.json is missing" in refused(
-            data.load, str(out)
-        )  # what it said of the older files is gone as well
+        # what it said of the older files is gone as well
+        assert "meta.json is missing" in refused(data.load, str(out))
         assert contents(out)["train.bin"] == whole["train.bin"]
     prepare("cnn_dailymail", **knobs, prompt_tokens=24, n_prompts=3, out_dir=out)
     assert contents(out) == whole

@@ -379,9 +379,8 @@ def test_a_model_of_any_vocabulary_trains_distills_samples_and_is_exported(tmp_p
     assert data.same_vocabulary(
         published.read_model(f"{tmp_path}/student")["meta"], published.read_model(folder)["meta"]
     )
-    assert (
-        "json" not in json.loads((tmp_path / "student" / "config.json").read_text())["meta"]
-    )  # it is a file beside it
+    # it is a file beside it
+    assert "json" not in json.loads((tmp_path / "student" / "config.json").read_text())["meta"]
     sample, _ = sampled(f"{tmp_path}/student", "hi a")
     assert sample.startswith("hi a") and len(sample.replace("##b", "b")) == 16
 

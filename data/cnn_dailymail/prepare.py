@@ -22,9 +22,8 @@ from configurator import UserError, configure
 from data.documents import documents, hold_out, write_documents
 
 # --------------------------------------------------------------------------------------------------
-out_dir = os.path.dirname(
-    os.path.abspath(__file__)
-)  # gets train.bin, val.bin, prompts.jsonl, meta.json
+# gets train.bin, val.bin, prompts.jsonl, meta.json
+out_dir = os.path.dirname(os.path.abspath(__file__))
 input = ""  # files of your own (a glob) instead of the download
 tokenizer = "gpt2"  # or hf:NAME_OR_FOLDER, also of an encoder-decoder such as T5
 prompt_tokens = 512  # of a prompt, TL;DR: included; an article is cut to fit
@@ -64,9 +63,8 @@ def prompt_ids(article, prompt_tokens, meta=data.GPT2_META):
     For an encoder: of the prefix, its beginning, and the end that the tokenizer gives to a text.
     """
     if "row" in meta:
-        *ids, end, _ = data.encode_prompt(
-            meta, meta["prefix"] + article.strip()
-        )  # at last the decoder's start
+        # at last the decoder's start
+        *ids, end, _ = data.encode_prompt(meta, meta["prefix"] + article.strip())
         return [*ids[: prompt_tokens - 1], end]
     encode = encoder_of(meta)
     tail = encode(TLDR)
@@ -135,9 +133,8 @@ if __name__ == "__main__":
     if prompt_tokens <= n_tail:
         raise UserError(f"prompt_tokens is {prompt_tokens}; it must be at least {n_tail + 1}.")
     *parts, test = splits()
-    kept, left_out = prompts(
-        test.shuffle(seed=2357), prompt_tokens, meta
-    )  # the download is in order of newspaper
+    # the download is in order of newspaper
+    kept, left_out = prompts(test.shuffle(seed=2357), prompt_tokens, meta)
     if not kept:
         raise UserError(
             f"No article of {len(test)} fills --prompt_tokens={prompt_tokens} exactly. Lower it."

@@ -24,18 +24,20 @@ num_proc = os.cpu_count() or 1  # processes
 cfg = configure(globals())
 # --------------------------------------------------------------------------------------------------
 
+# the hub's own parquet copy: no script
 HUB = {
     "path": "Skylion007/openwebtext",
     "revision": "refs/convert/parquet",
-}  # the hub's own parquet copy: no script
+}
 
 
 def tokenize(row):
     bpe = data.gpt2()
+    # the end-of-text token closes every document
     ids = [
         *bpe.encode_ordinary(row["text"]),
         bpe.eot_token,
-    ]  # the end-of-text token closes every document
+    ]
     return {"ids": ids, "len": len(ids)}
 
 

@@ -10,7 +10,6 @@ def verify(drafts, p, q, generator):
                 residual = p[i]
             token = draw(residual, generator)  # draw takes it relative to its sum
             return torch.cat([drafts[:i], token[None]])
-    bonus = draw(
-        p[-2] if len(drafts) else p[-1], generator
-    )  # all accepted: the same forward pass gives one token more
+    # all accepted: the same forward pass gives one token more
+    bonus = draw(p[-2] if len(drafts) else p[-1], generator)
     return torch.cat([drafts, bonus[None]])

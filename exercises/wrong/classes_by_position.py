@@ -14,9 +14,8 @@ def unmask_steps(masked, n_steps, sampler, generator):
     elif sampler == "spread":
         # Positions unmasked in one step do not see each other's tokens: keep them far apart. The
         # masked positions of a row, from the left, go round robin to K steps in random order.
-        number = torch.arange(T, device=masked.device).expand(
-            B, T
-        )  # (B, T): 0, 1, 2 ... at the masked positions
+        # (B, T): 0, 1, 2 ... at the masked positions
+        number = torch.arange(T, device=masked.device).expand(B, T)
         u = uniform((B, n_steps), generator, masked.device)  # (B, K)
         step_of = 1 + rank_in_row(u).gather(1, number.clamp(min=0) % n_steps)
     else:

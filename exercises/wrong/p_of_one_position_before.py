@@ -26,9 +26,8 @@ def speculate(
         n = min(gamma, end - len(x) - 1)  # the round's last token is the target's own
         drafts, q = drafter.propose(x, n, settings, generator)
         unread = torch.cat([x[cache.length :], drafts])
-        h = target.hidden(unread[None], cache)[0, -len(drafts) - 2 :][
-            : len(drafts) + 1
-        ]  # (g + 1, C)
+        # (g + 1, C)
+        h = target.hidden(unread[None], cache)[0, -len(drafts) - 2 :][: len(drafts) + 1]
         p = probabilities(target.head(h), **settings)  # (g + 1, V): at each draft, and after them
         new = verify(drafts, p, q, generator)
         if eos is not None:
