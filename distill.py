@@ -76,8 +76,8 @@ eval_interval = 1000  # steps between validations, which save the checkpoint
 eval_iters = 4  # validation batches
 sample_interval = 0  # steps between printed samples, a multiple of eval_interval; 0: none
 seed = 1337
-device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | a certain one, as 'cuda:1'
-dtype = ""  # '' (bfloat16 where the hardware multiplies it) | 'float32' | 'bfloat16'
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'
+dtype = ""  # '' (bfloat16 if it is fast here) | 'float32' | 'bfloat16'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
 compile = "auto"  # 'auto' (on cuda) | 'on' | 'off': torch.compile
 fsdp = False  # under torchrun: shard weights, gradients and optimizer (FSDP2); False: DDP
@@ -101,7 +101,7 @@ def divergence_between(log_student, log_teacher, divergence):
         return (log_student - log_teacher).square().sum(-1)
     if divergence == "nla":  # -log of the acceptance of a draft, sum min(p, q) = 1 - tvd
         return -torch.minimum(log_student, log_teacher).logsumexp(-1)
-    if divergence == "jsd":  # the mean of both KL to m, their mean
+    if divergence == "jsd":  # the mean KL to the mixture m
         log_m = torch.logaddexp(log_student, log_teacher) - math.log(2)
         kl_student = log_student.exp() * (log_student - log_m)
         kl_teacher = log_teacher.exp() * (log_teacher - log_m)
@@ -223,7 +223,8 @@ def kd_loss(
 
 def set_up(cfg, causal, pattern):
     """
-    -> teacher, corpus, device, a note on it; out_dir is made. Raises UserError if they do not fit.
+    -> teacher, corpus, device, its description; out_dir is made. Raises UserError if they do not
+    fit.
 
     pattern: of the checkpoints that this run writes. They are read back from out_dir, so processes
     on several nodes need one that all of them see.
@@ -300,7 +301,7 @@ def sdtt(cfg):
                 divergence=cfg.divergence,
             )
             validate = validator(loss, corpus, T, cfg, device)
-            first = (r - 1) * cfg.iters_per_round
+            steps_before = (r - 1) * cfg.iters_per_round
             on_eval, save = hooks(
                 student,
                 validate,
@@ -308,9 +309,18 @@ def sdtt(cfg):
                 corpus.meta,
                 name=name,
                 made_for={"steps": steps, "sampler": cfg.sampler},
-                first=first,
+                steps_before=steps_before,
             )
-            fit(student, loss, get_batch, cfg, on_eval, save, saved or carried, first=first)
+            fit(
+                student,
+                loss,
+                get_batch,
+                cfg,
+                on_eval,
+                save,
+                saved or carried,
+                steps_before=steps_before,
+            )
             wait_for_all()  # until the first process has written the round
             saved = load_checkpoint(path)
 
@@ -394,8 +404,8 @@ def kd(cfg):
         on_first_process(lambda: write_pseudo_data(target, corpus, cfg, device))
         pseudo = write_pseudo_data(target, corpus, cfg, device)  # it is there: this only opens it
     if cfg.drafter == "ngram":
-        counted = (pseudo, corpus, cfg.ngram_n, cfg.smoothing, cfg.out_dir)
-        return on_first_process(lambda: fit_ngram(*counted))
+        on_first_process(lambda: fit_ngram(pseudo, corpus, cfg.ngram_n, cfg.smoothing, cfg.out_dir))
+        return
 
     drafter, saved = make_drafter(cfg, corpus.meta, T, device, note)
     start = data.start_token(corpus.meta)

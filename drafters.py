@@ -27,7 +27,7 @@ KERNEL_SIZE = 5  # tokens that a convolution sees
 
 
 class LSTMBlock(nn.Module):
-    """x + LSTM(norm(x)). The cache keeps the state after every token: to forget is to go back."""
+    """x + LSTM(norm(x)). The cache keeps the state after every token, so drafts can be undone."""
 
     def __init__(self, config):
         super().__init__()
@@ -41,7 +41,8 @@ class LSTMBlock(nn.Module):
             if cache is None:
                 return x + self.dropout(self.lstm(y)[0])
             # token by token, for the state after each of them is kept
-            h, c = cache.last(layer, 1)[:, :, 0].transpose(1, 2).contiguous()  # (1, B, C) each
+            state = cache.last(layer, 1)[:, :, 0]  # (2, B, 1, C): h and c after the last token
+            h, c = state.transpose(1, 2).contiguous()  # (1, B, C) each, as nn.LSTM has them
             states = []
             for y_i in y.split(1, dim=1):
                 _, (h, c) = self.lstm(y_i, (h, c))
@@ -194,7 +195,7 @@ class NGram:
             last = context[:, self.n - m :]  # (B, m - 1), of the n - 1 that context has
             index, found = self.find(last)
             start = self.start[m - 1]
-            found &= start[index] < start[index + 1]
+            found &= start[index] < start[index + 1]  # else it was seen at a text's end only
             for row in found.nonzero()[0]:
                 first, end = start[index[row] : index[row] + 2]
                 tokens = self.keys[m - 1][first:end] % self.V  # what has followed
@@ -282,8 +283,9 @@ def fit_ngram(tokens, corpus, n, smoothing, out_dir):
     """Counts the tokens and writes out_dir/ngram.txt."""
     path = os.path.join(out_dir, "ngram.txt")
     model = NGram(n, corpus.meta["vocab_size"], smoothing).fit(tokens)
+    length = min(129, len(corpus.val))
     nats = []
-    for part in data.blocks(corpus.val, 129, 200).split(8):
+    for part in data.blocks(corpus.val, length, 200).split(8):  # 200 blocks of 128 predictions
         log_p = model.logits(part[:, :-1])  # (8, 128, V)
         nats.append(-log_p.gather(2, part[:, 1:, None]))
     nats = torch.cat(nats).mean()
@@ -307,7 +309,7 @@ def model_of(checkpoint, path, attention="sdpa"):
     try:
         config = GPTConfig(**{**checkpoint["model_config"], "attention": attention})
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"{path} is no model that can be read: {first_line(error)}.") from None
+        raise UserError(f"{path} cannot be read as a model: {first_line(error)}.") from None
     model = new_model(config)
     load_weights(model, weights_of(checkpoint))
     return model.eval()

@@ -1,6 +1,6 @@
 """
-The training loop, the only one: batch, loss, backward, clip, step. What else is in this file stands
-around it.
+The training loop, the only one: batch, loss, backward, clip, step. Everything else here supports
+it.
 """
 
 import contextlib
@@ -16,13 +16,12 @@ from tqdm import tqdm
 
 import data
 from configurator import UserError
-from model import DEFAULTS, unmask
 from plumbing.checkpoints import save_checkpoint
 from plumbing.hardware import compile_trunk, pick_device
 from plumbing.parallel import averaging, parallel, rank_and_world, whole_weights
 from plumbing.randomness import seeded
 from plumbing.training import Progress, restore, training_state
-from speculative import generate
+from speculative import draw_samples, empty_templates, sampler_and_steps
 
 
 def learning_rate_at(step, cfg):
@@ -45,16 +44,16 @@ def make_optimizer(model, cfg):
     return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, cfg.beta2), fused=True)
 
 
-def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, first=0):
+def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before=0):
     """
     Trains model in place on loss(model, batch, generator), with batches from get_batch(generator),
     and returns it with its averaged weights.
 
     Every eval_interval steps and at the end, on_eval(model, step) -> validation loss runs on the
     averaged weights, and save(state, val_loss) writes the checkpoint: what it holds besides the
-    state of the training, and where, is the caller's business. resume: such a checkpoint to go on
-    from; the model has its weights already. first: the steps of earlier rounds, from which seeds
-    and log count on. Raises UserError at a loss that is not finite.
+    state of the training, and where, is up to the caller. resume: such a checkpoint to go on from;
+    the model has its weights already. steps_before: of earlier rounds; seeds and log count on from
+    there. Raises UserError at a loss that is not finite.
     """
     device, autocast, _ = pick_device(cfg.device, cfg.dtype)
     rank, world = rank_and_world()
@@ -63,11 +62,13 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, first=0):
     # DDP or FSDP around model and loss; before the optimizer, for FSDP cuts the weights into shards
     batch_loss = parallel(model, loss, device, world, cfg.fsdp)
     optimizer = make_optimizer(model, cfg)
-    averaged = copy_of(model) if cfg.ema else {}  # weight name -> its average over the last steps
+    averaged = (
+        copy_weights(model) if cfg.ema else {}
+    )  # weight name -> its average over the last steps
     start = restore(resume, optimizer, averaged, cfg) if resume else 0
     if cfg.compile == "on" or (cfg.compile == "auto" and device.type == "cuda"):
         compile_trunk(model, device)
-    progress = Progress(cfg, start, first)
+    progress = Progress(cfg, start, steps_before)
 
     model.train()
     for step in range(start, cfg.max_iters):
@@ -80,12 +81,15 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, first=0):
         # between can disturb them.
         step_loss = 0.0
         for i in range(rank, n_forwards, world):
-            batch = get_batch(seeded(cfg.seed, first + step, i)).to(device, non_blocking=True)
-            generator = seeded(cfg.seed, first + step, i, "noise", device=device)
+            batch = get_batch(seeded(cfg.seed, steps_before + step, i)).to(
+                device, non_blocking=True
+            )
+            generator = seeded(cfg.seed, steps_before + step, i, "noise", device=device)
             if model.config.dropout:
-                torch.manual_seed(generator.initial_seed())  # it knows only the global generator
+                # dropout can only use the global generator
+                torch.manual_seed(generator.initial_seed())
             # gradients add up over i; DDP then averages them over the processes
-            with averaging(batch_loss, cfg.fsdp, world, now=i + world >= n_forwards):
+            with averaging(batch_loss, cfg.fsdp, world, last=i + world >= n_forwards):
                 with autocast:
                     value = batch_loss(batch, generator) * (world / n_forwards)
                 value.backward()
@@ -94,7 +98,7 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, first=0):
             nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
-        update(averaged, model, step, cfg.ema)
+        update_averages(averaged, model, step, cfg.ema)
 
         evaluating = (step + 1) % cfg.eval_interval == 0 or step + 1 == cfg.max_iters
         progress.add(step, step_loss, lr, batch.numel() * n_forwards, evaluating)
@@ -107,8 +111,7 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, first=0):
             progress.validated(step, val_loss)
     progress.bar.close()
 
-    for n, average in averaged.items():
-        model.get_parameter(n).data.copy_(average)
+    swap(model, averaged)
     return model.eval()
 
 
@@ -116,11 +119,11 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, first=0):
 # averaged weights. (Not torch's AveragedModel, whose copy of the module FSDP does not shard.)
 
 
-def copy_of(model):
+def copy_weights(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def update(averaged, model, step, ema):
+def update_averages(averaged, model, step, ema):
     """
     The averages move towards the weights by 1 - ema, and by more while the run is young, or they
     would remember its random start.
@@ -133,7 +136,9 @@ def update(averaged, model, step, ema):
 
 def swap(model, averaged):
     # the numbers, not the tensors: FSDP gathers from the memory that it knows
-    for weight, average in zip(model.parameters(), averaged.values(), strict=bool(averaged)):
+    if not averaged:
+        return
+    for weight, average in zip(model.parameters(), averaged.values(), strict=True):
         kept = weight.detach().clone()
         weight.data.copy_(average)
         average.copy_(kept)
@@ -166,33 +171,28 @@ def validator(loss, corpus, length, cfg, device):
     return validate
 
 
-def evaluate(model, step, *, validate, first, cfg, meta, made_for=None):
+def evaluate(model, step, *, validate, steps_before, cfg, meta, made_for=None):
     """-> the validation loss, in float32; prints a sample where one is due."""
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # the shapes vary
         val_loss = validate(model)
         if cfg.sample_interval and step % cfg.sample_interval == 0:
             generator = seeded(cfg.seed, "show", device=model.wte.weight.device)
-            text = show_sample(model, generator, meta, made_for)  # by all: FSDP gathers blocks
+            text = show_sample(model, generator, meta, made_for)  # all ranks: FSDP gathers blocks
             if rank_and_world()[0] == 0:
-                tqdm.write(f"--- step {first + step}\n{text}\n---")
+                tqdm.write(f"--- step {steps_before + step}\n{text}\n---")
     return val_loss
 
 
 def show_sample(model, generator, meta, made_for=None):
     """-> the text of one sample; a student samples in the way that it was made for."""
-    T = model.config.block_size
-    device = model.wte.weight.device
-    if model.config.causal:
-        start = torch.full((1, 1), data.start_token(meta), device=device)
-        tokens = generate(model, start, T - 1, generator=generator)
-    else:
-        blank = torch.full((1, T), model.mask_id, device=device)
-        way = made_for or DEFAULTS
-        tokens = unmask(model, blank, way["steps"], way["sampler"], generator=generator)
+    template = empty_templates(model, meta, 1, model.config.block_size)
+    template = template.to(model.wte.weight.device)
+    sampler, n_steps = sampler_and_steps("", 0, {"made_for": made_for})
+    tokens = draw_samples(model, template, n_steps, sampler, generator=generator)
     return data.encoder(meta)[1](tokens[0].tolist())
 
 
-def save_run(state, val_loss, *, path, first, cfg, model, meta, made_for=None):
+def save_run(state, val_loss, *, path, steps_before, cfg, model, meta, made_for=None):
     """The state of a training, with what makes it a model that others can load, to path."""
     checkpoint = {
         **state,
@@ -204,17 +204,17 @@ def save_run(state, val_loss, *, path, first, cfg, model, meta, made_for=None):
     }
     if rank_and_world()[0] == 0:
         save_checkpoint(path, checkpoint)
-        step = first + state["step"]
+        step = steps_before + state["step"]
         tqdm.write(f"step {step}: validation loss {val_loss:.4f}, saved to {path}")
 
 
-def hooks(model, validate, cfg, meta, *, name="ckpt.pt", made_for=None, first=0):
+def hooks(model, validate, cfg, meta, *, name="ckpt.pt", made_for=None, steps_before=0):
     """
     -> on_eval, save for fit: validates, prints samples, and writes out_dir/name.
 
     made_for: the {"steps", "sampler"} of an SDTT student.
     """
-    shared = {"first": first, "cfg": cfg, "meta": meta, "made_for": made_for}
+    shared = {"steps_before": steps_before, "cfg": cfg, "meta": meta, "made_for": made_for}
     path = os.path.join(cfg.out_dir, name)
     on_eval = functools.partial(evaluate, validate=validate, **shared)
     save = functools.partial(save_run, path=path, model=model, **shared)

@@ -1,6 +1,6 @@
 """
-The model: a GPT whose one flag, `causal`, makes it a masked diffusion language model, with the
-losses and samplers of both.
+The model: a GPT whose one flag, `causal`, makes it a masked diffusion language model. With the
+losses of both, and the samplers of diffusion. (speculative.generate samples from a GPT.)
 
 Read in this order: GPT, convert, diffusion_loss, unmask_steps, unmask.
 Shapes: B batch, T sequence, C width, V vocabulary without [MASK], H heads, D = C / H, K sampling
@@ -40,7 +40,8 @@ class GPTConfig:
     causal: bool = False  # a position sees itself and those before it (GPT); False: all (diffusion)
     pos: str = "rope"  # 'rope' | 'learned'
     tie_weights: bool = True  # the head shares the token embedding
-    attn_bias: bool = False  # the biases and gelu_tanh are what published checkpoints need
+    # what published checkpoints need
+    attn_bias: bool = False
     mlp_bias: bool = False
     ln_bias: bool = False
     head_bias: bool = False
@@ -252,11 +253,11 @@ def convert(model, causal=False, block_size=None, dropout=0.0):
         raise UserError(f"The model has learned {n} positions: --block_size={n} is the most.")
 
     weights = model.state_dict()
-    rows = weights["wte.weight"][: config.vocab_size]  # (V, C)
-    if not causal and model.config.causal:
-        rows = torch.cat([rows, rows.mean(dim=0, keepdim=True)])  # (V + 1, C)
-    elif not causal:
-        rows = weights["wte.weight"]  # a diffusion model already: [MASK] keeps what it learned
+    rows = weights["wte.weight"]  # (V, C), or (V + 1, C) of a diffusion model
+    if causal:
+        rows = rows[: config.vocab_size]
+    elif model.config.causal:
+        rows = torch.cat([rows, rows.mean(dim=0, keepdim=True)])
     weights["wte.weight"] = rows
     if config.pos == "learned":
         weights["wpe.weight"] = weights["wpe.weight"][:block_size]
@@ -344,7 +345,8 @@ def masked_nll(model, x0, masked, weight):
     h = model.hidden(xt)[masked]  # (N, C): only masked positions are predicted
     logits = model.head(h).float()  # (N, V)
     losses = F.cross_entropy(logits, x0[masked], reduction="none")  # (N)
-    return (weight.expand_as(masked)[masked] * losses).sum() / x0.numel()
+    weights = weight.expand_as(masked)[masked]  # (N): that of each token's row
+    return (weights * losses).sum() / x0.numel()
 
 
 def stratified(B, generator, device):
@@ -507,7 +509,7 @@ def unmask_by_confidence(
         confidence = torch.full(xt.shape, -1.0, device=xt.device)  # below any probability
         confidence[masked] = probability_of(model, h, tokens)
         drawn = xt.masked_scatter(masked, tokens)
-        surest = rank_in_row(-confidence) < n_now[:, None]  # (B, T)
+        surest = rank_in_row(-confidence) < n_now[:, None]  # (B, T): the n_now best of each row
         xt = torch.where(surest, drawn, xt)
         if watch:
             watch(xt)
@@ -551,9 +553,8 @@ def unmask_any(model, xt, n_steps, sampler="spread", *, watch=None, **options):
     xt = xt.clone()
     size = model.config.block_size
     last_start = max(xt.size(1) - size, 0)
-    stride = max(size // 2, 1)
-    for start in range(0, last_start + stride, stride):
-        start = min(start, last_start)
+    starts = [*range(0, last_start, max(size // 2, 1)), last_start]
+    for start in starts:
         window = xt[:, start : start + size]
         show = watch and functools.partial(show_window, watch, xt, start)
         xt[:, start : start + size] = fill(model, window, n_steps, watch=show, **options)

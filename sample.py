@@ -31,7 +31,7 @@ prompt = ""  # text that the samples begin with, or FILE:path
 infill = ""  # diffusion: a text with blanks to fill, one token each, or FILE:path
 blank = "_"  # what a blank looks like in infill
 num_samples = 4
-length = 0  # tokens, with the prompt; 0: the context, and more than it works too
+length = 0  # tokens, with the prompt; 0: the context; longer is allowed
 # how to draw it
 steps = 0  # diffusion: forward passes; 0: what the checkpoint was made for, else 64
 sampler = ""  # '' (own, or spread) | 'spread' | 'ancestral' | 'first_hitting' | 'confidence'
@@ -44,8 +44,8 @@ gamma = 0  # tokens proposed at a time; 0: the fastest in short trials
 trace = False  # diffusion: show one sample appearing
 # the run
 seed = 1337
-device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | a certain one, as 'cuda:1'
-dtype = ""  # '' (bfloat16 where the hardware multiplies it) | 'float32' | 'bfloat16'
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'
+dtype = ""  # '' (bfloat16 if it is fast here) | 'float32' | 'bfloat16'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
 compile = "off"  # 'off' | 'on': torch.compile, in half a minute; a GPT is 1.2 to 1.4 times as fast
 cfg = configure(globals())

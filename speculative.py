@@ -41,8 +41,8 @@ class KVCache:
         end = self.length + k.size(2)
         self.kv[layer, 0, :, :, self.length : end] = k
         self.kv[layer, 1, :, :, self.length : end] = v
-        k, v = self.kv[layer, :, :, :, :end].to(k.dtype)  # autocast: the new ones may be bfloat16
-        return k, v
+        all_k, all_v = self.kv[layer, :, :, :, :end].to(k.dtype)  # under autocast k is bfloat16
+        return all_k, all_v
 
     def last(self, layer, n):
         """-> (2, B, H, n, D): what was kept of the last n tokens, zeros before the first."""
@@ -115,7 +115,8 @@ class Network:
     def __init__(self, model):
         self.model = model
         self.cache = new_cache(model)
-        self.read = torch.empty(0, dtype=torch.int64, device=model.wte.weight.device)  # what of
+        # the tokens that the cache is of
+        self.cached = torch.empty(0, dtype=torch.int64, device=model.wte.weight.device)
 
     def logits(self, idx):
         """(B, T) int64 -> (B, T, V): position i predicts token i + 1."""
@@ -125,8 +126,8 @@ class Network:
     def propose(self, x, n, settings, generator):
         # Keep the cache as far as its tokens equal x's: rejected drafts go, and any other text. The
         # last token of x is always left to read.
-        m = min(len(self.read), len(x) - 1)
-        same = self.read[:m] == x[:m]
+        m = min(len(self.cached), len(x) - 1)
+        same = self.cached[:m] == x[:m]
         self.cache.length = int(same.cumprod(0).sum())
 
         start = len(x)
@@ -135,7 +136,7 @@ class Network:
             h = self.model.hidden(x[None, self.cache.length :], self.cache)[0, -1]  # (C)
             q.append(probabilities(self.model.head(h), **settings))  # (V)
             x = torch.cat([x, draw(q[-1], generator)[None]])
-        self.read = x[: self.cache.length]
+        self.cached = x[: self.cache.length]
         return x[start:], q
 
 
@@ -239,7 +240,7 @@ def empty_templates(model, meta, n, size):
 
 
 def sampler_and_steps(sampler, steps, checkpoint):
-    """Where they are open ('', 0): those that a student was made for, else the default ones."""
+    """Unset values ('' or 0) are those that the checkpoint was made for, else the default ones."""
     made_for = checkpoint.get("made_for") or {}
     own = {**DEFAULTS, **made_for}
     return sampler or own["sampler"], steps or own["steps"]

@@ -25,8 +25,7 @@ from plumbing.runs import check_unused, claim, release, to_resume
 dataset = "pydoc"  # a name under data/, or a folder that a prepare.py wrote
 objective = "diffusion"  # 'diffusion' | 'ar'
 out_dir = "out/train"
-init_from = "scratch"  # 'scratch' | 'resume' (out_dir) | a ckpt.pt or a published model, as gpt2,
-# also of the other objective: it is converted
+init_from = "scratch"  # 'scratch' | 'resume' (out_dir) | a checkpoint, converted if need be
 # model
 arch = "gpt"  # 'gpt' | 'lstm' | 'cnn' | 'ngram': the last three draft for a GPT, --objective=ar
 block_size = 256  # tokens
@@ -57,8 +56,8 @@ eval_interval = 500  # steps between validations, which save the checkpoint
 eval_iters = 20  # validation batches
 sample_interval = 0  # steps between printed samples, a multiple of eval_interval; 0: none
 seed = 1337
-device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | a certain one, as 'cuda:1'
-dtype = ""  # '' (bfloat16 where the hardware multiplies it) | 'float32' | 'bfloat16'
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'
+dtype = ""  # '' (bfloat16 if it is fast here) | 'float32' | 'bfloat16'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
 compile = "auto"  # 'auto' (on cuda) | 'on' | 'off': torch.compile
 fsdp = False  # under torchrun: shard weights, gradients and optimizer (FSDP2); False: DDP
@@ -96,7 +95,12 @@ def new_run(cfg, meta):
         return new_model(config)
 
     model, checkpoint = load_model(cfg.init_from, attention=cfg.attention)
+    if not isinstance(model.config, GPTConfig):
+        raise UserError(f"{cfg.init_from} has blocks of its own: only models of ours train here.")
     check_vocabulary(cfg.init_from, checkpoint, meta, cfg.dataset)
+    if model.config.block_size != cfg.block_size:
+        n = model.config.block_size
+        print_once(f"a context of {cfg.block_size} tokens; that of {cfg.init_from} is {n}")
     return convert(model, causal, cfg.block_size, cfg.dropout)
 
 
@@ -126,10 +130,10 @@ def make_model(cfg, meta):
         source = cfg.out_dir
     else:
         model = new_run(cfg, meta)
-    taken = []  # the shape of a checkpoint wins over the knobs
+    taken = []  # a checkpoint's shape wins over the knobs, except its context
     for name in SHAPE:
         value = getattr(model.config, name)
-        if getattr(cfg, name) != value and model.config.arch == "gpt":
+        if getattr(cfg, name) != value and value != "none":  # an LSTM has no positions
             taken.append(f"{name} {value}")
             setattr(cfg, name, value)  # so that config.json tells what was used
     if taken:
@@ -143,6 +147,9 @@ def check_training(cfg):
     for name, least in (("block_size", 2), ("n_layer", 1), ("n_head", 1), ("n_embd", 1)):
         if getattr(cfg, name) < least:
             raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least {least}.")
+    for name in ("t_weight", "random_length"):
+        if not 0 <= getattr(cfg, name) <= 1:
+            raise UserError(f"{name} is {getattr(cfg, name)}; it must be from 0 to 1.")
     if not 1 <= cfg.ngram_n <= 8:
         raise UserError(f"ngram_n is {cfg.ngram_n}; it must be from 1 to 8.")
 
@@ -159,7 +166,8 @@ def main(cfg):
     device, note = join_processes(cfg)
     corpus = data.load(cfg.dataset)
     if cfg.arch == "ngram":
-        return on_first_process(lambda: count_ngrams(cfg, corpus))
+        on_first_process(lambda: count_ngrams(cfg, corpus))
+        return leave_processes()
 
     model, resume = make_model(cfg, corpus.meta)
     if not cfg.fsdp:

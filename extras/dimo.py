@@ -57,8 +57,8 @@ top_p = 1.0  # keep the most probable tokens that hold this much probability
 save = ""  # a .jsonl file: write the samples there, for eval.py --samples; '': print them
 # both
 seed = 1337
-device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | a certain one, as 'cuda:1'
-dtype = ""  # '' (bfloat16 where the hardware multiplies it) | 'float32' | 'bfloat16'
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'
+dtype = ""  # '' (bfloat16 if it is fast here) | 'float32' | 'bfloat16'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
 cfg = configure(globals())
 # --------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ samples = ""  # files of extras.save_samples, by commas
 evaluator = "gpt2-large"  # an autoregressive checkpoint, gpt2, hf:NAME
 out = "out/retokenize.json"
 batch_size = 16  # sequences per forward pass, on each process
-device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | a certain one, as 'cuda:1'
+device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
 cfg = configure(globals())
 # --------------------------------------------------------------------------------------------------

@@ -17,10 +17,7 @@ def save_checkpoint(path, checkpoint):
     try:
         with replacing(path) as f:
             torch.save(checkpoint, f)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # torch's writer has its own kind for a write that fails
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
         kept = "The last one is still there" if os.path.exists(path) else "Nothing was saved"
         raise UserError(
             f"Could not write {path} ({first_line(error)}). {kept}. Make room."

@@ -110,12 +110,12 @@ def parallel(model, loss, device, world, fsdp):
     return functools.partial(loss, model)
 
 
-def averaging(loss_of, fsdp, world, now):
+def averaging(loss_of, fsdp, world, last):
     """
     -> a context for a backward pass: DDP averages the gradients over the processes in the last one
     of a step, and until then they add up here. (FSDP does it in every one.)
     """
-    if now or world == 1 or fsdp:
+    if last or world == 1 or fsdp:
         return contextlib.nullcontext()
     return loss_of.no_sync()
 

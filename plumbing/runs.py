@@ -76,7 +76,7 @@ def check_unused(out_dir):
     """A new run never writes into the folder of another."""
     if files_of_run(out_dir):
         hint = "Take another --out_dir, delete it, or continue it with --init_from=resume"
-        raise UserError(f"{out_dir} already holds a run. {hint} (not an n-gram).")
+        raise UserError(f"{out_dir} already holds a run. {hint} (n-grams cannot be resumed).")
 
 
 LOCKS = {}  # folder -> its lock, which dies with its process

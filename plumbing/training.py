@@ -58,13 +58,13 @@ LOG_INTERVAL = 10  # steps
 class Progress:
     """The bar and log.jsonl, and an end where a loss is no longer finite."""
 
-    def __init__(self, cfg, start, first):
+    def __init__(self, cfg, start, steps_before):
         self.out_dir = cfg.out_dir
-        self.first = first
+        self.steps_before = steps_before
         self.rank, self.world = rank_and_world()
         self.log = None
         if self.rank == 0:
-            self.log = Log(cfg.out_dir, first + start, cfg.wandb, vars(cfg))
+            self.log = Log(cfg.out_dir, steps_before + start, cfg.wandb, vars(cfg))
         self.bar = tqdm(
             total=cfg.max_iters,
             initial=start,
@@ -94,12 +94,12 @@ class Progress:
         mean = losses.mean().item()
         speed = self.tokens / (time.perf_counter() - self.began)
         self.bar.set_postfix_str(f"loss {mean:.3f}, {speed:,.0f} tokens/s")
-        record = {"step": self.first + step + 1, "loss": round(mean, 4), "lr": lr}
+        record = {"step": self.steps_before + step + 1, "loss": round(mean, 4), "lr": lr}
         self.write({**record, "tokens_per_s": round(speed)})
         self.begin()
 
     def validated(self, step, val_loss):
-        self.write({"step": self.first + step + 1, "val_loss": round(val_loss, 4)})
+        self.write({"step": self.steps_before + step + 1, "val_loss": round(val_loss, 4)})
         self.began = time.perf_counter()  # the time that it took is not training's
 
     def write(self, record):
@@ -112,7 +112,7 @@ class Progress:
         if not bad:
             return
         self.bar.close()
-        at = self.first + step + 2 - len(losses) + bad[0]
+        at = self.steps_before + step + 2 - len(losses) + bad[0]
         good = files_of_run(self.out_dir)
         hint = "No checkpoint was saved yet: start again with a lower --learning_rate."
         if good:

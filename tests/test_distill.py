@@ -24,10 +24,11 @@ import loop
 import train
 from distill import divergence_between
 from drafters import load_model
-from model import ancestral_steps, unmask
+from model import ancestral_steps
 from plumbing import checkpoints
 from plumbing.checkpoints import load_checkpoint
 from plumbing.randomness import seeded
+from speculative import draw_samples
 
 KINDS = ("kl_bwd", "kl_fwd", "tvd", "mse", "jsd", "nla")
 numerics = pytest.mark.numerics
@@ -444,12 +445,14 @@ def test_a_round_starts_where_the_last_one_ended(
     """Its teacher and its student are the last student, averaged or not; dt is k times as long."""
     seen = []
 
-    def fit(student, loss, get_batch, cfg, on_eval, save, resume, *, first):
+    def fit(student, loss, get_batch, cfg, on_eval, save, resume, *, steps_before):
         of_teacher = loss.keywords["teacher"].state_dict()
         seen.append((loss.keywords["dt"], copy.deepcopy(of_teacher), copy.deepcopy(resume)))
         assert all_equal(student.state_dict().values(), of_teacher.values())
-        assert first == 4 * (len(seen) - 1)
-        return loop.fit(student, loss, get_batch, cfg, on_eval, save, resume, first=first)
+        assert steps_before == 4 * (len(seen) - 1)
+        return loop.fit(
+            student, loss, get_batch, cfg, on_eval, save, resume, steps_before=steps_before
+        )
 
     monkeypatch.setattr(D, "fit", fit)
     kw = dict(ema_teacher=ema_teacher, reset_optimizer=reset, gradient_accumulation_steps=2)
@@ -491,11 +494,11 @@ def test_each_round_divides_the_steps_by_k(refused):
 def test_a_round_prints_samples_in_the_steps_it_aims_at(teacher, tmp_path, capsys, monkeypatch):
     asked = []
 
-    def spy(model, xt, n_steps, sampler, **options):
+    def spy(model, template, n_steps, sampler, **options):
         asked.append((n_steps, sampler))
-        return unmask(model, xt, n_steps, sampler, **options)
+        return draw_samples(model, template, n_steps, sampler, **options)
 
-    monkeypatch.setattr(loop, "unmask", spy)
+    monkeypatch.setattr(loop, "draw_samples", spy)
     D.main(settings(teacher, tmp_path, sample_interval=4))
     said = capsys.readouterr().out
     assert "--- step 4\n" in said and "--- step 8\n" in said

@@ -200,8 +200,8 @@ MISTAKES = {
         "(p[i] - q[i]).clamp(min=0)",
         "(p[i] - q[i].max()).clamp(min=0)",
     ),
-    "takes q for 1": ("verify", "u[i] * q[i][x] >= p[i, x]", "u[i] >= p[i, x]"),
-    "accepts everything": ("verify", "u[i] * q[i][x] >= p[i, x]", "False"),
+    "takes q for 1": ("verify", "u[i] * q[i][draft] >= p[i, draft]", "u[i] >= p[i, draft]"),
+    "accepts everything": ("verify", "u[i] * q[i][draft] >= p[i, draft]", "False"),
     "goes on after a rejection": (
         "verify",
         "[drafts[:i], token[None]]",

@@ -122,9 +122,9 @@ def test_the_average_starts_fast_and_is_what_gets_loaded(pydoc, tmp_path):
     assert not {"model", "ema", "optimizer"} & checkpoint.keys()
     weights = {n: torch.zeros(2) for n in ("a", "b")}
     module = torch.nn.ParameterDict({n: torch.nn.Parameter(torch.ones(2)) for n in ("a", "b")})
-    loop.update(weights, module, 0, 0.999)
+    loop.update_averages(weights, module, 0, 0.999)
     assert weights["a"].tolist() == pytest.approx([0.9, 0.9])  # the random start counts 1 / 10
-    loop.update(weights, module, 10**6, 0.999)
+    loop.update_averages(weights, module, 10**6, 0.999)
     assert weights["a"].tolist() == pytest.approx([0.9001, 0.9001])
 
 
