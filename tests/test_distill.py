@@ -24,7 +24,7 @@ import loop
 import train
 from distill import divergence_between
 from drafters import load_model
-from model import ancestral_steps
+from model import ancestral_steps, unmask
 from plumbing import checkpoints
 from plumbing.checkpoints import load_checkpoint
 from plumbing.randomness import seeded
