@@ -1,5 +1,5 @@
 """
-The autoregressive twin of train_openwebtext.py: same data, shape and schedule.
+The autoregressive counterpart of train_openwebtext.py: same data, shape and schedule.
 
 $ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext_ar.py
 """

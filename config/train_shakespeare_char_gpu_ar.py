@@ -1,5 +1,5 @@
 """
-The autoregressive twin of train_shakespeare_char_gpu.py. It overfits sooner: fewer steps, more
+The autoregressive counterpart of train_shakespeare_char_gpu.py. It overfits sooner: fewer steps, more
 dropout.
 
 $ python train.py config/train_shakespeare_char_gpu_ar.py
