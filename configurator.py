@@ -4,7 +4,7 @@ $ python train.py config/train_pydoc.py --batch_size=32         (--help prints e
 
 How it differs from nanoGPT's configurator: it is imported, not exec'd, so a debugger can step
 through it; a misspelled knob raises an error, in a file as well as on the command line; and
-importing a script parses nothing.
+importing a script parses nothing, so that tests can import train.py.
 """
 
 import ast

@@ -35,7 +35,7 @@ from plumbing.runs import check_folder, check_origin, claim, release, saved_of
 from speculative import generate
 
 # --------------------------------------------------------------------------------------------------
-method = "sdtt"  # 'sdtt' | 'kd' (a drafter for a GPT)
+method = "sdtt"  # 'sdtt' | 'kd' (a drafter for a GPT: start from config/kd_*.py)
 teacher = "out/pydoc/ckpt.pt"  # sdtt: a masked diffusion model; kd: a GPT, the drafter's target
 dataset = ""  # a name under data/, or a folder that a prepare.py wrote; '': the teacher's
 out_dir = "out/sdtt"  # gets round_1.pt, round_2.pt, ...; of kd ckpt.pt or ngram.txt
@@ -43,12 +43,12 @@ init_from = "teacher"  # 'teacher' | 'resume' (out_dir, also within a round, als
 divergence = "kl_bwd"  # 'kl_bwd' | 'kl_fwd' | 'tvd' | 'mse' | 'jsd' | 'nla', of student and teacher
 # sdtt
 teacher_steps = 2  # k: this many steps of the teacher become one of the student's
-orig_steps = 1024  # the first teacher's: round r takes steps of k^(r-1) / orig_steps
+orig_steps = 1024  # the teacher's steps of round 1 are 1 / orig_steps, then k times longer a round
 rounds = 7
 iters_per_round = 10000  # optimizer steps; kd is one round, and may be resumed with more
 sampler = "ancestral"  # 'ancestral' (the paper's) | 'spread', the teacher's and the student's
 reset_optimizer = True  # a new optimizer every round; False: moments carry over
-ema_teacher = True  # the next teacher has the averaged weights, if ema > 0; False: the last ones
+ema_teacher = True  # the next teacher has the averaged weights, if ema > 0; False: the last step's
 # kd
 drafter = "lstm"  # 'lstm' | 'cnn' | 'gpt' | 'ngram' (counts texts of the teacher) | a checkpoint
 n_layer = 1  # of a new drafter
@@ -120,7 +120,8 @@ def ancestral_state(x0, dt, k, mask_id, generator):
 
     dt: the length of a step of the teacher; a step of the student is k dt.
     """
-    t = 1 - stratified(len(x0), generator, x0.device)  # (B, 1) in (0, 1]
+    t = 1 - stratified(len(x0), generator, x0.device)  # (B, 1) in (0, 1]: any time, not only those
+    # of the sampler's grid (Algorithm 1)
     u = uniform(x0.shape, generator, x0.device)  # (B, T): when each token becomes masked
     step_of = ancestral_steps(u, t, dt, k)
     return x0.masked_fill(step_of > 0, mask_id), step_of
@@ -135,7 +136,7 @@ def spread_state(x0, dt, k, mask_id, generator):
     `present`. It shows the positions of earlier steps and supervises those of this one only, since
     that is what the student will be asked; the teacher unmasks these in k parts. With K = 8, k = 2
     a step of the student has, for example, positions 4, 12, 20, 28 ...; the teacher's two have
-    4, 20 ... and 12, 28 ...
+    4, 20 ... and 12, 28 ... (These are the sampler's positions where all of the text is masked.)
     """
     B, T = x0.shape
     n_steps = round(1 / (k * dt))  # K
@@ -143,7 +144,7 @@ def spread_state(x0, dt, k, mask_id, generator):
     order = rank_in_row(uniform((B, n_steps), generator, x0.device))  # (B, K)
     student_step = order[:, position % n_steps]  # (B, T) in 0 ... K - 1
     part_order = rank_in_row(uniform((B, k), generator, x0.device))  # (B, k)
-    visit = position // n_steps  # how often the round robin has come by before
+    visit = position // n_steps  # how many full turns of the round robin came before
     part = 1 + part_order[:, visit % k]  # (B, T) in 1 ... k
     present = (stratified(B, generator, x0.device) * n_steps).long()  # (B, 1) in 0 ... K - 1
     xt = torch.where(student_step < present, x0, mask_id)
@@ -153,11 +154,11 @@ def spread_state(x0, dt, k, mask_id, generator):
 @torch.no_grad()
 def sdtt_targets(teacher, xt, step_of, k, generator):
     """
-    -> (B, T, C): the teacher's hidden state at each supervised position, in its step, step_of (the
-    last one also has the many that stay masked). Zeros where step_of is 0.
+    -> (B, T, C): the teacher's hidden state at each supervised position, in the step step_of; those
+    still masked after step k count as step k. Zeros where step_of is 0.
 
-    The hidden state (C numbers) stands for the log-probabilities (V numbers): the loss computes
-    them from it.
+    To save memory the hidden state (C numbers) stands for the log-probabilities (V numbers): the
+    loss computes them from it.
     """
     z = xt.clone()
     targets = teacher.wte.weight.new_zeros(*xt.shape, teacher.config.n_embd)
@@ -178,8 +179,8 @@ def sdtt_loss(student, x0, generator, teacher, dt, sampler, *, k=2, divergence="
     (B, T) int64 -> nats: student against teacher, the mean over supervised positions.
 
     The teacher, in eval mode, takes k steps of length dt, the student learns to take them as one of
-    k dt. Unlike diffusion_loss it has no weight 1/t. sampler: the one that both will be sampled
-    with.
+    k dt. No weight 1/t, as in the paper: this is no bound on a likelihood. sampler: the one that
+    both will be sampled with.
     """
     state = spread_state if sampler == "spread" else ancestral_state
     xt, step_of = state(x0, dt, k, student.mask_id, generator)  # (B, T) each
@@ -210,7 +211,7 @@ def kd_loss(
     log_drafter = (logits / temperature).log_softmax(-1)
     with torch.no_grad():
         log_teacher = (teacher(x).float() / temperature).log_softmax(-1)
-    # gradients shrink by 1 / temperature^2: multiply it back (Hinton et al. 2015)
+    # gradients scale with 1 / temperature^2, which this undoes (Hinton et al. 2015)
     loss = temperature**2 * divergence_between(log_drafter, log_teacher, divergence).mean()
     if ce_weight:
         loss = loss + ce_weight * F.cross_entropy(logits.flatten(0, 1), y.flatten())
@@ -236,7 +237,7 @@ def set_up(cfg, causal, pattern):
     cfg.teacher_loss = checkpoint["val_loss"]
     corpus = data.load(cfg.dataset)
     check_text(cfg, corpus, teacher.config.block_size, checkpoint["meta"])
-    # a run without rounds may be prolonged
+    # a run without rounds may be extended
     check_folder(
         cfg, pattern, free=() if pattern == "round_*.pt" else ("iters_per_round", "max_iters")
     )
@@ -280,7 +281,7 @@ def sdtt(cfg):
     teacher, corpus, device, note = set_up(cfg, causal=False, pattern="round_*.pt")
     T = teacher.config.block_size
     get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
-    carried = None  # the optimizer of the last round, if it lives on
+    carried = None  # the optimizer of the last round, if it is kept
 
     for r, (dt, steps) in enumerate(plan, 1):
         name = f"round_{r}.pt"
@@ -327,6 +328,7 @@ def sdtt(cfg):
         weights = weights_of(saved) if cfg.ema_teacher else saved["model"]
         teacher.load_state_dict(weights)  # the student becomes the teacher
         if not cfg.reset_optimizer:
+            # resume from it at step 0: only moments and averages are used
             carried = {**saved, "step": 0, "ema": weights if cfg.ema else None}
 
     last = f"{cfg.out_dir}/round_{len(plan)}.pt"
@@ -411,7 +413,7 @@ def kd(cfg):
     start = data.start_token(corpus.meta)
 
     def get_batch(generator):
-        """-> (B, T + 1) of the dataset, (B, T) of what a model wrote."""
+        """-> (B, T + 1) of the dataset, (B, T) of what a model wrote: its context is T."""
         if cfg.kd_data == "dataset":
             return data.batch(corpus.train, cfg.batch_size, T + 1, generator)
         if cfg.kd_data == "teacher":

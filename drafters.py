@@ -49,7 +49,7 @@ class LSTMBlock(nn.Module):
                 states.append(torch.cat([h, c]))  # (2, B, C)
         h, c = torch.stack(states, dim=2)  # (B, T, C) each
         cache.append(layer, h[:, None], c[:, None])  # in place of keys and values, as one head
-        return x + h.to(x.dtype)
+        return x + h.to(x.dtype)  # no dropout: only generation has a cache
 
 
 class ConvBlock(nn.Module):
@@ -102,7 +102,7 @@ class NGram:
             raise UserError(f"The corpus has {n} tokens, fewer than one {self.n}-gram.")
         self.keys = [np.arange(self.V)]
         self.counts = [np.bincount(tokens.ravel(), minlength=self.V)]
-        index = tokens  # of the m-gram that ends at each position
+        index = tokens  # column j: the table index of the m-gram that starts at token j
         for m in range(2, self.n + 1):
             key = index[:, :-1] * self.V + tokens[:, m - 1 :]
             keys, index, counts = np.unique(key, return_inverse=True, return_counts=True)
@@ -117,7 +117,8 @@ class NGram:
 
             start     (number of contexts + 1)  where a context's continuations start among m-grams
             fraction  (number of m-grams)       of a context's continuations that are this one
-            backoff   (number of contexts)      the weight of what shorter contexts say
+            backoff   (number of contexts)      the weight of what shorter contexts say; of Laplace
+                                                the probability of a token that never followed
 
         A context is an (m - 1)-gram.
         """
@@ -125,8 +126,9 @@ class NGram:
         V = self.V
         if self.smoothing == "kneser_ney":
             used = self.continuation_counts()
-            left = self.discount * (used[0] > 0).sum() / V  # for each token, also if never seen
-            self.unigram = (np.maximum(used[0] - self.discount, 0) + left) / used[0].sum()
+            # what the discount takes away goes to all tokens alike, also to those never seen
+            each = self.discount * (used[0] > 0).sum() / V
+            self.unigram = (np.maximum(used[0] - self.discount, 0) + each) / used[0].sum()
         else:
             self.unigram = (used[0] + self.alpha) / (used[0].sum() + self.alpha * V)
         self.unigram = self.unigram.astype(np.float32)
@@ -158,7 +160,7 @@ class NGram:
         """Kneser-Ney: below the longest, an m-gram counts once for each token found before it."""
         used = []
         for m in range(1, self.n):
-            suffix = self.find(self.grams(m + 1)[:, 1:])[0]  # of each (m + 1)-gram
+            suffix, _ = self.find(self.grams(m + 1)[:, 1:])  # of each (m + 1)-gram: it is there
             used.append(np.bincount(suffix, minlength=len(self.keys[m - 1])))
         return [*used, self.counts[-1]]
 
@@ -195,7 +197,7 @@ class NGram:
             last = context[:, self.n - m :]  # (B, m - 1), of the n - 1 that context has
             index, found = self.find(last)
             start = self.start[m - 1]
-            found &= start[index] < start[index + 1]  # else it was seen at a text's end only
+            found &= start[index] < start[index + 1]  # else only at the end of a text
             for row in found.nonzero()[0]:
                 first, end = start[index[row] : index[row] + 2]
                 tokens = self.keys[m - 1][first:end] % self.V  # what has followed
@@ -258,8 +260,8 @@ class NGram:
 
 class Lookup:
     """
-    Prompt lookup: where the last tokens stood before, propose what followed them then; without a
-    match of at least `shortest` tokens, nothing.
+    Prompt lookup: where the last tokens occurred earlier, propose what followed them then; without
+    a match of at least `shortest` tokens, nothing.
     """
 
     def __init__(self, vocab_size, shortest=2, longest=3):
@@ -274,7 +276,7 @@ class Lookup:
             for start in range(len(text) - m - 1, -1, -1):  # the latest match first
                 if text[start : start + m] == text[-m:]:
                     drafts = x[start + m : start + m + n]
-                    q = F.one_hot(drafts, self.V).float()  # all of it on the one token
+                    q = F.one_hot(drafts, self.V).float()  # all probability on that token
                     return drafts, q
         return x[:0], []
 

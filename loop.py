@@ -51,7 +51,7 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
 
     Every eval_interval steps and at the end, on_eval(model, step) -> validation loss runs on the
     averaged weights, and save(state, val_loss) writes the checkpoint: what it holds besides the
-    state of the training, and where, is up to the caller. resume: such a checkpoint to go on from;
+    state of the training, and where, is up to the caller. resume: such a checkpoint to resume from;
     the model has its weights already. steps_before: of earlier rounds; seeds and log count on from
     there. Raises UserError at a loss that is not finite.
     """
@@ -59,12 +59,11 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
     rank, world = rank_and_world()
     n_forwards = cfg.gradient_accumulation_steps  # in a step, over all processes
 
-    # DDP or FSDP around model and loss; before the optimizer, for FSDP cuts the weights into shards
+    # DDP or FSDP around model and loss; before the optimizer, because FSDP shards the weights
     batch_loss = parallel(model, loss, device, world, cfg.fsdp)
     optimizer = make_optimizer(model, cfg)
-    averaged = (
-        copy_weights(model) if cfg.ema else {}
-    )  # weight name -> its average over the last steps
+    # name of a weight -> its exponential moving average
+    averaged = copy_weights(model) if cfg.ema else {}
     start = restore(resume, optimizer, averaged, cfg) if resume else 0
     if cfg.compile == "on" or (cfg.compile == "auto" and device.type == "cuda"):
         compile_trunk(model, device)
@@ -88,9 +87,10 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
             if model.config.dropout:
                 # dropout can only use the global generator
                 torch.manual_seed(generator.initial_seed())
-            # gradients add up over i; DDP then averages them over the processes
             with averaging(batch_loss, cfg.fsdp, world, last=i + world >= n_forwards):
                 with autocast:
+                    # a rank adds up n_forwards / world losses, and DDP takes the mean over ranks:
+                    # this factor makes that the mean over all forward passes
                     value = batch_loss(batch, generator) * (world / n_forwards)
                 value.backward()
             step_loss += value.detach()
@@ -130,12 +130,12 @@ def update_averages(averaged, model, step, ema):
     """
     if averaged:
         weights = [p.data for p in model.parameters()]
-        decay = min(ema, (step + 1) / (step + 10))
+        decay = min(ema, (step + 1) / (step + 10))  # 0.1 at first, 0.5 in the ninth step ... ema
         torch._foreach_lerp_(list(averaged.values()), weights, 1 - decay)
 
 
 def swap(model, averaged):
-    # the numbers, not the tensors: FSDP gathers from the memory that it knows
+    """Exchanges the values in place: FSDP gathers from the memory that it knows."""
     if not averaged:
         return
     for weight, average in zip(model.parameters(), averaged.values(), strict=True):
@@ -184,7 +184,7 @@ def evaluate(model, step, *, validate, steps_before, cfg, meta, made_for=None):
 
 
 def show_sample(model, generator, meta, made_for=None):
-    """-> the text of one sample; a student samples in the way that it was made for."""
+    """-> the text of one sample; a student samples with the sampler and steps it was made for."""
     template = empty_templates(model, meta, 1, model.config.block_size)
     template = template.to(model.wte.weight.device)
     sampler, n_steps = sampler_and_steps("", 0, {"made_for": made_for})

@@ -1,6 +1,6 @@
 """
 The model: a GPT whose one flag, `causal`, makes it a masked diffusion language model. With the
-losses of both, and the samplers of diffusion. (speculative.generate samples from a GPT.)
+loss of each, and the samplers of diffusion. (speculative.generate samples from a GPT.)
 
 Read in this order: GPT, convert, diffusion_loss, unmask_steps, unmask.
 Shapes: B batch, T sequence, C width, V vocabulary without [MASK], H heads, D = C / H, K sampling
@@ -38,14 +38,14 @@ class GPTConfig:
     n_embd: int = 384  # C
     dropout: float = 0.0
     causal: bool = False  # a position sees itself and those before it (GPT); False: all (diffusion)
-    pos: str = "rope"  # 'rope' | 'learned'
+    pos: str = "rope"  # 'rope' | 'learned'; 'none' of an LSTM and a CNN is set below
     tie_weights: bool = True  # the head shares the token embedding
     # what published checkpoints need
     attn_bias: bool = False
     mlp_bias: bool = False
     ln_bias: bool = False
     head_bias: bool = False
-    gelu_tanh: bool = False  # the tanh formula is 3x slower than erf on a CPU in bfloat16
+    gelu_tanh: bool = False  # GPT-2's approximation, 3x slower than erf on a CPU in bfloat16
     attention: str = "sdpa"  # 'sdpa' | 'manual' | 'flash_attn': one function, computed three ways
     arch: str = "gpt"  # 'gpt' | 'lstm' | 'cnn': what its blocks are made of (drafters.py)
 
@@ -162,7 +162,7 @@ class GPT(nn.Module):
     [MASK]. The head has V rows only, so [MASK] can't be predicted: MDLM's "zero masking
     probability" by construction.
 
-    block_class: what it is made of; drafters.py has others.
+    block_class: the class of its layers; drafters.py has others.
     """
 
     def __init__(self, config, block_class=Block):
@@ -238,8 +238,8 @@ class GPT(nn.Module):
 def convert(model, causal=False, block_size=None, dropout=0.0):
     """
     A trained GPT -> the masked diffusion model that starts from its weights: every position now
-    sees every other. The one new row, [MASK], starts as the mean embedding: a token of which
-    nothing is known except that it is one. (A random row learns as fast.)
+    sees every other. The one new row, [MASK], starts as the mean embedding: a token about which
+    nothing is known. (A random row learns as fast.)
 
     The other way round, causal = True, the [MASK] row is dropped. A smaller block_size drops the
     last learned positions.
@@ -286,7 +286,7 @@ def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):
         logits = logits.masked_fill(logits < smallest_kept, -math.inf)
     p = logits.softmax(-1)
     if top_p < 1:
-        # keep the best token, and others as long as those before them hold less than top_p together
+        # drop a token if the better ones already hold top_p together, but never the best one
         best, order = p.sort(-1, descending=True)
         dropped = best.cumsum(-1) - best >= top_p
         dropped[..., 0] = False
@@ -298,7 +298,7 @@ def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):
 
 def draw(p, generator=None):
     """
-    (..., V) probabilities, up to a factor for each row -> (...) int64: exact draws, by inverting
+    (..., V) probabilities, which need not sum to 1 -> (...) int64: exact draws, by inverting
     the float64 cumulative sum.
 
     Not Gumbel noise in float32: it cuts off the tail and flatters generative perplexity (Zheng et
@@ -310,7 +310,8 @@ def draw(p, generator=None):
     cdf = p.cumsum(-1, dtype=torch.float64)
     u = uniform(p.shape[:-1], generator, p.device, torch.float64)
     u = u[..., None] * cdf[..., -1:]  # the sum is 1 only up to rounding
-    tokens = torch.searchsorted(cdf, u, right=True).squeeze(-1)
+    tokens = torch.searchsorted(cdf, u, right=True).squeeze(-1)  # right: never one of probability 0
+    # clamp: u may round up to the whole sum
     return tokens.clamp(max=p.size(-1) - 1).to(device)
 
 
@@ -350,7 +351,10 @@ def masked_nll(model, x0, masked, weight):
 
 
 def stratified(B, generator, device):
-    """-> (B, 1): row i is (offset + i / B) mod 1: each uniform in [0, 1), together even."""
+    """
+    -> (B, 1): row i is (offset + i / B) mod 1. Each is uniform in [0, 1), and together they are
+    evenly spaced, so that the mean of a batch varies less.
+    """
     offset = uniform((1,), generator, device)
     return ((offset + torch.arange(B, device=device) / B) % 1)[:, None]
 
@@ -363,9 +367,12 @@ def diffusion_loss(model, x0, generator, t_weight=1.0, eps=1e-3):
 
     (MDLM eq. 10 with alpha_t = 1 - t). t is uniform in (eps, 1): the weight stays below 1/eps.
 
+    Why 1/t: integrated over t, a set of l masked tokens then has weight 1 / (l C(T, l)), so each
+    number l of masked tokens counts alike, as in nelbo. What t < eps would add is left out here.
+
     DIFFERS if a = t_weight < 1: the weight is (2 - a) / t^a, so that the few masked tokens of a
-    small t count less. That is no bound, but it has the same optimum, because the network does not
-    see t. (2 - a) keeps the mean over t of t times the weight at 1.
+    small t count less. That is no bound, but the optimum is the same: given xt, x0 does not depend
+    on t, so p(x0 | xt) is the best answer at every t. (2 - a) keeps the mean of t * weight at 1.
     """
     t = eps + (1 - eps) * stratified(len(x0), generator, x0.device)  # (B, 1)
     masked = uniform(x0.shape, generator, x0.device) < t  # (B, T)
@@ -383,8 +390,9 @@ def nelbo(model, x0, generator):
     """
     (B, T) int64 -> nats per token: the bound of diffusion_loss with less noise, for evaluation.
 
-    The integral over t is, exactly, an average over l = 1 ... T masked positions, each set of l
-    equally likely, with weight T / l (LLaDA eq. 6): no eps, and l is stratified over the batch.
+    The integral over t is, exactly, an average over n_masked = 1 ... T, each set of n_masked
+    positions equally likely, with weight T / n_masked (LLaDA eq. 6): no eps, and n_masked is
+    stratified over the batch.
     """
     B, T = x0.shape
     n_masked = 1 + (stratified(B, generator, x0.device) * T).long()  # (B, 1), uniform in 1 ... T
@@ -398,7 +406,7 @@ def nelbo(model, x0, generator):
 # the head and the draws then run only where a step unmasks
 
 SAMPLERS = ("spread", "ancestral", "first_hitting", "confidence")
-DEFAULTS = {"sampler": "spread", "steps": 64}  # where neither a knob nor a checkpoint says more
+DEFAULTS = {"sampler": "spread", "steps": 64}  # unless a knob or the checkpoint says otherwise
 
 
 def ancestral_steps(u, t, dt, n_steps):
@@ -448,7 +456,7 @@ def close_gaps(step_of):
     which nothing happens costs nothing, and rows share their forward passes: 1024 steps are at most
     T of them.
     """
-    ordered, position = step_of.sort(dim=1)  # sorted: 0 0 3 7 7; where they come from
+    ordered, position = step_of.sort(dim=1)  # a row 7 0 3 0 7: 0 0 3 7 7, and where they come from
     before = ordered.new_zeros(len(ordered), 1)
     rises = ordered.diff(dim=1, prepend=before) > 0  # a new step starts: 0 0 1 1 0
     number = rises.cumsum(dim=1)  # 0 0 1 2 2
@@ -476,7 +484,7 @@ def unmask(
     step_of = close_gaps(unmask_steps(xt == model.mask_id, n_steps, sampler, generator))  # (B, T)
     for step in range(1, int(step_of.max()) + 1):
         now = step_of == step  # (B, T)
-        rows = now.any(dim=1)  # (B): the others need no forward pass, for the network sees no time
+        rows = now.any(dim=1)  # (B): the others need no forward pass: the network has no time input
         h = model.hidden(xt[rows])[now[rows]]  # (N, C), in the same order as xt[now]
         xt[now] = draw_tokens(model, h, generator, temperature, top_p)
         if watch:

@@ -115,7 +115,7 @@ class Network:
     def __init__(self, model):
         self.model = model
         self.cache = new_cache(model)
-        # the tokens that the cache is of
+        # the tokens whose keys and values are cached
         self.cached = torch.empty(0, dtype=torch.int64, device=model.wte.weight.device)
 
     def logits(self, idx):
@@ -128,10 +128,11 @@ class Network:
         # last token of x is always left to read.
         m = min(len(self.cached), len(x) - 1)
         same = self.cached[:m] == x[:m]
-        self.cache.length = int(same.cumprod(0).sum())
+        self.cache.length = int(same.cumprod(0).sum())  # the common prefix
 
         start = len(x)
         q = []
+        # + 1: the last draft is drawn, but never read
         for _ in range(min(n, self.model.config.block_size + 1 - start)):
             h = self.model.hidden(x[None, self.cache.length :], self.cache)[0, -1]  # (C)
             q.append(probabilities(self.model.head(h), **settings))  # (V)
@@ -152,7 +153,7 @@ def verify(drafts, p, q, generator):
     """
     u = uniform((len(drafts),), generator, p.device)
     for i, draft in enumerate(drafts.tolist()):
-        if u[i] * q[i][draft] >= p[i, draft]:  # rejected; always if p is 0, even where u is
+        if u[i] * q[i][draft] >= p[i, draft]:  # rejected; >=: at p = 0 also if u = 0
             residual = (p[i] - q[i]).clamp(min=0)
             if not residual.any():  # p = q: nothing is ever rejected, except by rounding
                 residual = p[i]
@@ -163,7 +164,7 @@ def verify(drafts, p, q, generator):
 
 
 def until_eos(tokens, eos):
-    """(n,) int64 -> up to and with the first eos."""
+    """(n,) int64 -> up to and including the first eos."""
     found = (tokens == eos).nonzero()  # (k, 1)
     return tokens[: found[0, 0] + 1] if len(found) else tokens
 
@@ -240,7 +241,7 @@ def empty_templates(model, meta, n, size):
 
 
 def sampler_and_steps(sampler, steps, checkpoint):
-    """Unset values ('' or 0) are those that the checkpoint was made for, else the default ones."""
+    """Unset values ('' or 0) fall back to the checkpoint's own, then to DEFAULTS."""
     made_for = checkpoint.get("made_for") or {}
     own = {**DEFAULTS, **made_for}
     return sampler or own["sampler"], steps or own["steps"]

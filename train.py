@@ -37,7 +37,7 @@ tie_weights = True  # the head shares the token embedding
 ngram_n = 5  # of an n-gram, from 1 to 8
 smoothing = "kneser_ney"  # 'kneser_ney' | 'laplace', of an n-gram
 # diffusion
-t_weight = 1.0  # noise t has weight 1/t^t_weight; 1 is the bound, 0.5 learns faster
+t_weight = 1.0  # a: noise t has weight (2 - a) / t^a; 1 is the bound, 0.5 learns faster
 random_length = 0.0  # fraction of batches cut to a random length (LLaDA: 0.01)
 # optimizer: AdamW
 max_iters = 2000  # optimizer steps
@@ -110,7 +110,7 @@ def resumed_run(cfg, meta):
     saved = load_checkpoint(path)  # on the CPU: with averages and optimizer it may not fit the GPU
     check_vocabulary(path, saved, meta, cfg.dataset)
     if saved["meta"].get("sha256") != meta.get("sha256"):
-        raise UserError(f"{cfg.dataset} is another text than {path} was trained on.")
+        raise UserError(f"{cfg.dataset} is not the text that {path} was trained on.")
     config = dataclasses.replace(
         GPTConfig(**saved["model_config"]), dropout=cfg.dropout, attention=cfg.attention
     )
@@ -135,7 +135,7 @@ def make_model(cfg, meta):
         value = getattr(model.config, name)
         if getattr(cfg, name) != value and value != "none":  # an LSTM has no positions
             taken.append(f"{name} {value}")
-            setattr(cfg, name, value)  # so that config.json tells what was used
+            setattr(cfg, name, value)  # so that config.json has the real shape
     if taken:
         print_once(f"the shape is that of {source}: {', '.join(taken)}")
     return model, saved

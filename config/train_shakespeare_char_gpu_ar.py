@@ -1,6 +1,6 @@
 """
-The autoregressive counterpart of train_shakespeare_char_gpu.py. It overfits sooner: fewer steps, more
-dropout.
+The autoregressive counterpart of train_shakespeare_char_gpu.py. It overfits sooner: fewer steps,
+more dropout.
 
 $ python train.py config/train_shakespeare_char_gpu_ar.py
 """
