@@ -378,10 +378,14 @@ def make_drafter(cfg, meta, T, device, note):
             n_head=cfg.n_head,
             n_embd=cfg.n_embd,
             dropout=cfg.dropout,
+            attention=cfg.attention,
         )
         drafter = new_model(config).to(device)
     else:
-        drafter, baseline = load_model(cfg.drafter, device, cfg.attention)
+        try:
+            drafter, baseline = load_model(cfg.drafter, device, cfg.attention)
+        except UserError as error:
+            raise UserError(f"drafter is not lstm, cnn, gpt or ngram: {error}") from None
         if not data.same_vocabulary(meta, baseline["meta"]):
             raise UserError(f"The drafter {cfg.drafter} has another vocabulary than the text.")
         if not drafter.config.causal or drafter.config.block_size < T:
@@ -398,6 +402,8 @@ def make_drafter(cfg, meta, T, device, note):
 def kd(cfg):
     target, corpus, device, note = set_up(cfg, causal=True, pattern="ckpt.pt")
     T = target.config.block_size
+    if cfg.drafter != "ngram":  # its mistakes show before the target writes for hours
+        drafter, saved = make_drafter(cfg, corpus.meta, T, device, note)
     pseudo = None
     if cfg.kd_data == "teacher" or cfg.drafter == "ngram":
         names = ("teacher", "teacher_step", "teacher_loss", "dataset", "seed")
@@ -409,7 +415,6 @@ def kd(cfg):
         on_first_process(lambda: fit_ngram(pseudo, corpus, cfg.ngram_n, cfg.smoothing, cfg.out_dir))
         return
 
-    drafter, saved = make_drafter(cfg, corpus.meta, T, device, note)
     start = data.start_token(corpus.meta)
 
     def get_batch(generator):

@@ -275,10 +275,14 @@ class Lookup:
         for m in range(self.longest, self.shortest - 1, -1):
             for start in range(len(text) - m - 1, -1, -1):  # the latest match first
                 if text[start : start + m] == text[-m:]:
-                    drafts = x[start + m : start + m + n]
+                    # a match near the end goes on with itself: 0 1 0 1 is followed by 0 1 0 1 ...
+                    period = len(text) - start - m
+                    i = torch.arange(n, device=x.device) % period
+                    drafts = x[start + m + i]
                     q = F.one_hot(drafts, self.V).float()  # all probability on that token
                     return drafts, q
-        return x[:0], []
+        nothing = x[:0]
+        return nothing, F.one_hot(nothing, self.V).float()
 
 
 def fit_ngram(tokens, corpus, n, smoothing, out_dir):

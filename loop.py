@@ -15,7 +15,7 @@ import torch.nn as nn
 from tqdm import tqdm
 
 import data
-from configurator import UserError
+from configurator import UserError, choose
 from plumbing.checkpoints import save_checkpoint
 from plumbing.hardware import compile_trunk, pick_device
 from plumbing.parallel import averaging, parallel, rank_and_world, whole_weights
@@ -226,6 +226,7 @@ def check_loop(cfg):
     for name in ("batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters"):
         if getattr(cfg, name) < 1:
             raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least 1.")
+    choose("compile", cfg.compile, ("auto", "on", "off"))
     if cfg.max_iters < 1:
         raise UserError(f"The run has {cfg.max_iters} steps; it must have at least 1.")
     for name in ("ema", "beta2", "dropout"):

@@ -244,6 +244,7 @@ class Rounds:
         self.tested = torch.zeros(gamma, dtype=torch.int64)  # drafts, by their position in a round
         self.accepted = torch.zeros(gamma, dtype=torch.int64)
         self.n_forwards = 0  # of the target
+        self.n_proposed = 0  # rounds in which there were drafts
         self.n_tokens = 0  # new ones
         self.drafted = []  # of the present text: whether each new token was a draft
 
@@ -262,6 +263,7 @@ class Rounds:
         self.tested[:n_tested] += 1
         self.accepted[:n_accepted] += 1
         self.n_forwards += 1
+        self.n_proposed += len(drafts) > 0
         self.n_tokens += len(new)
         self.drafted += [True] * n_accepted + [False] * (len(new) - n_accepted)
         self.length = len(x)
@@ -280,18 +282,21 @@ def tokens_per_forward(rounds):
     return rounds.n_tokens / max(rounds.n_forwards, 1)
 
 
-def predicted_speedup(alpha, c, gamma, verify=1.0):
+def predicted_speedup(alpha, c, gamma, verify=1.0, proposes=1.0):
     """
     Tokens per round over the round's cost in plain steps (Leviathan et al., theorem 3.8).
 
     c: what a draft costs. verify: what the target's forward pass over the gamma drafts costs: in
-    theory one step, on a CPU it grows with the tokens.
+    theory one step, on a CPU it grows with the tokens. proposes: the fraction of rounds in which
+    the drafter has something to propose; the others are plain steps.
     """
     if alpha == 1:
         tokens = gamma + 1
     else:
         tokens = (1 - alpha ** (gamma + 1)) / (1 - alpha)  # 1 + alpha + ... + alpha^gamma
-    return tokens / (gamma * c + verify)
+    tokens = 1 + proposes * (tokens - 1)
+    cost = gamma * c + proposes * verify + (1 - proposes)
+    return tokens / cost
 
 
 GAMMAS = (1, 2, 3, 4, 6, 8)  # that are tried
@@ -336,10 +341,22 @@ def measure_costs(target, drafter, x, settings, generator):
     return costs
 
 
-def best_gamma(alpha, costs):
+def best_gamma(alpha, costs, proposes=1.0):
     """-> the gamma with the highest predicted speed, and that speed."""
-    speeds = {gamma: predicted_speedup(alpha, c, gamma, v) for gamma, (c, v) in costs.items()}
+    speeds = {}
+    for gamma, (c, verify) in costs.items():
+        speeds[gamma] = predicted_speedup(alpha, c, gamma, verify, proposes)
     return max(speeds.items(), key=lambda pair: pair[1])
+
+
+def trial(target, drafter, x, n_new, settings, generator):
+    """-> a text that begins with x (T,), and the Rounds of its speculation."""
+    gamma = max(GAMMAS)
+    rounds = Rounds(gamma)
+    rounds.start(len(x))
+    options = {"gamma": gamma, "generator": generator, "watch": rounds, **settings}
+    text = speculate(target, drafter, x, n_new, **options)
+    return text, rounds
 
 
 def choose_gamma(target, drafter, x, n_new, settings, generator):
@@ -347,20 +364,10 @@ def choose_gamma(target, drafter, x, n_new, settings, generator):
     n_trial = min(64, n_new)
     if n_trial <= max(GAMMAS):
         return min(4, n_new)
-    rounds = Rounds(max(GAMMAS))
-    rounds.start(len(x))
-    text = speculate(
-        target,
-        drafter,
-        x,
-        n_trial,
-        gamma=max(GAMMAS),
-        generator=generator,
-        watch=rounds,
-        **settings,
-    )
+    text, rounds = trial(target, drafter, x, n_trial, settings, generator)
     costs = measure_costs(target, drafter, text, settings, generator)
-    return best_gamma(acceptance(rounds), costs)[0]
+    proposes = rounds.n_proposed / rounds.n_forwards
+    return best_gamma(acceptance(rounds), costs, proposes)[0]
 
 
 @torch.no_grad()
@@ -432,7 +439,9 @@ def drafter_row(target, drafter, text, prompts, settings, *, seed, batch_size, n
     row["alpha"], row["alpha_error"] = mean_and_error(by_text)
     generator = seeded(seed, "costs", device=text.device)
     costs = measure_costs(target, drafter, text[0], settings, generator)
-    gamma, predicted = best_gamma(row["alpha"], costs)
+    _, rounds = trial(target, drafter, prompts[0], n_new, settings, generator)
+    row["proposes"] = rounds.n_proposed / rounds.n_forwards
+    gamma, predicted = best_gamma(row["alpha"], costs, row["proposes"])
     c, verify = costs[gamma]
     row |= {"gamma": gamma, "predicted": predicted, "c": c, "verify": verify}
 

@@ -9,6 +9,7 @@ $ python sample.py --ckpt=out/pydoc_ar/ckpt.pt --draft=lookup            (specul
 
 import contextlib
 import functools
+import os
 import sys
 import time
 
@@ -22,7 +23,7 @@ from plumbing.checkpoints import paths_of
 from plumbing.hardware import compile_trunk, pick_device
 from plumbing.randomness import seeded
 from plumbing.terminal import Tracer, colored, print_samples
-from speculative import draw_samples, known_text, sampler_and_steps, speculate
+from speculative import Network, draw_samples, known_text, sampler_and_steps, speculate
 
 # --------------------------------------------------------------------------------------------------
 # what to write
@@ -212,6 +213,9 @@ def sample_with_drafts(model, checkpoint, template, note, cfg):
     meta = checkpoint["meta"]
     _, decode = data.encoder(meta)
     drafter = load_drafter(cfg.draft, model, meta, cfg.attention)
+    if isinstance(drafter, Network) and drafter.model.config.block_size < len(template):
+        size = drafter.model.config.block_size
+        raise UserError(f"The text is longer than {cfg.draft}'s context: use --length={size}.")
     gamma = chosen_gamma(model, drafter, template, cfg)
     draw = functools.partial(draw_with_drafts, model, checkpoint, template, drafter, gamma, cfg)
     if cfg.compile == "on":
@@ -242,6 +246,8 @@ def sample_with_drafts(model, checkpoint, template, note, cfg):
 def main(cfg):
     sys.stdout.reconfigure(errors="replace")  # a Windows pipe cannot write every character
     check_knobs(cfg)
+    if "WORLD_SIZE" in os.environ:
+        raise UserError("On several GPUs samples go into a file: torchrun -m extras.save_samples")
     paths = paths_of(cfg.ckpt)
     loaded = [load(path, cfg) for path in paths]
     if cfg.trace and (len(paths) > 1 or loaded[0][0].config.causal):

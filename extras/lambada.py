@@ -158,6 +158,9 @@ def line_of(path, r):
 
 
 def main(cfg):
+    for name in ("draws", "longest"):
+        if getattr(cfg, name) < 1:
+            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least 1.")
     cfg.dtype = "float32"  # as all likelihoods that are reported
     device, note = join_processes(cfg)
     models = {path: load_model(path, device, cfg.attention) for path in paths_of(cfg.ckpt)}

@@ -129,6 +129,8 @@ def evaluate(cfg):
 
 
 def main(cfg):
+    if cfg.num_samples < 7:
+        raise UserError(f"num_samples is {cfg.num_samples}; it must be at least 7.")
     report = evaluate(cfg)
     for who, (mean, error) in report.items():
         print(f"{who}: ROUGE-2 {mean:.3f} +- {error:.3f}")

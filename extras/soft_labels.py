@@ -344,8 +344,6 @@ def check_knobs(cfg):
             raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least {least}.")
     if cfg.drafter == "ngram":
         raise UserError("An n-gram counts texts: it learns with distill.py --drafter=ngram.")
-    if cfg.drafter not in ("lstm", "cnn", "gpt") and not set(cfg.drafter) & set("/:."):
-        raise UserError(f"drafter is {cfg.drafter!r}; choose lstm, cnn, gpt, or a checkpoint.")
     if cfg.vocab_parallel and ("WORLD_SIZE" not in os.environ or cfg.dropout):
         raise UserError(
             "vocab_parallel needs processes, torchrun --nproc_per_node=2 ..., and --dropout=0."

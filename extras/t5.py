@@ -67,7 +67,7 @@ out_dir = "out/t5"  # gets ckpt.pt or ngram.txt
 init_from = "teacher"  # 'teacher' | 'resume' (out_dir)
 drafter = "lstm"  # 'lstm' | 'cnn' | 'gpt' | 'ngram' (counts texts) | a checkpoint or hf:NAME
 learn = "teacher"  # 'teacher': from the target | 'text': from the dataset's text alone, a baseline
-divergence = "kl_fwd"  # 'kl_bwd' | 'kl_fwd' | 'tvd' | 'mse' | 'jsd' | 'nla', of student and teacher
+divergence = "kl_fwd"  # 'kl_bwd' | 'kl_fwd' | 'tvd' | 'jsd' | 'nla', of drafter and target
 kd_data = "dataset"  # 'dataset' | 'teacher' (it writes pseudo_tokens) | 'student' (on-policy)
 pseudo_tokens = 1_000_000  # written by the teacher to out_dir/pseudo.bin
 n_layer = 1  # of a new drafter
@@ -383,6 +383,7 @@ def check_kd(cfg):
     """Raises UserError before any work; settles what is no choice here."""
     choose("learn", cfg.learn, ("teacher", "text"))
     choose("kd_data", cfg.kd_data, ("dataset", "teacher", "student"))
+    choose("divergence", cfg.divergence, ("kl_bwd", "kl_fwd", "tvd", "jsd", "nla"))
     choose("init_from", cfg.init_from, ("teacher", "resume"))
     cfg.sample_interval = 0  # fit's samples read no source
     cfg.fsdp = False  # it shards our own blocks only
@@ -400,13 +401,13 @@ def kd(cfg):
     device, note = join_processes(cfg)
     target = target and target.to(device)
     on_first_process(lambda: distill.start_folder(cfg, note))
+    if cfg.drafter != "ngram":  # its mistakes show before the target writes for hours
+        drafter, saved = make_drafter(cfg, corpus.meta, T, device, note)
     pseudo = None
     if target and (cfg.kd_data == "teacher" or cfg.drafter == "ngram"):
         pseudo = open_pseudo_data(target, corpus, cfg, device)
     if cfg.drafter == "ngram":
         return on_first_process(lambda: count_ngrams(pseudo, corpus, cfg))
-
-    drafter, saved = make_drafter(cfg, corpus.meta, T, device, note)
 
     def get_batch(generator):
         """-> (B, S + T): sources of the dataset, with its texts or what a model writes."""

@@ -70,7 +70,7 @@ def load_weights(model, weights):
 def how_to_train(folder):
     """
     -> what a folder without the checkpoint asked for has, or the command that makes it: a config
-    whose out_dir it is says it on its "$ python" line.
+    whose out_dir it is says it in its docstring.
     """
     if os.path.normpath(folder).startswith(os.path.join("out", "debug")):
         return "Make it with: python train.py config/debug.py, or distill.py, as that file says."
@@ -81,7 +81,8 @@ def how_to_train(folder):
     for config in sorted(glob.glob(configs)):
         with open(config, encoding="utf-8") as f:
             source = f.read()
-        command = re.search(r"^\$ (python .*\.py)", source, re.M)
+        name = os.path.basename(config)
+        command = re.search(rf"((?:python|torchrun) .*config/{name})", source)
         if folder and f'out_dir = "{folder}"\n' in source and command:
             return f"Make it with: {command[1]}"
     return "Train one, for example with: make demo"

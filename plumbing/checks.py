@@ -3,8 +3,6 @@ What distill.py checks before any work: knobs that do not go together, a teacher
 not.
 """
 
-import os
-
 import data
 from configurator import UserError, choose
 
@@ -22,10 +20,6 @@ def check_distillation(cfg):
             raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least {least}.")
     if not cfg.kd_temp > 0:
         raise UserError(f"kd_temp is {cfg.kd_temp}; it must be above 0.")
-    kinds = ("lstm", "cnn", "gpt", "ngram")
-    is_name = os.path.exists(cfg.drafter) or set(cfg.drafter) & set("/:.")
-    if cfg.method == "kd" and cfg.drafter not in kinds and not is_name:
-        raise UserError(f"drafter is {cfg.drafter!r}; choose {', '.join(kinds)}, or a checkpoint.")
     if cfg.method == "kd" and cfg.divergence == "mse":
         raise UserError(
             "divergence 'mse' is SDTT's: on a drafter's log-probabilities it hardly learns."

@@ -710,6 +710,7 @@ def test_mistakes_with_drafters_raise_before_any_work(target, teacher, pydoc, tm
     def said(**kw):
         message = refused(D.main, kd_settings(kw.pop("teacher", target), tmp_path / "out", **kw))
         assert not os.path.exists(tmp_path / "out" / "ckpt.pt")
+        assert not os.path.exists(tmp_path / "out" / "pseudo.bin")  # the target wrote nothing yet
         return message
 
     assert "is a GPT" in refused(D.main, settings(target, tmp_path / "out"))
@@ -718,7 +719,8 @@ def test_mistakes_with_drafters_raise_before_any_work(target, teacher, pydoc, tm
     assert "kd_temp is 0.0" in said(kd_temp=0.0)
     assert "pseudo_tokens is 0" in said(pseudo_tokens=0)
     assert "another vocabulary" in said(dataset=pydoc)
-    assert "choose lstm, cnn" in said(drafter="lstn")
+    assert "not lstm, cnn, gpt or ngram" in said(drafter="lstn", kd_data="teacher")
+    assert "3 heads" in said(drafter="gpt", n_head=3, n_embd=16, kd_data="teacher")
     assert "'mse' is SDTT's" in said(divergence="mse")
     assert "fsdp" in said(fsdp=True, kd_data="student")
     # a diffusion model would see the tokens that it learns to predict

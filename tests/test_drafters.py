@@ -173,8 +173,9 @@ def test_lookup_continues_the_longest_match_and_of_those_the_latest():
     assert propose([1, 2, 3, 1, 2, 4, 1, 2], 2) == [4, 1]
 
 
-def test_lookup_proposes_what_the_text_has_of_a_match_and_may_overlap_it():
-    assert propose([3, 3, 1, 4, 2, 4, 2, 4], 5) == [2, 4]
+def test_lookup_repeats_a_match_that_runs_into_the_end():
+    assert propose([3, 3, 1, 4, 2, 4, 2, 4], 5) == [2, 4, 2, 4, 2]
+    assert propose([3, 3, 3, 3], 3) == [3, 3, 3]
 
 
 def test_lookup_proposes_nothing_without_a_match_of_two_tokens():

@@ -34,10 +34,11 @@ def meta_of_model(name):
     """
     if name.startswith("hf:"):
         return data.hf_meta(name[3:].partition("@")[0])
-    if os.path.exists(name) and os.sep in name:
+    try:
         return load_model(name)[1]["meta"]
-    known = ", ".join(TOKENIZERS)
-    raise UserError(f"tokenizer is {name!r}; choose {known}, the path of a model, or hf:NAME.")
+    except UserError as error:
+        known = ", ".join(TOKENIZERS)
+        raise UserError(f"tokenizer is {name!r}: none of {known}, and no model ({error})") from None
 
 
 def main(cfg):
