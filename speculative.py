@@ -29,8 +29,10 @@ class KVCache:
         config = model.config
         H = config.n_head if config.arch == "gpt" else 1
         D = config.n_embd // H
-        shape = (config.n_layer, 2, batch_size, H, config.block_size, D)
-        self.kv = model.wte.weight.new_zeros(shape)  # on the model's device, in its dtype
+        shape = (2, batch_size, H, config.block_size, D)
+        # One tensor for each layer, on the model's device and in its dtype. (If all layers shared
+        # one, a compiled step would copy the whole of it in each layer and take twice as long.)
+        self.kv = [model.wte.weight.new_zeros(shape) for _ in range(config.n_layer)]
         self.length = 0
 
     def append(self, layer, k, v):
@@ -39,15 +41,16 @@ class KVCache:
         after the last layer.
         """
         end = self.length + k.size(2)
-        self.kv[layer, 0, :, :, self.length : end] = k
-        self.kv[layer, 1, :, :, self.length : end] = v
-        all_k, all_v = self.kv[layer, :, :, :, :end].to(k.dtype)  # under autocast k is bfloat16
+        kv = self.kv[layer]  # (2, B, H, block_size, D)
+        kv[0, :, :, self.length : end] = k
+        kv[1, :, :, self.length : end] = v
+        all_k, all_v = kv[:, :, :, :end].to(k.dtype)  # under autocast k is bfloat16
         return all_k, all_v
 
     def last(self, layer, n):
         """-> (2, B, H, n, D): what was kept of the last n tokens, zeros before the first."""
         start = max(self.length - n, 0)
-        kept = self.kv[layer, :, :, :, start : self.length]
+        kept = self.kv[layer][:, :, :, start : self.length]
         return F.pad(kept, (0, 0, n - kept.size(3), 0))
 
 

@@ -189,7 +189,8 @@ def test_every_network_continues_from_its_cache_also_after_a_rollback(arch, pos,
     x = torch.randint(7, (B, 16), generator=seeded(0))
     whole = model(x)  # (B, T, V)
     cache = KVCache(model, B)
-    cache.kv.fill_(math.nan)  # whatever the memory held before
+    for kv in cache.kv:
+        kv.fill_(math.nan)  # whatever the memory held before
     parts = [model.head(model.hidden(part, cache)) for part in x.split([5, 1, 3, 7], dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-4)
     assert cache.length == 16
@@ -205,7 +206,7 @@ def test_every_network_continues_from_its_cache_also_after_a_rollback(arch, pos,
 
 def test_a_bfloat16_model_has_a_cache_of_its_own_type():
     model = tiny_model(causal=True).bfloat16()
-    assert KVCache(model).kv.dtype == torch.bfloat16
+    assert KVCache(model).kv[0].dtype == torch.bfloat16
     text = generate(model, torch.zeros(1, 1, dtype=torch.long), 20, generator=seeded(0))
     assert text.shape == (1, 21)
 
