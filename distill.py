@@ -275,6 +275,29 @@ def make_student(teacher, saved, dropout):
     return student
 
 
+def round_parts(student, teacher, corpus, device, cfg, *, r, dt, steps):
+    """-> loss, on_eval, save of round r, in which steps of dt become the student's."""
+    loss = functools.partial(
+        sdtt_loss,
+        teacher=teacher,
+        dt=dt,
+        sampler=cfg.sampler,
+        k=cfg.teacher_steps,
+        divergence=cfg.divergence,
+    )
+    validate = validator(loss, corpus, teacher.config.block_size, cfg, device)
+    on_eval, save = hooks(
+        student,
+        validate,
+        cfg,
+        corpus.meta,
+        name=f"round_{r}.pt",
+        made_for={"steps": steps, "sampler": cfg.sampler},
+        steps_before=(r - 1) * cfg.iters_per_round,
+    )
+    return loss, on_eval, save
+
+
 def sdtt(cfg):
     """Algorithm 2: round after round, the student becomes the teacher."""
     plan = plan_rounds(cfg.orig_steps, cfg.teacher_steps, cfg.rounds)
@@ -284,8 +307,7 @@ def sdtt(cfg):
     carried = None  # the optimizer of the last round, if it is kept
 
     for r, (dt, steps) in enumerate(plan, 1):
-        name = f"round_{r}.pt"
-        path = os.path.join(cfg.out_dir, name)
+        path = os.path.join(cfg.out_dir, f"round_{r}.pt")
         saved = load_checkpoint(path) if os.path.exists(path) else None
         if not saved or saved["step"] < cfg.iters_per_round:
             print_once(
@@ -293,35 +315,12 @@ def sdtt(cfg):
                 f"1/{round(1 / dt)} become one; the student aims at {steps} steps"
             )
             student = make_student(teacher, saved, cfg.dropout)
-            loss = functools.partial(
-                sdtt_loss,
-                teacher=teacher,
-                dt=dt,
-                sampler=cfg.sampler,
-                k=cfg.teacher_steps,
-                divergence=cfg.divergence,
+            loss, on_eval, save = round_parts(
+                student, teacher, corpus, device, cfg, r=r, dt=dt, steps=steps
             )
-            validate = validator(loss, corpus, T, cfg, device)
-            steps_before = (r - 1) * cfg.iters_per_round
-            on_eval, save = hooks(
-                student,
-                validate,
-                cfg,
-                corpus.meta,
-                name=name,
-                made_for={"steps": steps, "sampler": cfg.sampler},
-                steps_before=steps_before,
-            )
-            fit(
-                student,
-                loss,
-                get_batch,
-                cfg,
-                on_eval,
-                save,
-                saved or carried,
-                steps_before=steps_before,
-            )
+            before = (r - 1) * cfg.iters_per_round
+            resume = saved or carried
+            fit(student, loss, get_batch, cfg, on_eval, save, resume, steps_before=before)
             wait_for_all()  # until the first process has written the round
             saved = load_checkpoint(path)
 

@@ -65,7 +65,7 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
     # name of a weight -> its exponential moving average
     averaged = copy_weights(model) if cfg.ema else {}
     start = restore(resume, optimizer, averaged, cfg) if resume else 0
-    if cfg.compile == "on" or (cfg.compile == "auto" and device.type == "cuda"):
+    if cfg.compile == "on" or (cfg.compile, device.type) == ("auto", "cuda"):
         compile_trunk(model, device)
     progress = Progress(cfg, start, steps_before)
 
@@ -80,10 +80,9 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
         # between can disturb them.
         step_loss = 0.0
         for i in range(rank, n_forwards, world):
-            batch = get_batch(seeded(cfg.seed, steps_before + step, i)).to(
-                device, non_blocking=True
-            )
-            generator = seeded(cfg.seed, steps_before + step, i, "noise", device=device)
+            key = (cfg.seed, steps_before + step, i)
+            batch = get_batch(seeded(*key)).to(device, non_blocking=True)
+            generator = seeded(*key, "noise", device=device)
             if model.config.dropout:
                 # dropout can only use the global generator
                 torch.manual_seed(generator.initial_seed())
