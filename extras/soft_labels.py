@@ -433,10 +433,10 @@ def labels_of(teacher, corpus, L, cfg):
 def soft(cfg):
     teacher, corpus, L = load_all(cfg)
     device, note = join_processes(cfg)
+    student, saved = make_drafter(cfg, corpus.meta, L, device, note)  # its mistakes show first
     on_first_process(lambda: start_folder(cfg, note))
     if teacher:
         teacher.to(device).requires_grad_(False)
-    student, saved = make_drafter(cfg, corpus.meta, L, device, note)
     labels = labels_of(teacher, corpus, L, cfg)
 
     def get_batch(generator):

@@ -467,7 +467,9 @@ def test_the_table_of_drafters(long_gpt, some_drafters, tmp_path, capsys):
     for r in rows:
         assert 0 <= r["alpha"] <= 1.0001 and r["speedup"] > 0 and r["c"] > 0
         assert len(r["counted_at"]) == r["gamma"] in metrics.GAMMAS
-        speed = metrics.predicted_speedup(r["alpha"], r["c"], r["gamma"], r["verify"])
+        speed = metrics.predicted_speedup(
+            r["alpha"], r["c"], r["gamma"], r["verify"], r["proposes"]
+        )
         assert r["predicted"] == pytest.approx(speed)
     for r in rows[:3]:
         assert abs(r["alpha"] - r["counted_at"][0]) < 0.15  # two estimates of one number

@@ -271,7 +271,7 @@ def test_mistakes_are_said_before_any_work(teacher, markov, pydoc, tmp_path, ref
         return words
 
     assert "counts texts" in said(drafter="ngram")
-    assert "choose lstm, cnn" in said(drafter="lstn")
+    assert "not lstm, cnn" in said(drafter="lstn")
     assert "no such file" in said(soft_data="x.jsonl")
     assert "topk is 9" in said(topk=9)
     assert "topk is 0" in said(topk=0)

@@ -370,7 +370,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(pydoc, tmp_path, re
     assert (tmp_path / "ckpt.pt").read_bytes() == before
     other_text = {**saved, "meta": {**saved["meta"], "sha256": "0"}}
     save_checkpoint(tmp_path / "ckpt.pt", other_text)
-    assert "is another text" in said(init_from="resume", max_iters=9)
+    assert "is not the text" in said(init_from="resume", max_iters=9)
 
 
 def test_a_checkpoint_of_another_vocabulary_raises_with_the_way_out(pydoc, tmp_path, refused):
