@@ -120,8 +120,8 @@ def ancestral_state(x0, dt, k, mask_id, generator):
 
     dt: the length of a step of the teacher; a step of the student is k dt.
     """
-    t = 1 - stratified(len(x0), generator, x0.device)  # (B, 1) in (0, 1]: any time, not only those
-    # of the sampler's grid (Algorithm 1)
+    # any time, not only those of the sampler's grid (Algorithm 1)
+    t = 1 - stratified(len(x0), generator, x0.device)  # (B, 1) in (0, 1]
     u = uniform(x0.shape, generator, x0.device)  # (B, T): when each token becomes masked
     step_of = ancestral_steps(u, t, dt, k)
     return x0.masked_fill(step_of > 0, mask_id), step_of
