@@ -513,9 +513,9 @@ def unmask_by_confidence(
         if not n_now.any():
             continue
         h = model.hidden(xt)[masked]  # (N, C)
-        tokens = draw_tokens(model, h, generator, temperature, top_p)  # (N)
+        tokens, p = draw_with_probability(model, h, generator, temperature, top_p)  # (N) both
         confidence = torch.full(xt.shape, -1.0, device=xt.device)  # below any probability
-        confidence[masked] = probability_of(model, h, tokens)
+        confidence[masked] = p
         drawn = xt.masked_scatter(masked, tokens)
         surest = rank_in_row(-confidence) < n_now[:, None]  # (B, T): the n_now best of each row
         xt = torch.where(surest, drawn, xt)
@@ -524,14 +524,20 @@ def unmask_by_confidence(
     return xt
 
 
-def probability_of(model, h, tokens):
-    """(N, C), (N,) -> (N,) float32: what the model gives these tokens, at temperature 1."""
+def draw_with_probability(model, h, generator, temperature, top_p):
+    """
+    (N, C) -> (N,) int64, what draw_tokens draws, and (N,) float32: what the model gives these
+    tokens at temperature 1. The head is computed once for both.
+    """
     rows_at_once = max(1, 2**25 // model.config.vocab_size)
+    tokens = []
     found = []
-    for h_part, part in zip(h.split(rows_at_once), tokens.split(rows_at_once), strict=True):
-        p = model.head(h_part).float().softmax(-1)
-        found.append(p.gather(1, part[:, None])[:, 0])
-    return torch.cat(found)
+    for part in h.split(rows_at_once):
+        logits = model.head(part).float()  # (n, V)
+        drawn = draw(probabilities(logits, temperature, top_p=top_p), generator)  # (n)
+        tokens.append(drawn)
+        found.append(logits.softmax(-1).gather(1, drawn[:, None])[:, 0])
+    return torch.cat(tokens), torch.cat(found)
 
 
 def show_window(watch, xt, start, window):
