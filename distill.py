@@ -275,8 +275,8 @@ def make_student(teacher, saved, dropout):
     return student
 
 
-def round_parts(student, teacher, corpus, device, cfg, *, r, dt, steps):
-    """-> loss, on_eval, save of round r, in which steps of dt become the student's."""
+def round_parts(student, teacher, corpus, device, cfg, *, dt, steps, name, steps_before):
+    """-> loss, on_eval, save of a round, in which steps of dt become the student's."""
     loss = functools.partial(
         sdtt_loss,
         teacher=teacher,
@@ -291,9 +291,9 @@ def round_parts(student, teacher, corpus, device, cfg, *, r, dt, steps):
         validate,
         cfg,
         corpus.meta,
-        name=f"round_{r}.pt",
+        name=name,
         made_for={"steps": steps, "sampler": cfg.sampler},
-        steps_before=(r - 1) * cfg.iters_per_round,
+        steps_before=steps_before,
     )
     return loss, on_eval, save
 
@@ -307,7 +307,8 @@ def sdtt(cfg):
     carried = None  # the optimizer of the last round, if it is kept
 
     for r, (dt, steps) in enumerate(plan, 1):
-        path = os.path.join(cfg.out_dir, f"round_{r}.pt")
+        name = f"round_{r}.pt"
+        path = os.path.join(cfg.out_dir, name)
         saved = load_checkpoint(path) if os.path.exists(path) else None
         if not saved or saved["step"] < cfg.iters_per_round:
             print_once(
@@ -315,10 +316,9 @@ def sdtt(cfg):
                 f"1/{round(1 / dt)} become one; the student aims at {steps} steps"
             )
             student = make_student(teacher, saved, cfg.dropout)
-            loss, on_eval, save = round_parts(
-                student, teacher, corpus, device, cfg, r=r, dt=dt, steps=steps
-            )
             before = (r - 1) * cfg.iters_per_round
+            about = {"dt": dt, "steps": steps, "name": name, "steps_before": before}
+            loss, on_eval, save = round_parts(student, teacher, corpus, device, cfg, **about)
             resume = saved or carried
             fit(student, loss, get_batch, cfg, on_eval, save, resume, steps_before=before)
             wait_for_all()  # until the first process has written the round
