@@ -104,7 +104,7 @@ def sliced_soft_cross_entropy(logits, ids, logp, first, missing="none"):
     if missing == "tail":
         is_named = torch.zeros_like(logits).scatter_add(1, column, mine.to(logits.dtype)) > 0
         unnamed = SumOverRanks.apply(exp.masked_fill(is_named, 0).sum(-1))  # (N)
-        gone = (1 - w.sum(-1)).clamp(min=0)
+        gone = 1 - w.sum(-1)
         gone = gone.masked_fill(gone < 1e-6, 0)  # below is rounding
         loss = loss + gone * (lse - top - unnamed.clamp(min=1e-38).log())
     return loss
