@@ -113,6 +113,14 @@ def choose(name, value, choices):
         raise UserError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}.")
 
 
+def check_at_least(cfg, **least):
+    """Raises UserError for a knob below its least value."""
+    for name, smallest in least.items():
+        value = getattr(cfg, name)
+        if value < smallest:
+            raise UserError(f"{name} is {value}; it must be at least {smallest}.")
+
+
 def knob_block(path):
     """-> the source of a script's knobs: names, defaults, comments, up to the call of configure."""
     with open(path, encoding="utf-8") as f:

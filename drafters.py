@@ -16,7 +16,13 @@ import torch.nn.functional as F
 import data
 from configurator import UserError, choose, first_line, print_once
 from model import GPT, Block, GPTConfig, draw, probabilities
-from plumbing.checkpoints import how_to_train, load_checkpoint, load_weights, weights_of
+from plumbing.checkpoints import (
+    how_to_train,
+    load_checkpoint,
+    load_weights,
+    weights_of,
+    without_weights,
+)
 from plumbing.ngram_files import read_counts, write_counts
 from speculative import Network
 
@@ -332,9 +338,7 @@ def load_model(path, device="cpu", attention="sdpa"):
     name = saved["model_config"].get("arch", "gpt") if saved else path
     if saved and not name.startswith("hf:"):
         model = model_of(saved, path, attention)
-        left = ("model", "ema", "optimizer")
-        checkpoint = {key: value for key, value in saved.items() if key not in left}
-        return model.to(device), checkpoint
+        return model.to(device), without_weights(saved)
 
     extra = "huggingface" if name.startswith("hf:") else "published"
     try:
@@ -347,6 +351,13 @@ def load_model(path, device="cpu", attention="sdpa"):
     if saved:
         return module.from_checkpoint(saved, device, attention)
     return module.load_model(path, device, attention)
+
+
+def check_context(drafter, path, length):
+    """Raises UserError for a network whose context is smaller than the texts."""
+    if isinstance(drafter, Network) and drafter.model.config.block_size < length:
+        size = drafter.model.config.block_size
+        raise UserError(f"The text is longer than {path}'s context: use --length={size}.")
 
 
 def load_drafter(path, target, meta, attention="sdpa"):

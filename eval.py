@@ -16,7 +16,6 @@ acceptance  for a GPT and its drafters: how many of their tokens it accepts, how
 Samples may come from files instead (--samples), written elsewhere or by another kind of model.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -27,13 +26,13 @@ import torch
 import data
 import metrics
 from configurator import UserError, choose, configure
-from drafters import load_drafter, load_model
+from drafters import check_context, load_drafter, load_model
 from model import SAMPLERS
 from plumbing.checkpoints import paths_of
-from plumbing.hardware import compile_trunk, pick_device
+from plumbing.hardware import compile_trunk, pick_for_sampling
 from plumbing.parallel import join_processes, leave_processes, rank_and_world
 from plumbing.report import tables, write_report
-from speculative import Network, draw_many, empty_templates, sampler_and_steps
+from speculative import draw_many, empty_templates, sampler_and_steps
 
 # --------------------------------------------------------------------------------------------------
 what = "nelbo,genppl"  # any of nelbo, genppl, selfbleu, frontier, latency, acceptance
@@ -213,14 +212,8 @@ def prefix_of(files):
 
 
 def sampling_context(model, cfg):
-    """
-    -> autocast, to sample in. A GPT with its cache multiplies a row at a time: on a CPU float32 is
-    faster then.
-    """
-    device, autocast, _ = pick_device(cfg.device, cfg.dtype)
-    if model.config.causal and device.type == "cpu":
-        return contextlib.nullcontext()
-    return autocast
+    """-> autocast, to sample in."""
+    return pick_for_sampling(model.config.causal, cfg.device, cfg.dtype)[0]
 
 
 def sampling_options(cfg, checkpoint):
@@ -439,16 +432,9 @@ def load_target(cfg, models, meta):
         raise UserError(
             f"length is {length}; from {shortest} to the target's context of {context} is possible."
         )
-    check_contexts(drafters, length)
-    return target, drafters, length
-
-
-def check_contexts(drafters, length):
-    """Raises UserError for a drafter whose context is smaller than the texts."""
     for path, drafter in drafters.items():
-        if isinstance(drafter, Network) and drafter.model.config.block_size < length:
-            size = drafter.model.config.block_size
-            raise UserError(f"The text is longer than {path}'s context: use --length={size}.")
+        check_context(drafter, path, length)
+    return target, drafters, length
 
 
 def load_prompts(cfg, corpus, meta, length):

@@ -15,7 +15,7 @@ import torch.nn as nn
 from tqdm import tqdm
 
 import data
-from configurator import UserError, choose
+from configurator import UserError, check_at_least, choose
 from plumbing.checkpoints import save_checkpoint
 from plumbing.hardware import compile_trunk, pick_device
 from plumbing.parallel import averaging, parallel, rank_and_world, whole_weights
@@ -222,9 +222,7 @@ def hooks(model, validate, cfg, meta, *, name="ckpt.pt", made_for=None, steps_be
 
 def check_loop(cfg):
     """Raises UserError for knobs that do not go together or make no sense, before any work."""
-    for name in ("batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least 1.")
+    check_at_least(cfg, batch_size=1, gradient_accumulation_steps=1, eval_interval=1, eval_iters=1)
     choose("compile", cfg.compile, ("auto", "on", "off"))
     if cfg.max_iters < 1:
         raise UserError(f"The run has {cfg.max_iters} steps; it must have at least 1.")

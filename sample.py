@@ -7,7 +7,6 @@ $ python sample.py --ckpt=out/pydoc/ckpt.pt,out/sdtt_pydoc/round_3.pt --steps=8 
 $ python sample.py --ckpt=out/pydoc_ar/ckpt.pt --draft=lookup            (speculative decoding)
 """
 
-import contextlib
 import functools
 import os
 import sys
@@ -17,13 +16,13 @@ import torch
 
 import data
 import metrics
-from configurator import UserError, choose, configure
-from drafters import load_drafter, load_model
+from configurator import UserError, check_at_least, choose, configure
+from drafters import check_context, load_drafter, load_model
 from plumbing.checkpoints import paths_of
-from plumbing.hardware import compile_trunk, pick_device
+from plumbing.hardware import compile_trunk, pick_device, pick_for_sampling
 from plumbing.randomness import seeded
 from plumbing.terminal import Tracer, colored, print_samples
-from speculative import Network, draw_samples, known_text, sampler_and_steps, speculate
+from speculative import draw_samples, known_text, sampler_and_steps, speculate
 
 # --------------------------------------------------------------------------------------------------
 # what to write
@@ -56,10 +55,8 @@ cfg = configure(globals())
 def check_knobs(cfg):
     """Raises UserError for a value with which nothing can be sampled."""
     least = {"num_samples": 1, "length": 0, "steps": 0, "temperature": 0, "top_k": 0, "gamma": 0}
-    for name, smallest in least.items():
-        value = getattr(cfg, name, smallest)  # a script need not have them all
-        if value < smallest:
-            raise UserError(f"{name} is {value}; it must be at least {smallest}.")
+    # an extra need not have them all
+    check_at_least(cfg, **{name: n for name, n in least.items() if hasattr(cfg, name)})
     if not 0 < cfg.top_p <= 1:
         raise UserError(f"top_p is {cfg.top_p}; it must be above 0 and at most 1.")
     choose("compile", cfg.compile, ("off", "on"))
@@ -71,12 +68,9 @@ def check_knobs(cfg):
 
 def load(path, cfg):
     """-> model, checkpoint, the context to sample in, a note on device and number format."""
-    device, autocast, note = pick_device(cfg.device, cfg.dtype)
+    device, _, _ = pick_device(cfg.device, cfg.dtype)
     model, checkpoint = load_model(path, device, cfg.attention)
-    if model.config.causal and device.type == "cpu":
-        # a cached step multiplies one row, and bfloat16 on a CPU is fast for many rows only
-        autocast = contextlib.nullcontext()
-        note = note.rpartition(", ")[0] + ", float32"
+    autocast, note = pick_for_sampling(model.config.causal, cfg.device, cfg.dtype)
     if cfg.compile == "on":
         compile_trunk(model, device)
     return model, checkpoint, autocast, note
@@ -213,9 +207,7 @@ def sample_with_drafts(model, checkpoint, template, note, cfg):
     meta = checkpoint["meta"]
     _, decode = data.encoder(meta)
     drafter = load_drafter(cfg.draft, model, meta, cfg.attention)
-    if isinstance(drafter, Network) and drafter.model.config.block_size < len(template):
-        size = drafter.model.config.block_size
-        raise UserError(f"The text is longer than {cfg.draft}'s context: use --length={size}.")
+    check_context(drafter, cfg.draft, len(template))
     gamma = chosen_gamma(model, drafter, template, cfg)
     draw = functools.partial(draw_with_drafts, model, checkpoint, template, drafter, gamma, cfg)
     if cfg.compile == "on":

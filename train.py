@@ -13,7 +13,7 @@ import functools
 import torch
 
 import data
-from configurator import UserError, choose, configure, print_once, save_config
+from configurator import UserError, check_at_least, choose, configure, print_once, save_config
 from drafters import fit_ngram, load_model, new_model
 from loop import check_loop, fit, hooks, validator
 from model import GPTConfig, ar_loss, convert, diffusion_loss, nelbo
@@ -144,9 +144,7 @@ def make_model(cfg, meta):
 def check_training(cfg):
     choose("objective", cfg.objective, ("diffusion", "ar"))
     choose("arch", cfg.arch, ("gpt", "lstm", "cnn", "ngram"))
-    for name, least in (("block_size", 2), ("n_layer", 1), ("n_head", 1), ("n_embd", 1)):
-        if getattr(cfg, name) < least:
-            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least {least}.")
+    check_at_least(cfg, block_size=2, n_layer=1, n_head=1, n_embd=1)
     for name in ("t_weight", "random_length"):
         if not 0 <= getattr(cfg, name) <= 1:
             raise UserError(f"{name} is {getattr(cfg, name)}; it must be from 0 to 1.")

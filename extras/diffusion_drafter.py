@@ -13,14 +13,14 @@ import time
 import torch
 
 import data
-from configurator import UserError, choose, configure
+from configurator import UserError, check_at_least, choose, configure
 from drafters import load_model
 from metrics import GAMMAS, Rounds, acceptance, mean_and_error, race, tokens_per_forward
 from model import draw, probabilities
 from plumbing.hardware import pick_device
 from plumbing.randomness import seeded
 from plumbing.terminal import print_samples
-from sample import cost_line, draft_line
+from sample import cost_line, draft_line, settings_of
 from speculative import speculate
 
 # --------------------------------------------------------------------------------------------------
@@ -159,13 +159,9 @@ def print_table(target, meta, drafter, settings, note, cfg):
 
 
 def main(cfg):
-    for name in ("gamma", "num_samples"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least 1.")
-    if cfg.temperature < 0:
-        raise UserError(f"temperature is {cfg.temperature}; it must be at least 0.")
+    check_at_least(cfg, gamma=1, num_samples=1, temperature=0)
     target, meta, drafter, autocast, note = load(cfg)
-    settings = {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p}
+    settings = settings_of(cfg)
     show = print_table if cfg.table else draw_texts
     with torch.no_grad(), autocast:
         show(target, meta, drafter, settings, note, cfg)

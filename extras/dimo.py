@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import data
-from configurator import UserError, choose, configure, print_once, save_config
+from configurator import UserError, check_at_least, choose, configure, print_once, save_config
 from drafters import load_model
 from loop import check_loop, fit, hooks, validator
 from model import GPT, GPTConfig, draw_tokens, stratified
@@ -275,9 +275,7 @@ def samples_of(student, cfg):
 
 def check_sampling(cfg):
     """Raises UserError for a value with which nothing can be sampled."""
-    for name, smallest in (("num_samples", 1), ("batch_size", 1), ("temperature", 0)):
-        if getattr(cfg, name) < smallest:
-            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least {smallest}.")
+    check_at_least(cfg, num_samples=1, batch_size=1, temperature=0)
     if not 0 < cfg.top_p <= 1:
         raise UserError(f"top_p is {cfg.top_p}; it must be above 0 and at most 1.")
 

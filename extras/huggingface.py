@@ -19,7 +19,7 @@ import torch.nn as nn
 
 from configurator import UserError, configure
 from data import from_hub, hf_config, hf_meta, hf_tokenizer
-from plumbing.checkpoints import load_checkpoint, weights_of
+from plumbing.checkpoints import load_checkpoint, weights_of, without_weights
 
 # --------------------------------------------------------------------------------------------------
 ckpt = ""  # a checkpoint of a model of transformers that was trained here
@@ -228,11 +228,6 @@ def load_model(path, device="cpu", attention="sdpa"):
     if has_encoder(path):
         raise UserError(f"{path} is an encoder-decoder. It runs with: python -m extras.t5")
     return Decoder(path, attention).to(device), about(path)
-
-
-def without_weights(saved):
-    """A checkpoint's dict -> what load_model returns of it."""
-    return {k: v for k, v in saved.items() if k not in ("model", "ema", "optimizer")}
 
 
 def from_checkpoint(saved, device="cpu", attention="sdpa"):

@@ -15,7 +15,7 @@ import os
 import torch
 
 import data
-from configurator import UserError, configure
+from configurator import UserError, check_at_least, configure
 from drafters import load_model
 from model import rank_in_row
 from plumbing.checkpoints import paths_of
@@ -158,9 +158,7 @@ def line_of(path, r):
 
 
 def main(cfg):
-    for name in ("draws", "longest"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least 1.")
+    check_at_least(cfg, draws=1, longest=1)
     cfg.dtype = "float32"  # as all likelihoods that are reported
     device, note = join_processes(cfg)
     models = {path: load_model(path, device, cfg.attention) for path in paths_of(cfg.ckpt)}

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 import data
-from configurator import UserError, configure
+from configurator import UserError, check_at_least, configure
 from drafters import load_drafter, load_model
 from eval import sampling_context
 from plumbing.checkpoints import paths_of
@@ -129,8 +129,7 @@ def evaluate(cfg):
 
 
 def main(cfg):
-    if cfg.num_samples < 7:
-        raise UserError(f"num_samples is {cfg.num_samples}; it must be at least 7.")
+    check_at_least(cfg, num_samples=7)
     report = evaluate(cfg)
     for who, (mean, error) in report.items():
         print(f"{who}: ROUGE-2 {mean:.3f} +- {error:.3f}")

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from configurator import UserError, choose, configure
+from configurator import UserError, check_at_least, choose, configure
 from distill import make_drafter, start_folder
 from drafters import load_model
 from extras.vocab_parallel import sliced_logits, sliced_soft_cross_entropy
@@ -339,9 +339,7 @@ def check_knobs(cfg):
     """Raises UserError for knobs that do not go together, before any work."""
     choose("init_from", cfg.init_from, ("teacher", "resume"))
     choose("missing", cfg.missing, ("none", "renorm", "tail"))
-    for name, least in (("topk", 1), ("n_tokens", 1), ("soft_length", 2), ("max_iters", 1)):
-        if getattr(cfg, name) < least:
-            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least {least}.")
+    check_at_least(cfg, topk=1, n_tokens=1, soft_length=2, max_iters=1)
     if cfg.drafter == "ngram":
         raise UserError("An n-gram counts texts: it learns with distill.py --drafter=ngram.")
     if cfg.vocab_parallel and ("WORLD_SIZE" not in os.environ or cfg.dropout):

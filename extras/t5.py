@@ -35,7 +35,7 @@ import distill
 from configurator import UserError, choose, configure, first_line, print_once
 from distill import divergence_between
 from drafters import Lookup, fit_ngram, load_drafter
-from extras.huggingface import Cache, HuggingFaceModel, about, has_encoder, without_weights
+from extras.huggingface import Cache, HuggingFaceModel, about, has_encoder
 from extras.rouge import check_package, rouge_2_f1
 from loop import check_loop, fit, hooks, validator
 from metrics import (
@@ -50,12 +50,13 @@ from metrics import (
     predicted_speedup,
     tokens_per_forward,
 )
-from plumbing.checkpoints import load_checkpoint, paths_of, weights_of
+from plumbing.checkpoints import load_checkpoint, paths_of, weights_of, without_weights
 from plumbing.hardware import pick_device
 from plumbing.parallel import join_processes, leave_processes, on_first_process
 from plumbing.randomness import seeded
 from plumbing.report import table
 from plumbing.runs import check_folder, check_origin, release, saved_of
+from sample import settings_of
 from speculative import Network, generate, speculate, until_eos
 
 # --------------------------------------------------------------------------------------------------
@@ -450,10 +451,6 @@ def written_text(x, decode, eot):
     """(T,) int64, a start token and what follows -> str, up to the first end-of-text."""
     ids = until_eos(x[1:], eot).tolist()
     return decode(ids)
-
-
-def settings_of(cfg):
-    return {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p}
 
 
 def check_sampling(cfg, target):

@@ -52,6 +52,11 @@ def weights_of(checkpoint):
     return checkpoint["model"] | (checkpoint["ema"] or {})
 
 
+def without_weights(checkpoint):
+    """-> what it tells of its model, for callers that have the model."""
+    return {k: v for k, v in checkpoint.items() if k not in ("model", "ema", "optimizer")}
+
+
 def load_weights(model, weights):
     """Raises UserError where a key or a shape does not fit."""
     own = model.state_dict()

@@ -4,7 +4,7 @@ not.
 """
 
 import data
-from configurator import UserError, choose
+from configurator import UserError, check_at_least, choose
 
 
 def check_distillation(cfg):
@@ -14,10 +14,7 @@ def check_distillation(cfg):
     choose("sampler", cfg.sampler, ("ancestral", "analytic", "spread"))
     choose("kd_data", cfg.kd_data, ("dataset", "teacher", "student"))
     choose("smoothing", cfg.smoothing, ("kneser_ney", "laplace"))
-    smallest = {"teacher_steps": 2, "orig_steps": 1, "rounds": 1, "ngram_n": 1, "pseudo_tokens": 1}
-    for name, least in smallest.items():
-        if getattr(cfg, name) < least:
-            raise UserError(f"{name} is {getattr(cfg, name)}; it must be at least {least}.")
+    check_at_least(cfg, teacher_steps=2, orig_steps=1, rounds=1, ngram_n=1, pseudo_tokens=1)
     if not cfg.kd_temp > 0:
         raise UserError(f"kd_temp is {cfg.kd_temp}; it must be above 0.")
     if cfg.method == "kd" and cfg.divergence == "mse":

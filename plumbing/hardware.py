@@ -66,6 +66,17 @@ def pick_device(device="", dtype=""):
     return torch.device(device), autocast, f"{device} ({why}), {dtype}"
 
 
+def pick_for_sampling(causal, device="", dtype=""):
+    """
+    -> an autocast context to sample in, and what was chosen and why, as pick_device. A GPT's cached
+    step multiplies one row, and bfloat16 on a CPU is fast for many rows only: float32 there.
+    """
+    picked, autocast, note = pick_device(device, dtype)
+    if causal and picked.type == "cpu":
+        return contextlib.nullcontext(), note.rpartition(", ")[0] + ", float32"
+    return autocast, note
+
+
 @functools.lru_cache  # measured once in a run
 def multiplies_bfloat16(kind):
     """
