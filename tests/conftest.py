@@ -124,8 +124,8 @@ def trained(markov, tmp_path_factory):
 
 
 @pytest.fixture
-def refused():
-    """refused(f, *args): the one-line message of the UserError that f raises."""
+def error_of():
+    """error_of(f, *args) -> the one-line message of the UserError that f raises."""
 
     def call(f, *args, **kw):
         with pytest.raises(UserError) as error:

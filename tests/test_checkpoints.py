@@ -12,7 +12,7 @@ from plumbing import checkpoints
 from plumbing.checkpoints import load_checkpoint
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, refused):
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, error_of):
     path = str(tmp_path / "ckpt.pt")
     checkpoints.save_checkpoint(path, {"model_config": {}, "step": 1})
 
@@ -21,10 +21,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, refused):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    said = refused(checkpoints.save_checkpoint, path, {"model_config": {}, "step": 2})
+    said = error_of(checkpoints.save_checkpoint, path, {"model_config": {}, "step": 2})
     assert "No space left" in said and "still there" in said
     assert load_checkpoint(path)["step"] == 1 and not (tmp_path / "ckpt.pt.tmp").exists()
-    assert "Nothing was saved" in refused(
+    assert "Nothing was saved" in error_of(
         checkpoints.save_checkpoint, str(tmp_path / "other.pt"), {}
     )
 

@@ -38,11 +38,11 @@ def test_values_take_the_type_of_the_default():
     assert configurator.parse(["--p=1,0.9"], {"p": [0.5]}) == {"p": [1.0, 0.9]}
 
 
-def test_a_file_may_hold_no_other_value(tmp_path, refused):
+def test_a_file_may_hold_no_other_value(tmp_path, error_of):
     (tmp_path / "c.py").write_text("steps = (4, 8)\n")
-    assert "steps" in refused(configurator.parse, [str(tmp_path / "c.py")], KNOBS)
+    assert "steps" in error_of(configurator.parse, [str(tmp_path / "c.py")], KNOBS)
     (tmp_path / "c.py").write_text("learning_rte = None\n")
-    assert "learning_rte" in refused(configurator.parse, [str(tmp_path / "c.py")], KNOBS)
+    assert "learning_rte" in error_of(configurator.parse, [str(tmp_path / "c.py")], KNOBS)
 
 
 def test_later_settings_win_and_files_may_compute(tmp_path):
@@ -52,7 +52,7 @@ def test_later_settings_win_and_files_may_compute(tmp_path):
     assert configurator.parse(["--n_layer=3", str(file)], KNOBS) == {"lr": 1.0, "n_layer": 8}
 
 
-def test_mistakes_in_knobs_raise_with_the_nearest_name(tmp_path, refused):
+def test_mistakes_in_knobs_raise_with_the_nearest_name(tmp_path, error_of):
     file = tmp_path / "c.py"
     file.write_text("n_layers = 2\n")
     for argv, words in {
@@ -68,7 +68,7 @@ def test_mistakes_in_knobs_raise_with_the_nearest_name(tmp_path, refused):
         ("config",): ["not a config file"],
         ("--steps=4,'a'",): ["list", "[1, 2]"],
     }.items():
-        said = refused(configurator.parse, list(argv), KNOBS)
+        said = error_of(configurator.parse, list(argv), KNOBS)
         assert all(w in said for w in words), said
 
 
@@ -229,12 +229,12 @@ def test_samples_with_drafts_differ_and_repeat(out):
     assert first == again and len(set(first)) == cfg.num_samples
 
 
-def test_sampling_mistakes(out, refused):
+def test_sampling_mistakes(out, error_of):
     def refuse(which, *argv):
         cfg = configurator.parse(
             [f"--ckpt={out}/{which}/ckpt.pt", "--device=cpu", *argv], vars(S.cfg)
         )
-        return refused(S.main, type(S.cfg)(**{**vars(S.cfg), **cfg}))
+        return error_of(S.main, type(S.cfg)(**{**vars(S.cfg), **cfg}))
 
     assert "steps is -1" in refuse("d", "--steps=-1")
     assert "sampler is 'x'" in refuse("d", "--sampler=x")

@@ -87,20 +87,20 @@ def test_blocks_lie_side_by_side_and_spread_over_the_text():
     assert len(data.blocks(np.arange(100), 10, 99)) == 10
 
 
-def test_what_is_missing_or_too_short_is_named(pydoc, tmp_path, refused):
-    assert "python data/openwebtext/prepare.py" in refused(data.load, "openwebtext")
-    assert "fewer than one block of 16" in refused(data.batch, np.arange(9), 4, 16, seeded(0))
-    assert "fewer than one block of 16" in refused(data.blocks, np.arange(9), 16, 4)
+def test_what_is_missing_or_too_short_is_named(pydoc, tmp_path, error_of):
+    assert "python data/openwebtext/prepare.py" in error_of(data.load, "openwebtext")
+    assert "fewer than one block of 16" in error_of(data.batch, np.arange(9), 4, 16, seeded(0))
+    assert "fewer than one block of 16" in error_of(data.blocks, np.arange(9), 16, 4)
     (tmp_path / "half").mkdir()
     for name in ("meta.json", "val.bin"):
         shutil.copy(os.path.join(pydoc, name), tmp_path / "half")
-    assert "train.bin is missing. Write it again" in refused(data.load, str(tmp_path / "half"))
+    assert "train.bin is missing. Write it again" in error_of(data.load, str(tmp_path / "half"))
     (tmp_path / "half" / "train.bin").write_bytes(b"123")
-    assert "damaged" in refused(data.load, str(tmp_path / "half"))
+    assert "damaged" in error_of(data.load, str(tmp_path / "half"))
     encode, _ = data.encoder(data.load(pydoc).meta)
     assert (
         "no '\\u4e16'"
-        in refused(encode, "hello \u4e16").encode("ascii", "backslashreplace").decode()
+        in error_of(encode, "hello \u4e16").encode("ascii", "backslashreplace").decode()
     )
 
 
@@ -109,7 +109,7 @@ def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path):
     assert data.load(str(tmp_path)).train.tolist() == [70_000, 1]
 
 
-def test_an_interrupted_write_leaves_nothing_half_written(tmp_path, monkeypatch, refused):
+def test_an_interrupted_write_leaves_nothing_half_written(tmp_path, monkeypatch, error_of):
     real = os.replace
     monkeypatch.setattr(
         os, "replace", lambda a, b: real(a, b) if "train" in a else (_ for _ in ()).throw(OSError)
@@ -118,7 +118,7 @@ def test_an_interrupted_write_leaves_nothing_half_written(tmp_path, monkeypatch,
         data.write(str(tmp_path), [1, 2], [1], {"tokenizer": "char", "vocab_size": 3})
     monkeypatch.setattr(os, "replace", real)
     assert not os.path.exists(tmp_path / "val.bin") and not os.path.exists(tmp_path / "meta.json")
-    assert "missing" in refused(data.load, str(tmp_path))
+    assert "missing" in error_of(data.load, str(tmp_path))
     data.write(str(tmp_path), [1, 2], [1], {"tokenizer": "char", "vocab_size": 3})
     monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(OSError))
     with pytest.raises(OSError):
@@ -127,19 +127,19 @@ def test_an_interrupted_write_leaves_nothing_half_written(tmp_path, monkeypatch,
     assert not os.path.exists(tmp_path / "meta.json")
 
 
-def test_a_bad_download_is_refused_by_its_hash(tmp_path):
+def test_a_bad_download_raises_by_its_hash(tmp_path):
     (tmp_path / "input.txt").write_text("not Shakespeare")
     _, said = run("data/shakespeare_char/prepare.py", f"--out_dir={tmp_path}", ok=False)
     assert "sha256" in said and "data/text/prepare.py --input=" in said and said.count("\n") == 1
     assert os.listdir(tmp_path) == ["input.txt"]
 
 
-def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, refused):
+def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, error_of):
     def offline(*args, **kw):
         raise OSError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", offline)
-    said = refused(texts.tiny_shakespeare, str(tmp_path))
+    said = error_of(texts.tiny_shakespeare, str(tmp_path))
     assert "no network" in said and f"{tmp_path}/input.txt" in said
     assert os.listdir(tmp_path) == []
 
@@ -261,7 +261,7 @@ def test_the_longest_piece_that_fits_is_taken():
         assert [itos[i] for i in encode(text)] == literal and decode(encode(text)) == text
 
 
-def test_text_that_cannot_be_used_is_refused_in_one_line(tmp_path, refused):
+def test_text_that_cannot_be_used_raises_in_one_line(tmp_path, error_of):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 9)
     (tmp_path / "wide.txt").write_text("wide text", encoding="utf-16-le")
     (tmp_path / "empty.txt").write_text("")
@@ -273,7 +273,7 @@ def test_text_that_cannot_be_used_is_refused_in_one_line(tmp_path, refused):
         "folder": ["no folder with files"],
         "none*": ["matches none"],
     }.items():
-        said = refused(own_text, tmp_path, tmp_path / input)
+        said = error_of(own_text, tmp_path, tmp_path / input)
         assert all(word in said for word in words), said
     for args, words in ((), "--input=FILE"), (("--input=README.md", "--tokenizer=x"), "words"):
         _, said = run("data/text/prepare.py", *args, f"--out_dir={tmp_path}/out", ok=False)
@@ -507,7 +507,7 @@ def test_the_download_has_splits_of_its_own_and_prompts_come_from_the_test_split
 
 
 @needs_gpt2
-def test_pairs_after_an_interruption_are_as_if_there_was_none(tmp_path, prepare, refused):
+def test_pairs_after_an_interruption_are_as_if_there_was_none(tmp_path, prepare, error_of):
     store(tmp_path / "news.jsonl", pairs())
     knobs = {"input": tmp_path / "news.jsonl", "num_proc": 1, "val_fraction": 0.5}
     prepare("cnn_dailymail", **knobs, prompt_tokens=24, n_prompts=3, out_dir=tmp_path / "whole")
@@ -521,7 +521,7 @@ def test_pairs_after_an_interruption_are_as_if_there_was_none(tmp_path, prepare,
             "cnn_dailymail", **knobs, prompt_tokens=24, n_prompts=3, out_dir=out, killed_at=name
         )
         # what it said of the older files is gone as well
-        assert "meta.json is missing" in refused(data.load, str(out))
+        assert "meta.json is missing" in error_of(data.load, str(out))
         assert contents(out)["train.bin"] == whole["train.bin"]
     prepare("cnn_dailymail", **knobs, prompt_tokens=24, n_prompts=3, out_dir=out)
     assert contents(out) == whole
@@ -603,7 +603,7 @@ def test_lambada_is_a_context_and_a_word_whose_tokens_make_the_passage(tmp_path,
     assert data.same_vocabulary(meta, data.GPT2_META) and sizes[0] == 1 < sizes[1]
 
 
-def test_documents_that_cannot_be_had_are_refused_in_one_line(tmp_path, pydoc):
+def test_documents_that_cannot_be_had_end_in_one_line(tmp_path, pydoc):
     store(tmp_path / "a.jsonl", [{"title": "x", "body": "y"}])
     store(tmp_path / "a.parquet", [{"text": "x y"}])
     (tmp_path / "broken.jsonl").write_text('{"text": "a b"}\n{"text": \n')
@@ -627,7 +627,7 @@ def test_documents_that_cannot_be_had_are_refused_in_one_line(tmp_path, pydoc):
 
 
 @needs_gpt2
-def test_pairs_that_cannot_be_made_are_refused_in_one_line(tmp_path):
+def test_pairs_that_cannot_be_made_end_in_one_line(tmp_path):
     store(tmp_path / "news.jsonl", pairs(3))
     store(tmp_path / "one.jsonl", pairs(1))
     store(tmp_path / "web.jsonl", [{"text": "x"}])

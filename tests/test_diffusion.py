@@ -381,10 +381,10 @@ def test_text_past_the_context_is_written_window_by_window():
     assert torch.equal(text, known)
 
 
-def test_bad_requests_raise(refused):
+def test_bad_requests_raise(error_of):
     model = tiny_model()
-    assert "steps is 0" in refused(unmask_any, model, all_masked(model), 0)
-    assert "'euler'" in refused(unmask_any, model, all_masked(model), 4, "euler")
-    assert "'euler'" in refused(unmask, model, all_masked(model), 4, "euler")
+    assert "steps is 0" in error_of(unmask_any, model, all_masked(model), 0)
+    assert "'euler'" in error_of(unmask_any, model, all_masked(model), 4, "euler")
+    assert "'euler'" in error_of(unmask, model, all_masked(model), 4, "euler")
     gpt = tiny_model(causal=True)
-    assert "left to right" in refused(unmask_any, gpt, torch.zeros(1, 4, dtype=torch.long), 4)
+    assert "left to right" in error_of(unmask_any, gpt, torch.zeros(1, 4, dtype=torch.long), 4)

@@ -479,14 +479,14 @@ def test_effective_steps_are_printed(teacher, tmp_path, capsys):
     assert "4 teacher steps of 1/16 become one; the student aims at 4 steps" in said
 
 
-def test_each_round_divides_the_steps_by_k(refused):
+def test_each_round_divides_the_steps_by_k(error_of):
     paper = [(2**r / 1024, 1024 // 2 ** (r + 1)) for r in range(7)]
     assert D.plan_rounds(1024, 2, 7) == paper
     assert D.plan_rounds(64, 4, 2) == [(1 / 64, 16), (1 / 16, 4)]
     assert D.plan_rounds(8, 2, 3)[-1] == (1 / 2, 1)
-    said = refused(D.plan_rounds, 8, 2, 4)
+    said = error_of(D.plan_rounds, 8, 2, 4)
     assert "4 rounds: teacher_steps 2 divides orig_steps only 3 times (8 -> 4 -> 2 -> 1)." in said
-    assert "1 rounds: teacher_steps 2 divides orig_steps only 0 times (9)." in refused(
+    assert "1 rounds: teacher_steps 2 divides orig_steps only 0 times (9)." in error_of(
         D.plan_rounds, 9, 2, 1
     )
 
@@ -513,9 +513,9 @@ def test_a_student_may_be_the_teacher_of_another_run(teacher, tmp_path):
     assert load_checkpoint(tmp_path / "b" / "round_1.pt")["made_for"]["steps"] == 4
 
 
-def test_mistakes_raise_before_any_work(teacher, pydoc, tmp_path, refused):
+def test_mistakes_raise_before_any_work(teacher, pydoc, tmp_path, error_of):
     def said(**kw):
-        message = refused(D.main, settings(kw.pop("teacher", teacher), tmp_path / "out", **kw))
+        message = error_of(D.main, settings(kw.pop("teacher", teacher), tmp_path / "out", **kw))
         assert not os.path.exists(tmp_path / "out")
         return message
 
@@ -537,25 +537,25 @@ def test_mistakes_raise_before_any_work(teacher, pydoc, tmp_path, refused):
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_with_other_knobs(
-    teacher, tmp_path, refused, monkeypatch
+    teacher, tmp_path, error_of, monkeypatch
 ):
     D.main(settings(teacher, tmp_path, iters_per_round=1))
     before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
-    assert "already holds a run" in refused(D.main, settings(teacher, tmp_path))
+    assert "already holds a run" in error_of(D.main, settings(teacher, tmp_path))
     resume = dict(init_from="resume", iters_per_round=1)
-    said = refused(D.main, settings(teacher, tmp_path, **resume, divergence="tvd"))
+    said = error_of(D.main, settings(teacher, tmp_path, **resume, divergence="tvd"))
     assert "divergence kl_bwd, not 'tvd'" in said
     other = load_checkpoint(teacher)
     path = str(tmp_path.parent / "other.pt")
     checkpoints.save_checkpoint(path, other | {"step": 3})
     with monkeypatch.context() as patch:
         patch.setattr(D, "load_model", lambda _, **kw: load_model(path, **kw))
-        said = refused(D.main, settings(teacher, tmp_path, **resume))
+        said = error_of(D.main, settings(teacher, tmp_path, **resume))
     assert "teacher_step 20, not 3" in said
     assert before == {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
     os.remove(tmp_path / "round_1.pt")  # the later rounds have another teacher now
-    assert "already holds a run" in refused(D.main, settings(teacher, tmp_path))
-    assert "already holds a run" in refused(D.main, settings(teacher, os.path.dirname(teacher)))
+    assert "already holds a run" in error_of(D.main, settings(teacher, tmp_path))
+    assert "already holds a run" in error_of(D.main, settings(teacher, os.path.dirname(teacher)))
 
 
 @slow
@@ -706,14 +706,14 @@ def test_three_functions_stand_between_the_command_and_the_loss(method, target, 
     assert way == ["distill.py:main", f"distill.py:{method}", "loop.py:fit"]
 
 
-def test_mistakes_with_drafters_raise_before_any_work(target, teacher, pydoc, tmp_path, refused):
+def test_mistakes_with_drafters_raise_before_any_work(target, teacher, pydoc, tmp_path, error_of):
     def said(**kw):
-        message = refused(D.main, kd_settings(kw.pop("teacher", target), tmp_path / "out", **kw))
+        message = error_of(D.main, kd_settings(kw.pop("teacher", target), tmp_path / "out", **kw))
         assert not os.path.exists(tmp_path / "out" / "ckpt.pt")
         assert not os.path.exists(tmp_path / "out" / "pseudo.bin")  # the target wrote nothing yet
         return message
 
-    assert "is a GPT" in refused(D.main, settings(target, tmp_path / "out"))
+    assert "is a GPT" in error_of(D.main, settings(target, tmp_path / "out"))
     assert "is a masked diffusion model" in said(teacher=teacher)
     assert "'web'" in said(kd_data="web")
     assert "kd_temp is 0.0" in said(kd_temp=0.0)
@@ -728,4 +728,4 @@ def test_mistakes_with_drafters_raise_before_any_work(target, teacher, pydoc, tm
     D.main(kd_settings(target, tmp_path / "e", drafter="ngram", ngram_n=2))
     os.remove(tmp_path / "e" / "ngram.txt")
     again = kd_settings(target, tmp_path / "e", drafter="ngram", ngram_n=2, seed=2)
-    assert "seed 1337, not 2" in refused(D.main, again)
+    assert "seed 1337, not 2" in error_of(D.main, again)

@@ -129,7 +129,7 @@ def test_smoothing_discount_and_alpha_are_kept_in_an_ngrams_file(tmp_path):
     assert (model.smoothing, model.discount, model.alpha) == ("laplace", 0.5, 0.3)
 
 
-def test_damaged_ngram_files_raise_in_one_line(tmp_path, refused):
+def test_damaged_ngram_files_raise_in_one_line(tmp_path, error_of):
     path = tmp_path / "ngram.txt"
     NGram(3, 7).fit(np.random.default_rng(0).integers(7, size=500)).save(path, {})
     text = path.read_text()
@@ -145,13 +145,13 @@ def test_damaged_ngram_files_raise_in_one_line(tmp_path, refused):
     for name, content in damaged.items():
         path = tmp_path / f"{name}.txt"
         path.write_text(content)
-        assert "damaged" in refused(NGram.load, path), name
-    assert "python train.py --arch=ngram" in refused(NGram.load, str(tmp_path / "none.txt"))
+        assert "damaged" in error_of(NGram.load, path), name
+    assert "python train.py --arch=ngram" in error_of(NGram.load, str(tmp_path / "none.txt"))
 
 
-def test_a_text_shorter_than_an_ngram_raises(refused):
-    assert "4 tokens" in refused(NGram(5, 7).fit, np.arange(4))
-    assert "'none'" in refused(NGram, 3, 7, "none")
+def test_a_text_shorter_than_an_ngram_raises(error_of):
+    assert "4 tokens" in error_of(NGram(5, 7).fit, np.arange(4))
+    assert "'none'" in error_of(NGram, 3, 7, "none")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -209,15 +209,15 @@ def test_lookup_and_ngram_files_are_drafters_by_their_names(tmp_path):
     assert isinstance(load_drafter(str(path), target, META), NGram)
 
 
-def test_drafters_that_do_not_fit_raise(tmp_path, refused):
+def test_drafters_that_do_not_fit_raise(tmp_path, error_of):
     target = tiny_model(causal=True)
     path = str(tmp_path / "d.pt")
-    assert "is a diffusion model" in refused(load_drafter, "lookup", tiny_model(), META)
+    assert "is a diffusion model" in error_of(load_drafter, "lookup", tiny_model(), META)
     save_tiny(path, LETTERS, causal=False)
-    assert "extras.diffusion_drafter" in refused(load_drafter, path, target, META)
+    assert "extras.diffusion_drafter" in error_of(load_drafter, path, target, META)
     save_tiny(path, list("ABCDEFG"), causal=True)
-    assert "another vocabulary" in refused(load_drafter, path, target, META)
-    assert "There is no" in refused(load_drafter, str(tmp_path / "none.pt"), target, META)
+    assert "another vocabulary" in error_of(load_drafter, path, target, META)
+    assert "There is no" in error_of(load_drafter, str(tmp_path / "none.pt"), target, META)
 
 
 def test_the_knobs_of_an_ngram_reach_its_file(markov, tmp_path):

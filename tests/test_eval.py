@@ -211,12 +211,12 @@ def test_several_checkpoints_by_pattern_nucleus_rows_and_latency(trained, tmp_pa
     assert "seconds per sample" in capsys.readouterr().out
 
 
-def test_patterns_name_checkpoints_in_the_order_of_their_rounds(tmp_path, refused):
+def test_patterns_name_checkpoints_in_the_order_of_their_rounds(tmp_path, error_of):
     for r in (2, 10, 1):
         (tmp_path / f"round_{r}.pt").write_text("")
     rounds = [f"{tmp_path}/round_{r}.pt" for r in (1, 2, 10)]
     assert checkpoints.paths_of(f"a.pt,{tmp_path}/round_*.pt,b.pt") == ["a.pt", *rounds, "b.pt"]
-    assert "No file matches" in refused(checkpoints.paths_of, f"{tmp_path}/none_*.pt")
+    assert "No file matches" in error_of(checkpoints.paths_of, f"{tmp_path}/none_*.pt")
 
 
 def test_models_of_different_shapes_are_timed_separately(trained, markov, tmp_path, monkeypatch):
@@ -233,7 +233,7 @@ def test_models_of_different_shapes_are_timed_separately(trained, markov, tmp_pa
     assert drawn[-2:] == [(trained["diffusion"], [16]), (wide, [32])]
 
 
-def test_the_frontier_of_a_teacher_and_its_student(trained, tmp_path, refused):
+def test_the_frontier_of_a_teacher_and_its_student(trained, tmp_path, error_of):
     teacher = trained["diffusion"]
     student = str(tmp_path / "student.pt")
     save_checkpoint(student, load_checkpoint(teacher))
@@ -249,7 +249,7 @@ def test_the_frontier_of_a_teacher_and_its_student(trained, tmp_path, refused):
     assert cold["entropy"] < warm["entropy"]
     assert is_a_picture(tmp_path / "frontier.png")
     assert "over the first's at equal entropy" in (tmp_path / "eval.txt").read_text()
-    assert "--evaluator=" in refused(E.evaluate, settings(**kw))
+    assert "--evaluator=" in error_of(E.evaluate, settings(**kw))
 
 
 def without_seconds(rows):
@@ -276,9 +276,9 @@ def test_evaluation_on_two_processes_says_the_same(trained, tmp_path):
     assert one["likelihood"] == two["likelihood"] and (one["processes"], two["processes"]) == (1, 2)
 
 
-def test_mistakes_end_before_any_work(trained, pydoc, tmp_path, refused):
+def test_mistakes_end_before_any_work(trained, pydoc, tmp_path, error_of):
     def said(**kw):
-        return refused(E.evaluate, settings(**{"ckpt": trained["ar"], **kw}))
+        return error_of(E.evaluate, settings(**{"ckpt": trained["ar"], **kw}))
 
     assert "'fid'" in said(what="nelbo,fid")
     assert "steps is [4, 0]" in said(steps=[4, 0])
@@ -387,7 +387,7 @@ def test_self_bleu_is_of_as_many_samples_as_there_are_real_texts(trained, tmp_pa
 
 
 def test_continuations_are_compared_with_the_text_that_they_continue(
-    trained, markov, tmp_path, refused
+    trained, markov, tmp_path, error_of
 ):
     texts = data.blocks(data.load(markov).val, 12, 2)
     for name, ckpt in trained.items():
@@ -401,12 +401,12 @@ def test_continuations_are_compared_with_the_text_that_they_continue(
     assert report["rows"][-1]["genppl"] == pytest.approx(math.exp(nats))
     save(tmp_path / "other.jsonl", trained["ar"], prefix=4, length=12)
     three = f"{both},{tmp_path}/other.jsonl"
-    assert "do not compare" in refused(E.evaluate, settings(samples=three, ckpt="", **kw))
+    assert "do not compare" in error_of(E.evaluate, settings(samples=three, ckpt="", **kw))
     beside = settings(samples=both, ckpt=trained["ar"], **kw)
-    assert "Evaluate them alone" in refused(E.evaluate, beside)
+    assert "Evaluate them alone" in error_of(E.evaluate, beside)
 
 
-def test_damaged_files_of_samples_end_in_one_line(trained, tmp_path, refused):
+def test_damaged_files_of_samples_end_in_one_line(trained, tmp_path, error_of):
     save(tmp_path / "a.jsonl", trained["ar"])
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     for name, text in {
@@ -418,10 +418,10 @@ def test_damaged_files_of_samples_end_in_one_line(trained, tmp_path, refused):
         "about": '{"ckpt": "a.pt"}\n{"tokens": [1, 2]}',
     }.items():
         (tmp_path / name).write_text(text)
-        assert "holds no samples" in refused(data.load_samples, str(tmp_path / name))
+        assert "holds no samples" in error_of(data.load_samples, str(tmp_path / name))
 
 
-def test_mistakes_with_samples_end_in_one_line(trained, tmp_path, refused):
+def test_mistakes_with_samples_end_in_one_line(trained, tmp_path, error_of):
     path = str(tmp_path / "a.jsonl")
     save(path, trained["ar"])
     other = load_checkpoint(trained["ar"])
@@ -429,7 +429,7 @@ def test_mistakes_with_samples_end_in_one_line(trained, tmp_path, refused):
     save_checkpoint(tmp_path / "other.pt", other)
 
     def said(**kw):
-        return refused(E.evaluate, settings(**{"samples": path, "ckpt": "", **kw}))
+        return error_of(E.evaluate, settings(**{"samples": path, "ckpt": "", **kw}))
 
     assert "another vocabulary" in said(what="genppl", evaluator=str(tmp_path / "other.pt"))
     assert "another vocabulary" in said(what="genppl", ckpt=str(tmp_path / "other.pt"))
@@ -479,7 +479,7 @@ def test_the_table_of_drafters(long_gpt, some_drafters, tmp_path, capsys):
     assert "tokens/forward" in capsys.readouterr().out
 
 
-def test_the_table_of_drafters_after_prompts(long_gpt, tmp_path, refused):
+def test_the_table_of_drafters_after_prompts(long_gpt, tmp_path, error_of):
     letters = load_checkpoint(long_gpt)["meta"]["itos"]
     lines = [{"prompt": letters[i % 8] * 10, "reference": "x"} for i in range(9)]
     data.write_jsonl(tmp_path / "prompts.jsonl", lines)
@@ -488,13 +488,13 @@ def test_the_table_of_drafters_after_prompts(long_gpt, tmp_path, refused):
     (row,) = E.evaluate(settings(**kw))["drafters"]
     assert row["drafter"] == "lookup"
     data.write_jsonl(kw["prompts"], [line | {"prompt": letters[0] * 40} for line in lines])
-    assert "leave no room in 36" in refused(E.evaluate, settings(**kw, length=36))
+    assert "leave no room in 36" in error_of(E.evaluate, settings(**kw, length=36))
 
 
-def test_mistakes_with_drafters(trained, long_gpt, pydoc, tmp_path, refused):
+def test_mistakes_with_drafters(trained, long_gpt, pydoc, tmp_path, error_of):
     def said(draft, **kw):
         cfg = {"ckpt": long_gpt, "draft": draft, "what": "acceptance", "num_samples": 8, **kw}
-        return refused(E.evaluate, settings(**cfg))
+        return error_of(E.evaluate, settings(**cfg))
 
     assert "acceptance needs drafters" in said("")
     assert "There is no n-gram file" in said("none.txt")

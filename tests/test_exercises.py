@@ -215,7 +215,7 @@ def test_a_student_s_folder_grades_itself(folder):
         grade.main()  # the project itself
 
 
-def test_what_is_handed_in_is_its_functions_and_nothing_else(tmp_path, refused):
+def test_what_is_handed_in_is_its_functions_and_nothing_else(tmp_path, error_of):
     files = M.student_files(EXERCISES)
     handed_in = {spec.split(":")[0] for e in EXERCISES for spec in e["functions"]}
     for file in handed_in:
@@ -227,14 +227,16 @@ def test_what_is_handed_in_is_its_functions_and_nothing_else(tmp_path, refused):
     assert changed == handed_in
     assert all(back[f] == M.read(ROOT, f) for f in changed)
     (tmp_path / "metrics.py").write_text("def entropies(x):\n    return (\n")
-    assert "entropies cannot be taken from" in refused(M.with_handed_in, files, tmp_path, EXERCISES)
+    assert "entropies cannot be taken from" in error_of(
+        M.with_handed_in, files, tmp_path, EXERCISES
+    )
     (tmp_path / "metrics.py").unlink()
-    assert "metrics.py" in refused(M.with_handed_in, files, tmp_path, EXERCISES)
-    assert "is there already" in refused(M.make_student, str(tmp_path), "ada")
-    assert "inside the project" in refused(M.make_student, os.path.join(ROOT, "ada"), "ada")
+    assert "metrics.py" in error_of(M.with_handed_in, files, tmp_path, EXERCISES)
+    assert "is there already" in error_of(M.make_student, str(tmp_path), "ada")
+    assert "inside the project" in error_of(M.make_student, os.path.join(ROOT, "ada"), "ada")
 
 
-def test_a_folder_for_one_lesson_lacks_its_functions_only(tmp_path, refused):
+def test_a_folder_for_one_lesson_lacks_its_functions_only(tmp_path, error_of):
     chosen = M.of_lesson(EXERCISES, 4)
     assert [(e["number"], e["needs"]) for e in chosen] == [
         (8, []),
@@ -252,7 +254,7 @@ def test_a_folder_for_one_lesson_lacks_its_functions_only(tmp_path, refused):
     (tmp_path / "distill.py").write_text(M.read(ROOT, "distill.py"))
     M.make_student(str(tmp_path / "regraded"), "x7", tmp_path, lesson=4)
     assert "4 of 4 passed (x7)" in run("exercises/grade.py", cwd=str(tmp_path / "regraded"))[0]
-    assert "Lesson 9 has no exercises" in refused(M.of_lesson, EXERCISES, 9)
+    assert "Lesson 9 has no exercises" in error_of(M.of_lesson, EXERCISES, 9)
 
 
 def flat(x):

@@ -91,13 +91,13 @@ def test_it_proposes_as_many_as_its_context_has_room_for():
         assert len(drafts) == len(q) == expected
 
 
-def test_a_draft_in_any_order_raises_with_the_reason(refused):
+def test_a_draft_in_any_order_raises_with_the_reason(error_of):
     model = tiny_model(V=7)
-    said = refused(Diffusion, model, steps=2, order="any")
+    said = error_of(Diffusion, model, steps=2, order="any")
     assert "q(x_j | x before j)" in said and "lossless" in said
     Diffusion(model, steps=1, order="any")  # one step has no order
-    assert "'right'" in refused(Diffusion, model, order="right")
-    assert "at least 1" in refused(Diffusion, model, steps=0)
+    assert "'right'" in error_of(Diffusion, model, order="right")
+    assert "at least 1" in error_of(Diffusion, model, steps=0)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -139,14 +139,14 @@ def test_the_table_has_a_row_for_every_gamma(models, capsys):
         assert len(by_position) <= gamma
 
 
-def test_models_and_prompts_that_do_not_fit_raise(models, tmp_path, refused):
+def test_models_and_prompts_that_do_not_fit_raise(models, tmp_path, error_of):
     ckpt, drafter = models
     swapped = knobs(models, ckpt=drafter, drafter=ckpt)
-    assert "must be a GPT and" in refused(D.main, swapped)
+    assert "must be a GPT and" in error_of(D.main, swapped)
     save_tiny(tmp_path / "other.pt", list("ABCDEFG"))
     other = knobs(models, drafter=str(tmp_path / "other.pt"))
-    assert "another vocabulary" in refused(D.main, other)
-    assert "no room" in refused(D.main, knobs(models, prompt="a" * 32))
-    assert "33 tokens do not fit" in refused(D.main, knobs(models, length=33))
-    assert "gamma is 0" in refused(D.main, knobs(models, gamma=0))
-    assert "temperature is -1" in refused(D.main, knobs(models, temperature=-1.0))
+    assert "another vocabulary" in error_of(D.main, other)
+    assert "no room" in error_of(D.main, knobs(models, prompt="a" * 32))
+    assert "33 tokens do not fit" in error_of(D.main, knobs(models, length=33))
+    assert "gamma is 0" in error_of(D.main, knobs(models, gamma=0))
+    assert "temperature is -1" in error_of(D.main, knobs(models, temperature=-1.0))

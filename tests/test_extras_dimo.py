@@ -253,15 +253,15 @@ def test_saved_samples_are_those_that_eval_reads(student, tmp_path):
     assert all(text in printed for text in texts)
 
 
-def test_the_core_does_not_take_a_student_for_a_diffusion_model(student, refused):
-    assert "another model's" in refused(load_model, str(student / "ckpt.pt"))
+def test_the_core_does_not_take_a_student_for_a_diffusion_model(student, error_of):
+    assert "another model's" in error_of(load_model, str(student / "ckpt.pt"))
 
 
 def test_mistakes_are_said_before_any_work(
-    teacher, student, markov, pydoc, tmp_path, monkeypatch, refused
+    teacher, student, markov, pydoc, tmp_path, monkeypatch, error_of
 ):
     def said(**kw):
-        words = refused(D.main, settings(kw.pop("teacher", teacher), tmp_path / "out", **kw))
+        words = error_of(D.main, settings(kw.pop("teacher", teacher), tmp_path / "out", **kw))
         assert not (tmp_path / "out").exists()
         return words
 
@@ -273,9 +273,9 @@ def test_mistakes_are_said_before_any_work(
     assert "nothing to resume" in said(init_from="resume")
     train.main(knobs(tmp_path / "ar", dataset=markov, objective="ar", max_iters=1))
     assert "is a GPT" in said(teacher=tmp_path / "ar" / "ckpt.pt")
-    assert "already holds a run" in refused(D.main, settings(teacher, student))
+    assert "already holds a run" in error_of(D.main, settings(teacher, student))
     other = settings(teacher, student, init_from="resume", batch_size=2)
-    assert "batch_size 4, not 2" in refused(D.main, other)
+    assert "batch_size 4, not 2" in error_of(D.main, other)
     sample = dict(task="sample", ckpt=str(student / "ckpt.pt"))
     assert "not a student of Di[M]O" in said(**(sample | {"ckpt": teacher}))
     none = tmp_path / "none.pt"

@@ -232,13 +232,13 @@ def test_cached_states_are_those_without_a_cache_after_tokens_are_forgotten(mode
 
 
 @torch.no_grad()
-def test_texts_past_the_context_slide_and_longer_rows_raise(models, refused):
+def test_texts_past_the_context_slide_and_longer_rows_raise(models, error_of):
     model, _ = load_model(f"{models[0]}@8")
     assert model.config.block_size == 8
     x = torch.randint(3, 9, (2, 5), generator=seeded(0))
     text = generate(model, x, 20, temperature=0)
     assert torch.equal(text[:, -1], model(text[:, -5:-1])[:, -1].argmax(-1))
-    assert "see hf:NAME@TOKENS" in refused(model.hidden, text)
+    assert "see hf:NAME@TOKENS" in error_of(model.hidden, text)
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 3])
@@ -281,35 +281,35 @@ def test_greedy_text_with_drafts_is_the_targets_own(gamma, models):
             assert torch.equal(speculate(target, made, x, 20, gamma=gamma, temperature=0), want)
 
 
-def test_models_with_another_kind_of_cache_or_head_raise(tmp_path, refused):
+def test_models_with_another_kind_of_cache_or_head_raise(tmp_path, error_of):
     path = make("mistral", tmp_path / "mistral", 1, sliding_window=4)
-    assert f"{path} remembers by DynamicSlidingWindowLayer" in refused(load_model, path)
+    assert f"{path} remembers by DynamicSlidingWindowLayer" in error_of(load_model, path)
     shape = dict(head_dim=8, layer_types=["full_attention"] * 2, final_logit_softcapping=1.0)
     path = make("gemma", tmp_path / "gemma", 1, **shape)
-    assert f"{path} makes its logits in a way of its own" in refused(load_model, path)
+    assert f"{path} makes its logits in a way of its own" in error_of(load_model, path)
     path = make("t5", tmp_path / "t5", 1)
-    assert "python -m extras.t5" in refused(load_model, path)
+    assert "python -m extras.t5" in error_of(load_model, path)
     load_model(make("qwen", tmp_path / "qwen", 1))
     # what scales logits scales hidden states
     load_model(make("cohere", tmp_path / "cohere", 1, logit_scale=0.1))
 
 
-def test_a_missing_package_or_model_is_one_clear_line(models, refused, monkeypatch, tmp_path):
-    assert "cannot be loaded" in refused(load_model, f"hf:{tmp_path / 'nothing'}")
-    assert "Did you mean hf:?" in refused(load_model, models[0][3:])
+def test_a_missing_package_or_model_is_one_clear_line(models, error_of, monkeypatch, tmp_path):
+    assert "cannot be loaded" in error_of(load_model, f"hf:{tmp_path / 'nothing'}")
+    assert "Did you mean hf:?" in error_of(load_model, models[0][3:])
     checkpoint = {"meta": {"tokenizer": "char"}, "config": {"dataset": "x"}, "step": 0}
     save_model(tmp_path / "own", tiny_model(), checkpoint)
-    assert "is read without hf:" in refused(load_model, f"hf:{tmp_path / 'own'}")
+    assert "is read without hf:" in error_of(load_model, f"hf:{tmp_path / 'own'}")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "pip install 'transformers>=" in refused(load_model, models[0])
+    assert "pip install 'transformers>=" in error_of(load_model, models[0])
 
 
-def test_vocabularies_are_compared_by_what_ids_mean(models, tmp_path, refused):
+def test_vocabularies_are_compared_by_what_ids_mean(models, tmp_path, error_of):
     swapped = [*WORDS[:7], "f", "e", WORDS[9]]  # as many tokens, in another order
     other = make("llama", tmp_path / "other", 2, words=swapped)
     target, checkpoint = load_model(models[0])
     meta = checkpoint["meta"]
-    assert "another vocabulary" in refused(load_drafter, other, target, meta)
+    assert "another vocabulary" in error_of(load_drafter, other, target, meta)
     load_drafter(models[1], target, meta)  # another name, the same tokens
     decode = data.encoder(meta)[1]
     assert meta["vocab_size"] == len(WORDS) < 12  # rows of the head that are no tokens do not count
@@ -401,12 +401,12 @@ def test_a_distilled_decoder_drafts_better_and_its_folder_loads_again(models, tm
     run_distill(tmp_path, "kd", **how, init_from="resume", iters_per_round=62)
 
 
-def test_only_a_trained_model_of_transformers_becomes_a_folder(refused, tmp_path):
+def test_only_a_trained_model_of_transformers_becomes_a_folder(error_of, tmp_path):
     from conftest import save_tiny
 
     save_tiny(tmp_path / "ckpt.pt", ["a", "b"], causal=True)
     knobs = dict(ckpt=str(tmp_path / "ckpt.pt"), out=str(tmp_path / "hf"))
-    assert "no model of transformers" in refused(huggingface.main, types.SimpleNamespace(**knobs))
+    assert "no model of transformers" in error_of(huggingface.main, types.SimpleNamespace(**knobs))
 
 
 def test_small_networks_and_ngrams_learn_to_draft_for_a_decoder(models, tmp_path):

@@ -47,12 +47,12 @@ def test_the_exact_bound_of_a_word_is_the_bound_of_nelbo():
     assert drawn == pytest.approx(exact, rel=0.02)
 
 
-def test_a_long_word_counts_for_the_accuracy_only(refused):
+def test_a_long_word_counts_for_the_accuracy_only(error_of):
     model = tiny_model(V=4, causal=False)
     passages = [([0], [1]), ([0], [1] * 9), ([0], [1] * 16)]
     row = L.lambada(model, passages, draws=4, seed=0)
     assert (row["passages"], row["words_in_ppl"]) == (2, 1)  # the third leaves no room
-    assert "No passage ends" in refused(L.lambada, model, [([0], [1] * 9)], draws=4, seed=0)
+    assert "No passage ends" in error_of(L.lambada, model, [([0], [1] * 9)], draws=4, seed=0)
 
 
 def passages_of(meta, folder, word_length=9):
@@ -91,14 +91,14 @@ def test_two_processes_find_the_same(trained, tmp_path):
     assert reports[0] == reports[1]
 
 
-def test_mistakes_end_in_one_line(trained, tmp_path, refused):
+def test_mistakes_end_in_one_line(trained, tmp_path, error_of):
     meta = load_checkpoint(trained["ar"])["meta"]
     cfg = type(L.cfg)(**{**vars(L.cfg), "ckpt": trained["ar"], "passages": str(tmp_path)})
-    assert "meta.json is missing" in refused(L.main, cfg)
+    assert "meta.json is missing" in error_of(L.main, cfg)
     passages_of(meta, tmp_path)
     (tmp_path / "meta.json").write_text(json.dumps({**meta, "itos": meta["itos"][::-1]}))
-    assert "another vocabulary" in refused(L.main, cfg)
+    assert "another vocabulary" in error_of(L.main, cfg)
     (tmp_path / "passages.jsonl").write_text("{")
-    assert "is damaged" in refused(L.main, cfg)
+    assert "is damaged" in error_of(L.main, cfg)
     (tmp_path / "passages.jsonl").unlink()
-    assert "passages.jsonl is missing" in refused(L.main, cfg)
+    assert "passages.jsonl is missing" in error_of(L.main, cfg)

@@ -43,7 +43,7 @@ def test_a_line_is_drawn_for_each_loss_of_each_run(trained):
     assert lines == [(*kind, True) for kind in kinds]
 
 
-def test_a_folder_without_a_log_ends_in_one_line(tmp_path, refused):
+def test_a_folder_without_a_log_ends_in_one_line(tmp_path, error_of):
     cfg = type(extra.cfg)(runs=str(tmp_path), out=str(tmp_path / "loss.png"))
-    assert "no log.jsonl" in refused(extra.main, cfg)
+    assert "no log.jsonl" in error_of(extra.main, cfg)
     assert not (tmp_path / "loss.png").exists()

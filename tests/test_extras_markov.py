@@ -46,11 +46,11 @@ def test_the_command_says_likelihood_truth_and_true_perplexity(trained, tmp_path
     assert report["rows"][-1]["true_ppl"] < min(r["true_ppl"] for r in report["rows"][:-1])
 
 
-def test_a_dataset_of_unknown_distribution_ends_in_one_line(pydoc, tmp_path, refused):
+def test_a_dataset_of_unknown_distribution_ends_in_one_line(pydoc, tmp_path, error_of):
     meta = data.load(pydoc).meta
     about = {"ckpt": "elsewhere", "steps": 1, "causal": False, "temperature": 0.5, "top_p": 1}
     about |= {"prefix": 0, "continuations": 1, "dataset": pydoc, "meta": meta}
     data.write_jsonl(tmp_path / "a.jsonl", [about, {"tokens": [1] * 16}])
     kw = {"ckpt": "", "samples": str(tmp_path / "a.jsonl"), "device": "cpu"}
     cfg = type(extra.cfg)(**{**vars(extra.cfg), **kw})
-    assert "use data/markov" in refused(extra.evaluate, cfg)
+    assert "use data/markov" in error_of(extra.evaluate, cfg)

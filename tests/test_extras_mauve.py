@@ -63,9 +63,9 @@ def test_every_model_and_file_has_a_row(trained, tmp_path, monkeypatch, capsys):
     assert "mauve" in capsys.readouterr().out
 
 
-def test_mistakes_end_in_one_line(trained, monkeypatch, refused):
+def test_mistakes_end_in_one_line(trained, monkeypatch, error_of):
     monkeypatch.setattr(extra.importlib.util, "find_spec", lambda name: None)
-    assert "pip install mauve-text" in refused(extra.evaluate, settings())
+    assert "pip install mauve-text" in error_of(extra.evaluate, settings())
     monkeypatch.setattr(extra.importlib.util, "find_spec", lambda name: True)
-    assert "--evaluator=" in refused(extra.evaluate, settings(ckpt=trained["diffusion"]))
-    assert "steps is [0]" in refused(extra.evaluate, settings(steps=[0]))
+    assert "--evaluator=" in error_of(extra.evaluate, settings(ckpt=trained["diffusion"]))
+    assert "steps is [0]" in error_of(extra.evaluate, settings(steps=[0]))

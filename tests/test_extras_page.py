@@ -339,13 +339,13 @@ def test_a_model_is_shown_by_its_name_not_its_path():
         assert page.label_of(name) == name.removesuffix(".pt")
 
 
-def test_a_page_without_its_plot_raises_before_sampling(tmp_path, refused):
-    assert "none.json holds no frontier" in refused(page.load_frontier, "none.json")
+def test_a_page_without_its_plot_raises_before_sampling(tmp_path, error_of):
+    assert "none.json holds no frontier" in error_of(page.load_frontier, "none.json")
     data.atomic_write(tmp_path / "e.json", b'{"rows": []}')
-    assert "eval.py --what=frontier" in refused(page.load_frontier, str(tmp_path / "e.json"))
+    assert "eval.py --what=frontier" in error_of(page.load_frontier, str(tmp_path / "e.json"))
 
 
-def test_mistakes_write_no_page(tmp_path, refused):
+def test_mistakes_write_no_page(tmp_path, error_of):
     path = str(tmp_path / "d.pt")
     save_tiny(path, EVIL, causal=False)
     out = str(tmp_path / "page.html")
@@ -355,7 +355,7 @@ def test_mistakes_write_no_page(tmp_path, refused):
         "top_p is 2": {"top_p": 2.0},
         "has no": {"prompt": "\u4e16"},
     }.items():
-        assert words in refused(page.main, settings(page, ckpt=path, out=out, **knobs))
+        assert words in error_of(page.main, settings(page, ckpt=path, out=out, **knobs))
     assert not os.path.exists(out)
 
 

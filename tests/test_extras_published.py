@@ -192,14 +192,14 @@ KINDS = [
 
 
 @pytest.mark.parametrize("what", KINDS)
-def test_a_mdlm_folder_with_one_thing_wrong_is_refused(what, mdlm, tmp_path, refused):
+def test_a_mdlm_folder_with_one_thing_wrong_raises(what, mdlm, tmp_path, error_of):
     w, config = dict(mdlm), dict(MDLM)
     words = spoil(w, config, what)
-    said = refused(load_model, folder_of(tmp_path / "odd", config, w))
+    said = error_of(load_model, folder_of(tmp_path / "odd", config, w))
     assert all(word in said for word in words), said
 
 
-def test_a_gpt2_folder_with_one_thing_wrong_is_refused(gpt2, tmp_path, refused):
+def test_a_gpt2_folder_with_one_thing_wrong_raises(gpt2, tmp_path, error_of):
     for i, (more, without, changed, words) in enumerate(
         [
             ({"h.0.attn.rotary": torch.ones(2)}, None, {}, ["blocks.0.attn.rotary"]),
@@ -211,15 +211,15 @@ def test_a_gpt2_folder_with_one_thing_wrong_is_refused(gpt2, tmp_path, refused):
         ]
     ):
         w = {k: v for k, v in (gpt2 | more).items() if k != without}
-        said = refused(load_model, folder_of(tmp_path / str(i), {**GPT2, **changed}, w))
+        said = error_of(load_model, folder_of(tmp_path / str(i), {**GPT2, **changed}, w))
         assert all(word in said for word in words), said
 
 
-def test_files_that_are_cut_off_or_missing_are_refused(gpt2_folder, gpt2, tmp_path, refused):
+def test_files_that_are_cut_off_or_missing_raise(gpt2_folder, gpt2, tmp_path, error_of):
     folder = folder_of(tmp_path / "cut", GPT2, gpt2)
     content = open(f"{folder}/model.safetensors", "rb").read()
     (tmp_path / "cut" / "model.safetensors").write_bytes(content[: len(content) // 2])
-    assert "cut" in refused(load_model, folder)
+    assert "cut" in error_of(load_model, folder)
     unknown = {
         "model_config": {"n_layer": 2, "wings": 2, "vocab_size": 5},
         "meta": {"vocab_size": 5},
@@ -228,16 +228,16 @@ def test_files_that_are_cut_off_or_missing_are_refused(gpt2_folder, gpt2, tmp_pa
     for name, text in {"list": "[]", "unknown": json.dumps(unknown)}.items():
         odd = folder_of(tmp_path / name, GPT2, gpt2)
         (tmp_path / name / "config.json").write_text(text)
-        assert "can be read" in refused(load_model, odd)
+        assert "can be read" in error_of(load_model, odd)
     (tmp_path / "cut" / "config.json").write_text('{"n_head": ')
-    assert "config.json" in refused(load_model, folder)
+    assert "config.json" in error_of(load_model, folder)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "ckpt.pt").write_bytes(b"")
-    assert "ckpt.pt" in refused(load_model, str(tmp_path / "empty"))
-    assert "gpt2-xl" in refused(load_model, "gpt2-xxl")
+    assert "ckpt.pt" in error_of(load_model, str(tmp_path / "empty"))
+    assert "gpt2-xl" in error_of(load_model, "gpt2-xxl")
 
 
-def test_a_model_is_exported_and_comes_back_the_same(mdlm_folder, tmp_path, refused):
+def test_a_model_is_exported_and_comes_back_the_same(mdlm_folder, tmp_path, error_of):
     model, checkpoint = load_model(mdlm_folder)
     assert checkpoint.keys().isdisjoint({"model", "ema", "optimizer"})  # weights are held once
     save_model(str(tmp_path / "mine"), model, checkpoint)
@@ -246,7 +246,7 @@ def test_a_model_is_exported_and_comes_back_the_same(mdlm_folder, tmp_path, refu
     assert all(
         torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True)
     )
-    assert "another folder" in refused(save_model, str(tmp_path / "mine"), model, checkpoint)
+    assert "another folder" in error_of(save_model, str(tmp_path / "mine"), model, checkpoint)
 
 
 def test_a_class_publishes_its_own(markov, tmp_path):
@@ -404,7 +404,7 @@ def test_without_a_tokenizer_text_is_token_ids(tmp_path):
     )
 
 
-def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, refused):
+def test_a_tokenizer_that_is_not_the_models_raises(tmp_path, error_of):
     for i, (text, words) in enumerate(
         [
             (tokenizer_json([*WORDS, "x", "y"]), ["11 tokens", "'y' as token 12"]),
@@ -413,7 +413,7 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, refused):
             ("[]", ["can be read"]),
         ]
     ):
-        said = refused(published.read_model, small_folder(tmp_path / str(i), text))
+        said = error_of(published.read_model, small_folder(tmp_path / str(i), text))
         assert all(word in said for word in words), said
     masked = small_folder(tmp_path / "mask", tokenizer_json(special=["[MASK]"]), eos_token_id=4)
     meta = published.read_model(masked)["meta"]
@@ -423,22 +423,22 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, refused):
         and decode([0, 1, 10, 7]) == "ab h"
         and data.start_token(meta) == 4
     )
-    assert "cannot write" in refused(encode, "a[MASK]")
+    assert "cannot write" in error_of(encode, "a[MASK]")
     encode, decode = data.encoder({"tokenizer": "ids", "vocab_size": 11})
     assert encode(decode([3, 1, 10])) == [3, 1, 10]
-    assert "'11' is no token id from 0 to 10" in refused(encode, "3 11") and "'a'" in refused(
+    assert "'11' is no token id from 0 to 10" in error_of(encode, "3 11") and "'a'" in error_of(
         encode, "a"
     )
 
 
-def test_without_the_package_the_model_loads_and_text_is_refused_in_one_line(
-    tmp_path, monkeypatch, refused
+def test_without_the_package_the_model_loads_and_text_raises_in_one_line(
+    tmp_path, monkeypatch, error_of
 ):
     folder = small_folder(tmp_path / "eleven", tokenizer_json())
     data.tokenizers.json_tokenizer.cache_clear()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     assert load_model(folder)[0].config.vocab_size == 11
-    assert "pip install tokenizers" in refused(data.encoder, published.read_model(folder)["meta"])
+    assert "pip install tokenizers" in error_of(data.encoder, published.read_model(folder)["meta"])
 
 
 def test_a_gpt2_sized_vocabulary_is_gpt2s_only_if_its_words_are(gpt2, tmp_path):
@@ -455,7 +455,7 @@ def test_a_gpt2_sized_vocabulary_is_gpt2s_only_if_its_words_are(gpt2, tmp_path):
     assert meta["other"] == {"tokenizer": "json", "vocab_size": V, "json": text, "eot": V - 1}
 
 
-def test_what_is_published_has_a_card_with_its_numbers(tmp_path, refused):
+def test_what_is_published_has_a_card_with_its_numbers(tmp_path, error_of):
     """All that the card says is of the checkpoint; and a card that somebody wrote stays."""
     model, checkpoint = load_model(small_folder(tmp_path / "eleven"))
     checkpoint |= {"step": 1200, "val_loss": 0.43219, "made_for": {"steps": 2, "sampler": "spread"}}

@@ -55,14 +55,14 @@ def test_at_temperature_0_every_drafter_gives_the_targets_own_text(case):
     assert scores == [scores[0]] * 3
 
 
-def test_mistakes_end_in_one_line(case, tmp_path, monkeypatch, refused):
+def test_mistakes_end_in_one_line(case, tmp_path, monkeypatch, error_of):
     case.length = 3
-    assert "length is 3" in refused(extra.evaluate, case)
+    assert "length is 3" in error_of(extra.evaluate, case)
     case.length = 33
-    assert "length is 33" in refused(extra.evaluate, case)
+    assert "length is 33" in error_of(extra.evaluate, case)
     save_tiny(tmp_path / "d.pt", LETTERS, causal=False)
     case.ckpt = str(tmp_path / "d.pt")
-    assert "is a diffusion model" in refused(extra.evaluate, case)
+    assert "is a diffusion model" in error_of(extra.evaluate, case)
     assert load_model(case.ckpt)[0].mask_id == 5
     monkeypatch.setattr(extra.importlib.util, "find_spec", lambda name: None)
-    assert "pip install rouge-score" in refused(extra.evaluate, case)
+    assert "pip install rouge-score" in error_of(extra.evaluate, case)

@@ -79,7 +79,7 @@ def test_a_students_own_sampler_and_steps_are_taken_and_said(trained, tmp_path):
     assert (about["sampler"], about["steps"]) == ("ancestral", 2)
 
 
-def test_mistakes_leave_no_file(trained, tmp_path, refused, monkeypatch):
+def test_mistakes_leave_no_file(trained, tmp_path, error_of, monkeypatch):
     save_tiny(tmp_path / "other.pt", list("abc"), causal=True)
     for words, changed in {
         "prefix is 16": dict(prefix=16),
@@ -95,12 +95,12 @@ def test_mistakes_leave_no_file(trained, tmp_path, refused, monkeypatch):
         own = {"path": tmp_path / "x.jsonl", "ckpt": trained["ar"]}
         if "out" in changed:
             own["path"] = changed.pop("out")
-        assert words in refused(save, **{**own, **changed})
+        assert words in error_of(save, **{**own, **changed})
     wrong = dict(prefix=4, dataset=load_checkpoint(trained["ar"])["config"]["dataset"])
-    assert "another vocabulary" in refused(
+    assert "another vocabulary" in error_of(
         save, tmp_path / "x.jsonl", tmp_path / "other.pt", **wrong
     )
     assert not (tmp_path / "x.jsonl").exists()
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(save_samples, "draw_many", None)  # it raises before any work
-    assert "Cannot write" in refused(save, tmp_path / "file" / "x.jsonl", trained["ar"])
+    assert "Cannot write" in error_of(save, tmp_path / "file" / "x.jsonl", trained["ar"])

@@ -173,7 +173,7 @@ def chat_line(texts):
     return json.dumps({"content": content}) + "\n"
 
 
-def test_texts_of_an_api_teacher(markov, tmp_path, refused):
+def test_texts_of_an_api_teacher(markov, tmp_path, error_of):
     """
     Both shapes of JSON; unknown candidates go missing, unknown emitted tokens raise with their
     line.
@@ -199,11 +199,11 @@ def test_texts_of_an_api_teacher(markov, tmp_path, refused):
     wrong['{"tokens": ["a"], "top_logprobs": [{"a": "x"}]}'] = "a logprob is no number"
     for text, words in wrong.items():
         path.write_text(text)
-        assert words in refused(S.soft_from_jsonl, str(path), str(tmp_path / "x"), meta, 4, 2)
-    assert "holds no soft labels" in refused(S.load_soft, str(tmp_path / "x"))
+        assert words in error_of(S.soft_from_jsonl, str(path), str(tmp_path / "x"), meta, 4, 2)
+    assert "holds no soft labels" in error_of(S.load_soft, str(tmp_path / "x"))
 
 
-def test_a_student_learns_from_a_file_and_what_failed_does_not_stick(markov, tmp_path, refused):
+def test_a_student_learns_from_a_file_and_what_failed_does_not_stick(markov, tmp_path, error_of):
     a, b, c = data.load(markov).meta["itos"][:3]
     chat = chat_line([(a, [a, b]), (b, [c]), (c, [a, c])])
     path = tmp_path / "new.jsonl"
@@ -211,7 +211,7 @@ def test_a_student_learns_from_a_file_and_what_failed_does_not_stick(markov, tmp
     nothing = json.dumps({"tokens": [a, b], "top_logprobs": [None, None]})
     for text in ("", nothing):
         path.write_text(text)
-        assert "holds no label" in refused(S.main, settings("", tmp_path / "new", **kw))
+        assert "holds no label" in error_of(S.main, settings("", tmp_path / "new", **kw))
     path.write_text(chat)
     S.main(settings("", tmp_path / "new", **kw))
     folder = kw | {"soft_data": str(tmp_path / "new" / "soft")}  # labels that are there
@@ -221,9 +221,9 @@ def test_a_student_learns_from_a_file_and_what_failed_does_not_stick(markov, tmp
 
     os.remove(tmp_path / "new" / "ckpt.pt")
     path.write_text(chat * 2)  # what was edited does not pass
-    assert "soft_data that holds" in refused(S.main, settings("", tmp_path / "new", **kw))
+    assert "soft_data that holds" in error_of(S.main, settings("", tmp_path / "new", **kw))
     no_dataset = settings("", tmp_path / "y", **(kw | {"dataset": ""}))
-    assert "--soft_data needs --dataset" in refused(S.main, no_dataset)
+    assert "--soft_data needs --dataset" in error_of(S.main, no_dataset)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -264,9 +264,9 @@ def test_a_student_learns_from_soft_labels_and_resumes(missing, teacher, tmp_pat
         assert torch.equal(x, y) if torch.is_tensor(x) else x == y
 
 
-def test_mistakes_are_said_before_any_work(teacher, markov, pydoc, tmp_path, refused):
+def test_mistakes_are_said_before_any_work(teacher, markov, pydoc, tmp_path, error_of):
     def said(**kw):
-        words = refused(S.main, settings(kw.pop("teacher", teacher), tmp_path / "out", **kw))
+        words = error_of(S.main, settings(kw.pop("teacher", teacher), tmp_path / "out", **kw))
         assert not (tmp_path / "out").exists()
         return words
 
@@ -283,16 +283,16 @@ def test_mistakes_are_said_before_any_work(teacher, markov, pydoc, tmp_path, ref
     assert "masked diffusion model" in said(teacher=tmp_path / "d" / "ckpt.pt")
 
 
-def test_a_diffusion_model_is_no_drafter(teacher, markov, tmp_path, refused):
+def test_a_diffusion_model_is_no_drafter(teacher, markov, tmp_path, error_of):
     train.main(knobs(tmp_path / "d", dataset=markov, max_iters=1))
     ckpt = str(tmp_path / "d" / "ckpt.pt")  # it would see the tokens that it learns to predict
-    assert "is not a GPT" in refused(S.main, settings(teacher, tmp_path / "out", drafter=ckpt))
+    assert "is not a GPT" in error_of(S.main, settings(teacher, tmp_path / "out", drafter=ckpt))
 
 
-def test_fsdp_does_not_go_with_a_split_vocabulary(teacher, tmp_path, monkeypatch, refused):
+def test_fsdp_does_not_go_with_a_split_vocabulary(teacher, tmp_path, monkeypatch, error_of):
     monkeypatch.setenv("WORLD_SIZE", "2")
     cfg = settings(teacher, tmp_path, vocab_parallel=True, fsdp=True)
-    assert "--vocab_parallel=True" in refused(S.check_knobs, cfg)
+    assert "--vocab_parallel=True" in error_of(S.check_knobs, cfg)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -131,16 +131,16 @@ def test_lookup_copies_from_the_source_as_well():
     assert len(reader.propose(torch.tensor([0]), 3, {}, None)[0]) == 0
 
 
-def test_models_that_are_no_encoder_decoders_raise(tmp_path, refused):
+def test_models_that_are_no_encoder_decoders_raise(tmp_path, error_of):
     shape = dict(vocab_size=12, d_model=16, encoder_layers=1, decoder_layers=1)
     bart = transformers.BartConfig(**shape, decoder_start_token_id=1)
     transformers.BartForConditionalGeneration(bart).save_pretrained(tmp_path / "bart")
     from test_extras_huggingface import tokenizer
 
     tokenizer(WORDS, True).save_pretrained(tmp_path / "bart")
-    assert "adds a bias" in refused(t5.load_model, f"hf:{tmp_path / 'bart'}")
+    assert "adds a bias" in error_of(t5.load_model, f"hf:{tmp_path / 'bart'}")
     path = make("llama", tmp_path / "llama", 1)
-    assert "has no encoder" in refused(t5.load_model, path)
+    assert "has no encoder" in error_of(t5.load_model, path)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def test_the_baselines_learn_from_the_text_alone(models, tmp_path):
     assert ngram.counts[0][0] == 300  # a start for each text; the padding of sources is not counted
 
 
-def test_knobs_that_make_no_sense_raise_before_any_work(models, tmp_path, refused):
+def test_knobs_that_make_no_sense_raise_before_any_work(models, tmp_path, error_of):
     knobs = {**vars(t5.cfg), "out_dir": str(tmp_path / "x"), "device": "cpu"}
     for change, said in (
         ({"task": "speak"}, "'sample'"),
@@ -270,7 +270,7 @@ def test_knobs_that_make_no_sense_raise_before_any_work(models, tmp_path, refuse
         ({"task": "sample", "target": models[0]}, "text to read"),
         ({"task": "eval", "target": models[0]}, "Name drafters"),
     ):
-        assert said in refused(t5.main, types.SimpleNamespace(**{**knobs, **change}))
+        assert said in error_of(t5.main, types.SimpleNamespace(**{**knobs, **change}))
     assert not (tmp_path / "x").exists()
 
 

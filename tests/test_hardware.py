@@ -125,9 +125,9 @@ def test_product_rates_are_measured():
     assert 1e-6 < hardware.product_rate("cpu", torch.float32, 64) < 100
 
 
-def test_compiling_without_a_compiler_raises_with_the_way_out(monkeypatch, refused):
+def test_compiling_without_a_compiler_raises_with_the_way_out(monkeypatch, error_of):
     monkeypatch.setattr(hardware.shutil, "which", lambda name: None)
-    assert "--compile=off" in refused(hardware.compile_trunk, None, torch.device("cpu"))
+    assert "--compile=off" in error_of(hardware.compile_trunk, None, torch.device("cpu"))
 
 
 def test_what_an_apple_gpu_cannot_do_is_one_line_with_the_way_out(capsys):

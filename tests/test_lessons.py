@@ -136,12 +136,12 @@ def test_every_command_names_a_script_and_knobs_that_it_has(page, monkeypatch):
         configurator.parse([arg for arg in argv if arg not in mentioned], knobs)
 
 
-def test_commands_are_found_and_wrong_ones_raise(refused):
+def test_commands_are_found_and_wrong_ones_raise(error_of):
     found = list(commands("README.md"))
     assert len(found) > 15 and ["eval.py", "config/eval_pydoc.py"] in found
     scripts = {script for page in CHAPTERS for script, *_ in commands(page)}
     assert {"lessons/languages.py", "extras/dimo.py", "distill.py"} <= scripts
-    assert "Did you mean steps" in refused(
+    assert "Did you mean steps" in error_of(
         configurator.parse, ["--stepps=3"], knobs_of("sample.py")
     )
 

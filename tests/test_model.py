@@ -51,9 +51,9 @@ def test_bfloat16_on_a_cpu_trains_with_attention_written_out():
     assert not is_slow_in_sdpa(q.repeat(1, 1, 64, 1))  # 1024 tokens: the scores are too large
 
 
-def test_flash_attention_without_the_package_says_so(refused, monkeypatch):
+def test_flash_attention_without_the_package_says_so(error_of, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install flash-attn" in refused(GPTConfig, attention="flash_attn")
+    assert "pip install flash-attn" in error_of(GPTConfig, attention="flash_attn")
 
 
 def test_rope_turns_pairs_of_channels_as_complex_numbers():
@@ -109,14 +109,14 @@ def test_ar_loss_equals_the_dense_one():
     torch.testing.assert_close(M.ar_loss(model, batch), reference.ar_loss(model, batch))
 
 
-def test_impossible_shapes_raise(refused):
-    assert "does not divide" in refused(GPTConfig, n_embd=10, n_head=3)
-    assert "odd" in refused(GPTConfig, n_embd=9, n_head=3)
+def test_impossible_shapes_raise(error_of):
+    assert "does not divide" in error_of(GPTConfig, n_embd=10, n_head=3)
+    assert "odd" in error_of(GPTConfig, n_embd=9, n_head=3)
     assert GPTConfig(n_embd=9, n_head=3, pos="learned")
-    assert "'rop'" in refused(GPTConfig, pos="rop")
-    assert "'rnn'" in refused(GPTConfig, causal=True, arch="rnn")
-    assert "sees the past only" in refused(GPTConfig, causal=False, arch="lstm")
-    assert "context of 16" in refused(tiny_model(), torch.zeros(1, 17, dtype=torch.long))
+    assert "'rop'" in error_of(GPTConfig, pos="rop")
+    assert "'rnn'" in error_of(GPTConfig, causal=True, arch="rnn")
+    assert "sees the past only" in error_of(GPTConfig, causal=False, arch="lstm")
+    assert "context of 16" in error_of(tiny_model(), torch.zeros(1, 17, dtype=torch.long))
 
 
 @pytest.mark.parametrize("arch", ["lstm", "cnn"])
@@ -301,13 +301,13 @@ def test_what_mask_has_learned_survives_a_conversion_to_the_same_kind(tie):
     assert torch.equal(again.eval()(x), diffusion(x))
 
 
-def test_a_smaller_context_drops_the_last_learned_positions(refused):
+def test_a_smaller_context_drops_the_last_learned_positions(error_of):
     gpt = tiny_model(causal=True, pos="learned")
     smaller = convert(gpt, causal=True, block_size=10).eval()
     x = torch.randint(7, (2, 10), generator=seeded(0))
     assert smaller.wpe.weight.shape == (10, 16)
     assert torch.equal(smaller(x), gpt(x))
-    assert "learned 16 positions" in refused(convert, gpt, block_size=17)
+    assert "learned 16 positions" in error_of(convert, gpt, block_size=17)
 
 
 def test_with_rope_a_converted_model_may_have_a_larger_context():
@@ -318,13 +318,13 @@ def test_with_rope_a_converted_model_may_have_a_larger_context():
     assert larger(torch.zeros(1, 64, dtype=torch.long)).shape == (1, 64, 7)
 
 
-def test_weights_of_another_model_raise_by_name(refused):
+def test_weights_of_another_model_raise_by_name(error_of):
     model = tiny_model()
-    said = refused(load_weights, model, tiny_model(n_embd=32).state_dict())
+    said = error_of(load_weights, model, tiny_model(n_embd=32).state_dict())
     assert "(8, 32)" in said and "(8, 16)" in said
-    said = refused(load_weights, model, {"odd": torch.zeros(1), **model.state_dict()})
+    said = error_of(load_weights, model, {"odd": torch.zeros(1), **model.state_dict()})
     assert "odd" in said
-    assert "lm_head" in refused(load_weights, model, tiny_model(tie_weights=False).state_dict())
+    assert "lm_head" in error_of(load_weights, model, tiny_model(tie_weights=False).state_dict())
 
 
 def test_a_small_network_has_the_blocks_that_its_arch_names():

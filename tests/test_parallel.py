@@ -169,13 +169,13 @@ def test_a_process_that_fails_ends_the_run_and_says_why(markov, tmp_path):
     assert load_checkpoint(tmp_path / "run/ckpt.pt")["step"] in (1, 2)
 
 
-def test_what_does_not_go_with_shards_raises(tmp_path, monkeypatch, refused):
+def test_what_does_not_go_with_shards_raises(tmp_path, monkeypatch, error_of):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    said = refused(loop.check_loop, knobs(tmp_path, fsdp=True))
+    said = error_of(loop.check_loop, knobs(tmp_path, fsdp=True))
     assert "torchrun --standalone" in said
     monkeypatch.setenv("WORLD_SIZE", "2")
     cfg = types.SimpleNamespace(**{**vars(D.cfg), "kd_data": "student", "fsdp": True})
-    assert "--kd_data=student" in refused(check_distillation, cfg)
+    assert "--kd_data=student" in error_of(check_distillation, cfg)
     no_blocks = types.SimpleNamespace()
-    said = refused(parallel, no_blocks, None, torch.device("cpu"), 2, True)
+    said = error_of(parallel, no_blocks, None, torch.device("cpu"), 2, True)
     assert "--fsdp=False" in said

@@ -81,8 +81,8 @@ def test_the_round_that_is_shown_is_verifys(models, capsys):
     assert n_rejected > 0
 
 
-def test_a_text_or_model_that_does_not_fit_raises(models, refused):
+def test_a_text_or_model_that_does_not_fit_raises(models, error_of):
     (diffusion, gpt), _ = models
-    assert "must be a diffusion model and a GPT" in refused(W.main, "abc", gpt, diffusion)
-    assert "from 2 to 16" in refused(W.main, "a", diffusion, gpt)
-    assert "from 2 to 16" in refused(W.main, "a" * 17, diffusion, gpt)
+    assert "must be a diffusion model and a GPT" in error_of(W.main, "abc", gpt, diffusion)
+    assert "from 2 to 16" in error_of(W.main, "a", diffusion, gpt)
+    assert "from 2 to 16" in error_of(W.main, "a" * 17, diffusion, gpt)

@@ -359,9 +359,9 @@ def test_watch_sees_every_round():
         assert torch.equal(text[before : before + n], drafts[:n])  # the accepted ones
 
 
-def test_texts_longer_than_the_context_raise(refused):
+def test_texts_longer_than_the_context_raise(error_of):
     x = torch.zeros(10, dtype=torch.int64)
-    said = refused(speculate, make_target(), Lookup(V), x, 7)
+    said = error_of(speculate, make_target(), Lookup(V), x, 7)
     assert "17 tokens do not fit the context of 16" in said and "--length=16" in said
 
 
@@ -544,11 +544,11 @@ def test_the_gamma_that_is_chosen_is_one_of_those_tried():
 # text of any model
 
 
-def test_a_gpt_needs_known_text_at_the_beginning(refused):
+def test_a_gpt_needs_known_text_at_the_beginning(error_of):
     model = make_target()
     blanks = torch.tensor([[-1, 0, -1]])
-    assert "Use a diffusion checkpoint" in refused(speculative.draw_samples, model, blanks)
-    assert "Use a diffusion checkpoint" in refused(
+    assert "Use a diffusion checkpoint" in error_of(speculative.draw_samples, model, blanks)
+    assert "Use a diffusion checkpoint" in error_of(
         speculative.draw_samples, model, torch.full((1, 3), -1)
     )
 

@@ -228,7 +228,7 @@ def test_a_finished_run_resumes_to_nothing(pydoc, tmp_path, capsys):
     assert (tmp_path / "ckpt.pt").read_bytes() == before
 
 
-def test_two_runs_never_share_a_folder(pydoc, tmp_path, refused):
+def test_two_runs_never_share_a_folder(pydoc, tmp_path, error_of):
     """Not even before the first checkpoint. The lock of a run that was killed is gone with it."""
     hold = f"from plumbing.runs import claim; claim({str(tmp_path)!r}); "
     hold += "print('held', flush=True); input()"
@@ -240,7 +240,7 @@ def test_two_runs_never_share_a_folder(pydoc, tmp_path, refused):
         text=True,
     )
     assert other.stdout.readline() == "held\n"
-    assert "Another run is writing" in refused(train.main, knobs(tmp_path, dataset=pydoc))
+    assert "Another run is writing" in error_of(train.main, knobs(tmp_path, dataset=pydoc))
     assert sorted(os.listdir(tmp_path)) == ["lock"]
     other.kill()
     other.wait()
@@ -291,7 +291,7 @@ def test_a_gpt_converts_to_diffusion_and_back(pydoc, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_rate_and_checkpoint(
-    pydoc, tmp_path, monkeypatch, refused
+    pydoc, tmp_path, monkeypatch, error_of
 ):
     calls = []
     real = M.diffusion_loss
@@ -301,14 +301,14 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_and_checkpoint(
         return real(*args, **kw) * (float("nan") if len(calls) == 5 else 1)
 
     monkeypatch.setattr(train, "diffusion_loss", loss)
-    said = refused(train.main, knobs(tmp_path, dataset=pydoc))
+    said = error_of(train.main, knobs(tmp_path, dataset=pydoc))
     assert "nan at step 5" in said
     assert "learning rate" in said
     assert str(tmp_path / "ckpt.pt") in said
     assert load_checkpoint(tmp_path / "ckpt.pt")["step"] == 3
 
 
-def test_weights_that_are_not_finite_are_never_saved(pydoc, tmp_path, monkeypatch, refused):
+def test_weights_that_are_not_finite_are_never_saved(pydoc, tmp_path, monkeypatch, error_of):
     """The loss of the last step was fine, its gradient was not."""
 
     def spoil(parameters, norm):
@@ -316,7 +316,7 @@ def test_weights_that_are_not_finite_are_never_saved(pydoc, tmp_path, monkeypatc
             p.grad.mul_(float("nan"))
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoil)
-    said = refused(train.main, knobs(tmp_path, dataset=pydoc, eval_interval=1))
+    said = error_of(train.main, knobs(tmp_path, dataset=pydoc, eval_interval=1))
     assert "nan at step 1" in said
     assert "No checkpoint was saved yet: start again" in said
     assert not os.path.exists(tmp_path / "ckpt.pt")
@@ -336,15 +336,15 @@ def test_a_killed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert load_checkpoint(path)["step"] == 1
 
 
-def test_checkpoints_that_are_missing_or_damaged_raise_in_one_line(pydoc, tmp_path, refused):
-    assert "no checkpoint" in refused(load_checkpoint, str(tmp_path / "none.pt"))
+def test_checkpoints_that_are_missing_or_damaged_raise_in_one_line(pydoc, tmp_path, error_of):
+    assert "no checkpoint" in error_of(load_checkpoint, str(tmp_path / "none.pt"))
     train.main(knobs(tmp_path, dataset=pydoc))
-    assert "holds ckpt.pt." in refused(load_checkpoint, str(tmp_path / "none.pt"))
+    assert "holds ckpt.pt." in error_of(load_checkpoint, str(tmp_path / "none.pt"))
     whole = (tmp_path / "ckpt.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
-    assert "damaged" in refused(load_checkpoint, str(tmp_path / "cut.pt"))
+    assert "damaged" in error_of(load_checkpoint, str(tmp_path / "cut.pt"))
     torch.save({"weights": 1}, tmp_path / "other.pt")
-    assert "not a nanoSDTT checkpoint" in refused(load_checkpoint, str(tmp_path / "other.pt"))
+    assert "not a nanoSDTT checkpoint" in error_of(load_checkpoint, str(tmp_path / "other.pt"))
 
 
 def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path, monkeypatch):
@@ -353,12 +353,12 @@ def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path, monkeypa
     assert "python distill.py config/sdtt_pydoc.py" in how_to_train("out/sdtt_pydoc")
 
 
-def test_a_run_is_neither_overwritten_nor_resumed_as_another(pydoc, tmp_path, refused):
+def test_a_run_is_neither_overwritten_nor_resumed_as_another(pydoc, tmp_path, error_of):
     def said(**kw):
-        return refused(train.main, knobs(tmp_path, dataset=pydoc, **kw))
+        return error_of(train.main, knobs(tmp_path, dataset=pydoc, **kw))
 
     none = knobs(tmp_path / "none", dataset=pydoc, init_from="resume")
-    assert "nothing to resume" in refused(train.main, none)
+    assert "nothing to resume" in error_of(train.main, none)
     saved = trained(knobs(tmp_path, dataset=pydoc))
     before = (tmp_path / "ckpt.pt").read_bytes()
     assert "already holds a run" in said()
@@ -373,19 +373,19 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(pydoc, tmp_path, re
     assert "is not the text" in said(init_from="resume", max_iters=9)
 
 
-def test_a_checkpoint_of_another_vocabulary_raises_with_the_way_out(pydoc, tmp_path, refused):
+def test_a_checkpoint_of_another_vocabulary_raises_with_the_way_out(pydoc, tmp_path, error_of):
     saved = trained(knobs(tmp_path, dataset=pydoc))
     saved["meta"]["itos"] = saved["meta"]["itos"][::-1]  # as many characters, but others
     path = str(tmp_path / "v.pt")
     save_checkpoint(path, saved)
-    said = refused(train.main, knobs(tmp_path / "v", dataset=pydoc, init_from=path))
+    said = error_of(train.main, knobs(tmp_path / "v", dataset=pydoc, init_from=path))
     assert "another vocabulary" in said
     assert f"--tokenizer={path}" in said
 
 
-def test_other_mistakes_raise_before_any_work(pydoc, tmp_path, refused):
+def test_other_mistakes_raise_before_any_work(pydoc, tmp_path, error_of):
     def said(**kw):
-        return refused(train.main, knobs(tmp_path, **{"dataset": pydoc, **kw}))
+        return error_of(train.main, knobs(tmp_path, **{"dataset": pydoc, **kw}))
 
     for name, value in dict(objective="gan", dtype="f", device="tpu", pos="x", arch="rnn").items():
         assert repr(value) in said(**{name: value})
