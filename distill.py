@@ -20,7 +20,6 @@ import os
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import data
 from configurator import UserError, configure, print_once, save_config
@@ -31,7 +30,7 @@ from plumbing.checkpoints import load_checkpoint, load_weights, weights_of
 from plumbing.checks import check_distillation, check_teacher, check_text
 from plumbing.parallel import join_processes, leave_processes, on_first_process, wait_for_all
 from plumbing.randomness import seeded, uniform
-from plumbing.runs import check_folder, check_origin, claim, release, saved_of
+from plumbing.runs import check_folder, check_origin, claim, release, saved_of, write_chunks
 from speculative import generate
 
 # --------------------------------------------------------------------------------------------------
@@ -344,23 +343,16 @@ def write_pseudo_data(target, corpus, cfg, device, rows_at_once=64):
     is interrupted, the next call goes on.
     """
     T = target.config.block_size
+    start = torch.full((rows_at_once, 1), data.start_token(corpus.meta), device=device)
+
+    def texts(i):
+        generator = seeded(cfg.seed, "pseudo", i, device=device)
+        return generate(target, start, T - 1, generator=generator)
+
     path = os.path.join(cfg.out_dir, "pseudo.bin")
-    dtype = np.dtype(data.token_dtype(corpus.meta["vocab_size"]))
-    chunk = rows_at_once * T * dtype.itemsize  # bytes
     n_chunks = math.ceil(cfg.pseudo_tokens / (rows_at_once * T))
-    done = os.path.getsize(path) // chunk if os.path.exists(path) else 0
-    bar = tqdm(
-        range(done, n_chunks), initial=done, total=n_chunks, desc="pseudo-data", unit="chunk"
-    )
-    with open(path, "ab") as f:
-        f.truncate(done * chunk)  # a chunk that was cut off is written again
-        for i in bar:
-            start = torch.full((rows_at_once, 1), data.start_token(corpus.meta), device=device)
-            generator = seeded(cfg.seed, "pseudo", i, device=device)
-            text = generate(target, start, T - 1, generator=generator)
-            f.write(text.cpu().numpy().astype(dtype).tobytes())
-            f.flush()
-    return np.memmap(path, dtype=dtype, mode="r").reshape(-1, T)[: n_chunks * rows_at_once]
+    dtype = data.token_dtype(corpus.meta["vocab_size"])
+    return write_chunks(path, n_chunks, (rows_at_once, T), dtype, texts)
 
 
 def make_drafter(cfg, meta, T, device, note):

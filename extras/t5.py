@@ -55,7 +55,7 @@ from plumbing.hardware import pick_device
 from plumbing.parallel import join_processes, leave_processes, on_first_process
 from plumbing.randomness import seeded
 from plumbing.report import table
-from plumbing.runs import check_folder, check_origin, release, saved_of
+from plumbing.runs import check_folder, check_origin, release, saved_of, write_chunks
 from sample import settings_of
 from speculative import Network, generate, speculate, until_eos
 
@@ -316,21 +316,16 @@ def write_pseudo_data(target, corpus, cfg, device, rows_at_once=64):
     meta = corpus.meta
     S = meta["source_tokens"]
     n_new = meta["row"] - S - 1
+
+    def rows(i):
+        starts = data.batch(corpus.train, rows_at_once, S + 1, seeded(cfg.seed, "start", i))
+        generator = seeded(cfg.seed, "pseudo", i, device=device)
+        return with_text_of(target, starts.to(device), n_new, generator, meta["eot"])
+
     path = os.path.join(cfg.out_dir, "pseudo.bin")
-    kind = np.dtype(data.token_dtype(meta["vocab_size"]))
-    chunk = rows_at_once * meta["row"] * kind.itemsize  # bytes
     n_chunks = math.ceil(cfg.pseudo_tokens / (rows_at_once * n_new))
-    done = os.path.getsize(path) // chunk if os.path.exists(path) else 0
-    with open(path, "ab") as f:
-        f.truncate(done * chunk)  # a chunk that was cut off is written again
-        bar = tqdm(range(done, n_chunks), initial=done, total=n_chunks, desc="pseudo-data")
-        for i in bar:
-            starts = data.batch(corpus.train, rows_at_once, S + 1, seeded(cfg.seed, "start", i))
-            generator = seeded(cfg.seed, "pseudo", i, device=device)
-            rows = with_text_of(target, starts.to(device), n_new, generator, meta["eot"])
-            f.write(rows.cpu().numpy().astype(kind).tobytes())
-            f.flush()
-    return np.memmap(path, dtype=kind, mode="r").reshape(-1, meta["row"])[: n_chunks * rows_at_once]
+    dtype = data.token_dtype(meta["vocab_size"])
+    return write_chunks(path, n_chunks, (rows_at_once, meta["row"]), dtype, rows)
 
 
 def count_ngrams(pseudo, corpus, cfg):

@@ -6,6 +6,8 @@ import json
 import os
 
 import filelock
+import numpy as np
+from tqdm import tqdm
 
 from configurator import UserError
 from data import matching, read_json, write_json, write_jsonl
@@ -141,3 +143,23 @@ def check_origin(path, origin):
                 f"{folder} was begun with {name} {was.get(name)!r}, not {value!r}. "
                 "Delete it, or take another --out_dir."
             )
+
+
+def write_chunks(path, n_chunks, shape, dtype, make_chunk):
+    """
+    -> (n, T) memory-mapped tokens, the rows of n_chunks chunks: make_chunk(i) -> (rows, T), which
+    is shape. They are appended to path. If it is interrupted, the next call goes on.
+    """
+    rows, T = shape
+    dtype = np.dtype(dtype)
+    size = rows * T * dtype.itemsize  # bytes of a chunk
+    done = os.path.getsize(path) // size if os.path.exists(path) else 0
+    bar = tqdm(
+        range(done, n_chunks), initial=done, total=n_chunks, desc="pseudo-data", unit="chunk"
+    )
+    with open(path, "ab") as f:
+        f.truncate(done * size)  # a chunk that was cut off is written again
+        for i in bar:
+            f.write(make_chunk(i).cpu().numpy().astype(dtype).tobytes())
+            f.flush()
+    return np.memmap(path, dtype=dtype, mode="r").reshape(-1, T)[: n_chunks * rows]
