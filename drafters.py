@@ -119,7 +119,7 @@ class NGram:
 
     def prepare(self):
         """
-        What log_probs looks up: unigram (V,), and for m = 2 ... n, as item m - 1 of a list,
+        What probs looks up: unigram (V,), and for m = 2 ... n, as item m - 1 of a list,
 
             start     (number of contexts + 1)  where a context's continuations start among m-grams
             fraction  (number of m-grams)       of a context's continuations that are this one
@@ -166,7 +166,7 @@ class NGram:
         """Kneser-Ney: below the longest, an m-gram counts once for each token found before it."""
         used = []
         for m in range(1, self.n):
-            suffix, _ = self.find(self.grams(m + 1)[:, 1:])  # of each (m + 1)-gram: it is there
+            suffix = self.find(self.grams(m + 1)[:, 1:])  # of each (m + 1)-gram
             used.append(np.bincount(suffix, minlength=len(self.keys[m - 1])))
         return [*used, self.counts[-1]]
 
@@ -180,59 +180,65 @@ class NGram:
         return np.stack([index, *columns[::-1]], 1)
 
     def find(self, grams):
-        """(B, m) -> (B,) their index in the table of m-grams, (B,) bool: whether they are in it."""
-        index = np.maximum(grams[:, 0], 0)
-        found = grams[:, 0] >= 0
+        """(B, m) -> (B,): their index in the table of m-grams, which has all of them."""
+        index = grams[:, 0]
         for keys, token in zip(self.keys[1:], grams.T[1:], strict=False):
-            key = index * self.V + token
-            index = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
-            found &= keys[index] == key
-        return index, found
+            index = np.searchsorted(keys, index * self.V + token)
+        return index
 
-    def log_probs(self, context):
+    def index_of(self, gram):
+        """[token, ...] -> its index in the table of m-grams of its length m, None: not in it."""
+        index = gram[0]
+        for keys, token in zip(self.keys[1:], gram[1:], strict=False):
+            key = index * self.V + token
+            index = keys.searchsorted(key)
+            if index == len(keys) or keys[index] != key:
+                return None
+        return index
+
+    def probs(self, text):
         """
-        (B, n - 1) int64 array, -1 where the text has not begun -> (B, V) float32 tensor of
-        log-probabilities.
+        [token, ...], of which the last n - 1 count -> (V,) float32 array: probabilities of the
+        next token.
 
         Kneser-Ney, from short contexts to long: p_m(x) = fraction(x) + backoff * p_(m-1)(x), with
         p_1 the unigram. Laplace: p_m(x) = fraction(x) + backoff. A context that was never seen, or
-        never continued, changes nothing.
+        never continued, changes nothing, and no longer one was seen either.
         """
-        p = np.tile(self.unigram, (len(context), 1))  # (B, V)
-        for m in range(2, self.n + 1):
-            last = context[:, self.n - m :]  # (B, m - 1), of the n - 1 that context has
-            index, found = self.find(last)
-            start = self.start[m - 1]
-            found &= start[index] < start[index + 1]  # else only at the end of a text
-            for row in found.nonzero()[0]:
-                first, end = start[index[row] : index[row] + 2]
-                tokens = self.keys[m - 1][first:end] % self.V  # what has followed
-                backoff = self.backoff[m - 1][index[row]]
-                if self.smoothing == "laplace":
-                    p[row] = backoff  # the longest context that is known decides alone
-                else:
-                    p[row] *= backoff
-                p[row, tokens] += self.fraction[m - 1][first:end]
-        return torch.from_numpy(p).log_()
+        p = self.unigram.copy()
+        for m in range(2, min(self.n, len(text) + 1) + 1):
+            index = self.index_of(text[-(m - 1) :])
+            if index is None:
+                break
+            first, end = self.start[m - 1][index : index + 2]
+            if first == end:  # it is the end of a text
+                break
+            if self.smoothing == "laplace":
+                p[:] = self.backoff[m - 1][index]  # the longest context that is known decides alone
+            else:
+                p *= self.backoff[m - 1][index]
+            followers = self.keys[m - 1][first:end] % self.V
+            p[followers] += self.fraction[m - 1][first:end]
+        return p
 
     def logits(self, idx):
         """(B, T) int64 -> (B, T, V): position i has the log-probabilities of token i + 1."""
-        padded = F.pad(idx.cpu(), (self.n - 1, 0), value=-1)
-        contexts = padded.unfold(1, self.n - 1, 1)[:, 1:]  # (B, T, n - 1)
-        log_p = self.log_probs(contexts.flatten(0, 1).numpy())
-        return log_p.view(*idx.shape, -1).to(idx.device)
+        p = []
+        for text in idx.tolist():
+            for i in range(len(text)):
+                p.append(self.probs(text[max(0, i + 2 - self.n) : i + 1]))
+        return torch.from_numpy(np.stack(p)).log().view(*idx.shape, -1).to(idx.device)
 
     def propose(self, x, n, settings, generator):
         """(T,) int64 -> drafts (n,), q (n of (V,)): see speculative.py."""
-        start = len(x)
+        text = x.tolist()
         q = []
         for _ in range(n):
-            padded = F.pad(x.cpu(), (self.n - 1, 0), value=-1)
-            context = padded[None, len(x) :]  # (1, n - 1): the last tokens
-            log_p = self.log_probs(context.numpy())[0]  # (V)
-            q.append(probabilities(log_p.to(x.device), **settings))  # (V)
-            x = torch.cat([x, draw(q[-1], generator)[None]])
-        return x[start:], q
+            p = torch.from_numpy(self.probs(text))  # (V)
+            q.append(probabilities(p.log(), **settings))
+            text.append(int(draw(q[-1], generator)))
+        drafts = torch.tensor(text[len(x) :], dtype=torch.int64, device=x.device)
+        return drafts, [q_i.to(x.device) for q_i in q]
 
     def save(self, path, meta):
         """To a readable file: what it is, then each m-gram with its count."""
@@ -257,7 +263,7 @@ class NGram:
             self.keys = [np.arange(self.V)]
             self.counts = [table[:, 0] for table in tables]
             for table in tables[1:]:
-                self.keys.append(self.find(table[:, 1:-1])[0] * self.V + table[:, -1])
+                self.keys.append(self.find(table[:, 1:-1]) * self.V + table[:, -1])
             return self.prepare(), meta
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             why = first_line(error)

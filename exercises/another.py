@@ -182,20 +182,21 @@ def sdtt_loss(student, x0, generator, teacher, dt, sampler, *, k=2, divergence="
     return divergence_between(log_student, log_teacher, divergence)[step_of > 0].mean()
 
 
-def log_probs(self, context):
-    rows = []
-    for words in context.tolist():
-        p = torch.from_numpy(self.unigram).double()
-        for m in range(2, self.n + 1):
-            number, found = self.find(np.array([words[self.n - m :]]))
-            first, end = self.start[m - 1][number[0]], self.start[m - 1][number[0] + 1]
-            if found[0] and end > first:
-                backoff = float(self.backoff[m - 1][number[0]])
-                p = torch.full_like(p, backoff) if self.smoothing == "laplace" else p * backoff
-                for i in range(first, end):
-                    p[self.keys[m - 1][i] % self.V] += float(self.fraction[m - 1][i])
-        rows.append(p.float().log())
-    return torch.stack(rows)
+def probs(self, text):
+    p = self.unigram.astype(np.float64)
+    for m in range(2, self.n + 1):
+        if m - 1 > len(text):
+            continue
+        number = self.index_of(text[len(text) - m + 1 :])
+        if number is None:
+            continue
+        first, end = self.start[m - 1][number], self.start[m - 1][number + 1]
+        if end > first:
+            backoff = float(self.backoff[m - 1][number])
+            p = np.full_like(p, backoff) if self.smoothing == "laplace" else p * backoff
+            for i in range(first, end):
+                p[self.keys[m - 1][i] % self.V] += float(self.fraction[m - 1][i])
+    return p.astype(np.float32)
 
 
 def kd_loss(

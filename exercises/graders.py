@@ -530,21 +530,22 @@ def grade_sdtt_loss(rng, noise):
 
 
 def grade_ngram(rng, noise):
-    corpus = integers(0, 5, (80,), rng)
+    corpus = integers(0, 5, (80,), rng).tolist()
     corpus[-1] = 5  # its last two tokens stand nowhere else: what follows them is not known
-    begun = integers(0, 5, (10, 2), rng)
-    others = torch.tensor([[-1, 0], [-1, 3], [-1, -1], [6, 6], [0, 6], [6, 0]])
-    end = corpus[-2:][None]
+    texts = integers(0, 5, (10, 2), rng).tolist()
+    begun = [[0], [3], []]  # the text has just begun
+    unseen = [[6, 6], [0, 6], [6, 0]]
+    ends = [corpus[-2:]]
+    longer = [corpus[i : i + n] for i in (0, 9, 33) for n in (3, 5)]
     for smoothing in ("kneser_ney", "laplace"):
-        ngram = drafters.NGram(3, 7, smoothing).fit(corpus.numpy())
-        yield Probe(f"{smoothing}, n = 3", ngram.log_probs(begun.numpy()))
-        what = f"{smoothing}, n = 3, contexts that begin the text or hold a token never seen"
-        yield Probe(what, ngram.log_probs(others.numpy()))
-        what = f"{smoothing}, n = 3, the last two tokens of the corpus, which nothing follows"
-        yield Probe(what, ngram.log_probs(end.numpy()))
-        ngram = drafters.NGram(4, 7, smoothing).fit(corpus.numpy())
-        contexts = torch.stack([corpus[i : i + 3] for i in (0, 9, 33, 76)])
-        yield Probe(f"{smoothing}, n = 4", ngram.log_probs(contexts.numpy()))
+        ngram = drafters.NGram(3, 7, smoothing).fit(corpus)
+        for text in (*texts, *begun, *unseen, *ends):
+            p = torch.as_tensor(ngram.probs(text))
+            yield Probe(f"{smoothing}, n = 3, after {text}", p)
+        ngram = drafters.NGram(4, 7, smoothing).fit(corpus)
+        for text in longer:
+            p = torch.as_tensor(ngram.probs(text))
+            yield Probe(f"{smoothing}, n = 4, after {text}", p)
 
 
 def grade_kd_loss(rng, noise):
