@@ -1,6 +1,9 @@
+import functools
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
 import types
 
@@ -52,17 +55,43 @@ def save_tiny(path, itos, **kw):
     return model
 
 
+@functools.cache
+def forking_server():
+    return subprocess.Popen(
+        [sys.executable, os.path.join(ROOT, "tests", "forked.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_forked(args, cwd, folder):
+    """As run, by tests/forked.py -> exit status, stdout, stderr. folder: for the output."""
+    job = {"args": args, "cwd": str(cwd), "stdout": f"{folder}/out", "stderr": f"{folder}/err"}
+    server = forking_server()
+    server.stdin.write(json.dumps(job) + "\n")
+    server.stdin.flush()
+    status = int(server.stdout.readline())
+    outputs = []
+    for name in ("out", "err"):
+        with open(os.path.join(folder, name), encoding="utf-8") as f:
+            outputs.append(f.read())
+    return status, *outputs
+
+
 def run(*args, ok=True, cwd=ROOT, env=None):
     """Runs a script of the project in a process of its own -> (stdout, stderr). ok: should it?"""
-    result = subprocess.run(
-        [sys.executable, *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-    )
-    assert (result.returncode == 0) is ok, result.stdout + result.stderr
-    return result.stdout, result.stderr
+    args = [str(arg) for arg in args]
+    if env or sys.platform != "linux":  # macOS does not fork safely, Windows not at all
+        command = [sys.executable, *args]
+        env = {**os.environ, **(env or {})}
+        result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env)
+        status, out, err = result.returncode, result.stdout, result.stderr
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            status, out, err = run_forked(args, cwd, folder)
+    assert (status == 0) is ok, out + err
+    return out, err
 
 
 def knobs(tmp_path, **kw):
