@@ -29,7 +29,7 @@ from configurator import UserError, choose, configure
 from drafters import check_context, load_drafter, load_model
 from model import SAMPLERS
 from plumbing.checkpoints import paths_of
-from plumbing.hardware import compile_trunk, pick_for_sampling
+from plumbing.hardware import compile_trunk, pick_for_sampling, store_for_decoding
 from plumbing.parallel import join_processes, leave_processes, rank_and_world
 from plumbing.report import tables, write_report
 from speculative import draw_many, empty_templates, sampler_and_steps
@@ -121,6 +121,8 @@ def load_models(cfg, device):
     models = {}
     for path in paths_of(cfg.ckpt) if cfg.ckpt else []:
         model, checkpoint = load_model(path, device, cfg.attention)
+        if model.config.causal:
+            store_for_decoding(model)
         if cfg.compile == "on":
             compile_trunk(model, device)
         models[path] = (model, checkpoint)

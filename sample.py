@@ -19,7 +19,12 @@ import metrics
 from configurator import UserError, check_at_least, choose, configure
 from drafters import check_context, load_drafter, load_model
 from plumbing.checkpoints import paths_of
-from plumbing.hardware import compile_trunk, pick_device, pick_for_sampling
+from plumbing.hardware import (
+    compile_trunk,
+    pick_device,
+    pick_for_sampling,
+    store_for_decoding,
+)
 from plumbing.randomness import seeded
 from plumbing.terminal import Tracer, colored, print_samples
 from speculative import draw_samples, known_text, sampler_and_steps, speculate
@@ -71,6 +76,8 @@ def load(path, cfg):
     device, _, _ = pick_device(cfg.device, cfg.dtype)
     model, checkpoint = load_model(path, device, cfg.attention)
     autocast, note = pick_for_sampling(model.config.causal, cfg.device, cfg.dtype)
+    if model.config.causal:
+        store_for_decoding(model)
     if cfg.compile == "on":
         compile_trunk(model, device)
     return model, checkpoint, autocast, note

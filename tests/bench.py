@@ -42,7 +42,7 @@ from configurator import choose, configure
 from drafters import NGram
 from metrics import Rounds, acceptance
 from model import GPT, GPTConfig, ar_loss, diffusion_loss, masked_nll, unmask
-from plumbing.hardware import compile_trunk, pick_device
+from plumbing.hardware import compile_trunk, pick_device, store_for_decoding
 from plumbing.randomness import seeded
 from speculative import Network, generate, speculate
 
@@ -285,6 +285,8 @@ def decoding(name, who, compiled=False):
     device, *_ = pick_device(cfg.device, cfg.dtype)
     model, x0 = make(name, True)
     model.eval()
+    if who == "ours":
+        store_for_decoding(model)  # as sample.py does
     if compiled and who == "ours" and not cfg.toy:  # half a minute
         compile_trunk(model, device)
     start = torch.zeros(1, 1, dtype=torch.long)
@@ -323,6 +325,9 @@ def speculation(name, who, gamma=4):
     small, _ = make(name, True, layers=1)
     target.eval()
     small.eval()
+    if who == "ours":
+        store_for_decoding(target)
+        store_for_decoding(small)
     start = torch.zeros(1, dtype=torch.long)
     n_new = x0.size(1) - 2
     rounds = Rounds(gamma)

@@ -8,7 +8,7 @@ import types
 
 import pytest
 import torch
-from conftest import knobs, run
+from conftest import knobs, run, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import configurator
@@ -139,3 +139,19 @@ def test_what_an_apple_gpu_cannot_do_is_one_line_with_the_way_out(capsys):
     assert (
         said.count("\n") == 1 and "PYTORCH_ENABLE_MPS_FALLBACK=1" in said and "--device=cpu" in said
     )
+
+
+@torch.no_grad()
+def test_a_model_stored_for_decoding_has_the_same_values():
+    model = tiny_model(V=90, causal=True)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    x = torch.randint(90, (2, 9))
+    expected = model(x)
+    hardware.store_for_decoding(model)
+    if torch.backends.mkl.is_available():
+        assert model.blocks[0].mlp.up.weight.t().is_contiguous()
+        assert model.wte.weight.t().is_contiguous()
+    assert model.blocks[0].mlp.down.weight.is_contiguous()
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name])
+    torch.testing.assert_close(model(x), expected)
