@@ -235,6 +235,10 @@ def from_checkpoint(saved, device="cpu", attention="sdpa"):
     path = saved["model_config"]["arch"]
     if has_encoder(path):
         raise UserError(f"{path} is an encoder-decoder. It runs with: python -m extras.t5")
+    if not saved["model_config"]["causal"]:
+        from extras import convert_hf  # which imports this file
+
+        return convert_hf.from_checkpoint(saved, device, attention)
     model = Decoder(path, attention)
     model.load_state_dict(weights_of(saved))
     return model.to(device), without_weights(saved)
@@ -249,6 +253,8 @@ def main(cfg):
         raise UserError(f"{cfg.ckpt} is no model of transformers: its arch is {arch!r}.")
     if not cfg.out or os.path.exists(cfg.out):
         raise UserError(f"out is {cfg.out!r}. Name a new folder: --out=FOLDER")
+    if not saved["model_config"]["causal"]:
+        raise UserError(f"{cfg.ckpt} is a diffusion model, which transformers would run causally.")
     loader = t5.from_checkpoint if has_encoder(arch) else from_checkpoint
     model, _ = loader(saved)
     model.save(cfg.out)
