@@ -244,8 +244,11 @@ class Rounds:
         self.tested = torch.zeros(gamma, dtype=torch.int64)  # drafts, by their position in a round
         self.accepted = torch.zeros(gamma, dtype=torch.int64)
         self.n_forwards = 0  # of the target
-        self.n_proposed = 0  # rounds in which there were drafts
+        self.n_rounds_with_drafts = 0
+        self.n_drafts = 0  # proposed in all
+        self.n_rejected = 0  # tested and rejected; what follows a rejection is neither
         self.n_tokens = 0  # new ones
+        self.length = 0  # tokens of the present text
         self.drafted = []  # of the present text: whether each new token was a draft
 
     def start(self, n_known):
@@ -263,7 +266,9 @@ class Rounds:
         self.tested[:n_tested] += 1
         self.accepted[:n_accepted] += 1
         self.n_forwards += 1
-        self.n_proposed += len(drafts) > 0
+        self.n_rounds_with_drafts += len(drafts) > 0
+        self.n_drafts += len(drafts)
+        self.n_rejected += n_tested - n_accepted
         self.n_tokens += len(new)
         self.drafted += [True] * n_accepted + [False] * (len(new) - n_accepted)
         self.length = len(x)
@@ -282,20 +287,20 @@ def tokens_per_forward(rounds):
     return rounds.n_tokens / max(rounds.n_forwards, 1)
 
 
-def predicted_speedup(alpha, c, gamma, verify=1.0, proposes=1.0):
+def predicted_speedup(alpha, c, gamma, verify=1.0, propose_rate=1.0):
     """
     Tokens per round over the round's cost in plain steps (Leviathan et al., theorem 3.8).
 
     c: what a draft costs. verify: what the target's forward pass over the gamma drafts costs: in
-    theory one step, on a CPU it grows with the tokens. proposes: the fraction of rounds in which
-    the drafter has something to propose; the others are plain steps.
+    theory one step, on a CPU it grows with the tokens. propose_rate: the fraction of rounds in
+    which the drafter has something to propose; the others are plain steps.
     """
     if alpha == 1:
         tokens = gamma + 1
     else:
         tokens = (1 - alpha ** (gamma + 1)) / (1 - alpha)  # 1 + alpha + ... + alpha^gamma
-    tokens = 1 + proposes * (tokens - 1)
-    cost = gamma * c + proposes * verify + (1 - proposes)
+    tokens = 1 + propose_rate * (tokens - 1)
+    cost = gamma * c + propose_rate * verify + (1 - propose_rate)
     return tokens / cost
 
 
@@ -341,11 +346,11 @@ def measure_costs(target, drafter, x, settings, generator):
     return costs
 
 
-def best_gamma(alpha, costs, proposes=1.0):
+def best_gamma(alpha, costs, propose_rate=1.0):
     """-> the gamma with the highest predicted speed, and that speed."""
     speeds = {}
     for gamma, (c, verify) in costs.items():
-        speeds[gamma] = predicted_speedup(alpha, c, gamma, verify, proposes)
+        speeds[gamma] = predicted_speedup(alpha, c, gamma, verify, propose_rate)
     return max(speeds.items(), key=lambda pair: pair[1])
 
 
@@ -366,8 +371,8 @@ def choose_gamma(target, drafter, x, n_new, settings, generator):
         return min(4, n_new)
     text, rounds = trial(target, drafter, x, n_trial, settings, generator)
     costs = measure_costs(target, drafter, text, settings, generator)
-    proposes = rounds.n_proposed / rounds.n_forwards
-    return best_gamma(acceptance(rounds), costs, proposes)[0]
+    propose_rate = rounds.n_rounds_with_drafts / rounds.n_forwards
+    return best_gamma(acceptance(rounds), costs, propose_rate)[0]
 
 
 @torch.no_grad()
@@ -440,8 +445,8 @@ def drafter_row(target, drafter, text, prompts, settings, *, seed, batch_size, n
     generator = seeded(seed, "costs", device=text.device)
     costs = measure_costs(target, drafter, text[0], settings, generator)
     _, rounds = trial(target, drafter, prompts[0], n_new, settings, generator)
-    row["proposes"] = rounds.n_proposed / rounds.n_forwards
-    gamma, predicted = best_gamma(row["alpha"], costs, row["proposes"])
+    row["propose_rate"] = rounds.n_rounds_with_drafts / rounds.n_forwards
+    gamma, predicted = best_gamma(row["alpha"], costs, row["propose_rate"])
     c, verify = costs[gamma]
     row |= {"gamma": gamma, "predicted": predicted, "c": c, "verify": verify}
 
@@ -451,10 +456,12 @@ def drafter_row(target, drafter, text, prompts, settings, *, seed, batch_size, n
         ratio = race(target, drafter, x, n_new, gamma, settings, seed=seed + i, rounds=rounds)
         ratios.append(ratio)
     row["speedup"], row["speedup_error"] = mean_and_error(torch.tensor(ratios))
-    row["counted"] = acceptance(rounds)
+    row["alpha_counted"] = acceptance(rounds)
     counts = zip(rounds.accepted.tolist(), rounds.tested.tolist(), strict=True)
     row["counted_at"] = [accepted / tested if tested else None for accepted, tested in counts]
     row["tokens_per_forward"] = tokens_per_forward(rounds)
+    row["drafts"] = rounds.n_drafts
+    row["rejected"] = rounds.n_rejected
     return row
 
 

@@ -185,7 +185,8 @@ def draft_line(n_drafted, rounds, gamma):
     return (
         f"{n_drafted / max(rounds.n_tokens, 1):.0%} of the tokens were drafted; gamma {gamma}, "
         f"alpha {metrics.acceptance(rounds):.2f}, "
-        f"{metrics.tokens_per_forward(rounds):.2f} tokens per forward pass of the target"
+        f"{metrics.tokens_per_forward(rounds):.2f} tokens per forward pass of the target; "
+        f"{rounds.n_drafts} drafts proposed, {rounds.n_rejected} rejected"
     )
 
 

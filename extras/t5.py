@@ -561,7 +561,7 @@ def drafter_row(target, drafter, pairs, alone, cfg):
         x, seconds = write_text(target, drafter, pair, cfg, row["gamma"], generator, rounds)
         texts.append(x)
         speeds.append((len(x) - 1) / seconds / ((len(x_alone) - 1) / seconds_alone))
-    row["counted"] = acceptance(rounds)
+    row["alpha_counted"] = acceptance(rounds)
     row["tokens_per_forward"] = tokens_per_forward(rounds)
     row["speedup"], row["speedup_error"] = mean_and_error(torch.tensor(speeds))
     return texts, row
@@ -629,7 +629,7 @@ TITLES = {
     "drafter": "drafter",
     "alpha": "alpha",
     "alpha_error": "+-",
-    "counted": "counted",
+    "alpha_counted": "counted",
     "tokens_per_forward": "tokens/forward",
     "gamma": "gamma",
     "c": "c",

@@ -72,14 +72,15 @@ def latency_table(rows):
 
 
 def drafters_table(rows):
-    names = ["drafter", "alpha", "+-", "gamma", "counted", "by position", "tokens/forward"]
-    names += ["c", "verify", "predicted", "measured"]
+    names = ["drafter", "alpha", "+-", "gamma", "drafts", "rejected", "counted", "by position"]
+    names += ["tokens/forward", "c", "verify", "predicted", "measured"]
     cells = []
     for r in rows:
         positions = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
-        acceptance = [short(r["drafter"]), r["alpha"], r["alpha_error"], r["gamma"], r["counted"]]
+        acceptance = [short(r["drafter"]), r["alpha"], r["alpha_error"], r["gamma"]]
+        counts = [r["drafts"], r["rejected"], r["alpha_counted"], positions]
+        counts.append(r["tokens_per_forward"])
         speed = f"{r['speedup']:.2f} +- {r['speedup_error']:.2f}"
-        counts = [positions, r["tokens_per_forward"]]
         cells.append([*acceptance, *counts, r["c"], r["verify"], r["predicted"], speed])
     return table(names, cells)
 

@@ -212,7 +212,8 @@ def test_speculative_sampling_command(out, pydoc):
         for text, plain_text in zip(text_of(said), text_of(plain), strict=True):
             assert text.split("-" * 40)[0] == plain_text.split("-" * 40)[0]
         assert re.search(r"% of the tokens were drafted; gamma \d+, alpha \d\.\d\d, ", said)
-        assert re.search(r", \d+\.\d\d tokens per forward pass of the target", said)
+        assert re.search(r", \d+\.\d\d tokens per forward pass of the target; ", said)
+        assert re.search(r"; \d+ drafts proposed, \d+ rejected", said)
 
 
 def test_accepted_drafts_are_green():

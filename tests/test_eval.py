@@ -468,13 +468,14 @@ def test_the_table_of_drafters(long_gpt, some_drafters, tmp_path, capsys):
         assert 0 <= r["alpha"] <= 1.0001 and r["speedup"] > 0 and r["c"] > 0
         assert len(r["counted_at"]) == r["gamma"] in metrics.GAMMAS
         speed = metrics.predicted_speedup(
-            r["alpha"], r["c"], r["gamma"], r["verify"], r["proposes"]
+            r["alpha"], r["c"], r["gamma"], r["verify"], r["propose_rate"]
         )
         assert r["predicted"] == pytest.approx(speed)
+        assert 0 <= r["rejected"] <= r["drafts"]
     for r in rows[:3]:
         assert abs(r["alpha"] - r["counted_at"][0]) < 0.15  # two estimates of one number
     own = rows[2]
-    assert own["alpha"] == pytest.approx(1) and own["counted"] == 1
+    assert own["alpha"] == pytest.approx(1) and own["alpha_counted"] == 1
     assert is_a_picture(tmp_path / "out" / "drafters.png")
     assert "tokens/forward" in capsys.readouterr().out
 

@@ -438,6 +438,8 @@ def test_rounds_counts_what_a_hand_counts():
     assert rounds.tested.tolist() == [4, 2, 2]
     assert rounds.accepted.tolist() == [3, 2, 1]
     assert rounds.n_forwards == 4 and rounds.n_tokens == 10
+    # 3 + 3 + 3 + 1 were proposed; 7 and 8 after the rejected 6 were never tested
+    assert rounds.n_drafts == 10 and rounds.n_rejected == 2 and rounds.n_rounds_with_drafts == 4
     yes, no = True, False
     assert rounds.drafted == [yes, yes, no, no, yes, yes, yes, no, yes, no]
     assert metrics.acceptance(rounds) == pytest.approx(6 / 8)
@@ -452,6 +454,7 @@ def test_rounds_counts_no_draft_after_an_end_of_text():
     rounds.start(1)
     rounds(torch.tensor([0, 2]), torch.tensor([], dtype=torch.int64))  # nothing was proposed
     assert rounds.n_forwards == 2 and rounds.n_tokens == 3 and rounds.drafted == [False]
+    assert rounds.n_drafts == 3 and rounds.n_rejected == 0 and rounds.n_rounds_with_drafts == 1
 
 
 def test_counted_acceptance_is_the_overlap():
