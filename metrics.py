@@ -411,12 +411,18 @@ def overlap_of_proposals(drafter, row, p, n_known, settings):
 def mean_and_error(values):
     """
     (n,) -> the mean of those that are known, half the width of its 95 % interval (Student's t).
+    None stands for the mean of nothing, and for the interval of fewer than 6 values.
     """
     values = values[~values.isnan()]
-    if len(values) < 3:
-        return (values.mean().item() if len(values) else 0.0), math.nan
-    t = 1.96 + 2.5 / (len(values) - 1)  # the quantile, to 2 % for n > 6
-    return values.mean().item(), t * (values.std() / len(values) ** 0.5).item()
+    n = len(values)
+    if n == 0:
+        return None, None
+    mean = values.mean().item()
+    if n < 6:
+        return mean, None
+    df = n - 1
+    t = 1.96 + 2.37 / df + 2.8 / df**2  # the 0.975 quantile, to 1 %
+    return mean, t * (values.std() / n**0.5).item()
 
 
 def race(target, drafter, x, n_new, gamma, settings, *, seed, rounds):
@@ -446,7 +452,8 @@ def drafter_row(target, drafter, text, prompts, settings, *, seed, batch_size, n
     costs = measure_costs(target, drafter, text[0], settings, generator)
     _, rounds = trial(target, drafter, prompts[0], n_new, settings, generator)
     row["propose_rate"] = rounds.n_rounds_with_drafts / rounds.n_forwards
-    gamma, predicted = best_gamma(row["alpha"], costs, row["propose_rate"])
+    alpha = row["alpha"] or 0.0  # None: it proposed nothing where it was asked
+    gamma, predicted = best_gamma(alpha, costs, row["propose_rate"])
     c, verify = costs[gamma]
     row |= {"gamma": gamma, "predicted": predicted, "c": c, "verify": verify}
 
@@ -469,7 +476,10 @@ def drafters_table(target, drafters, prompts, size, settings, seed, batch_size):
     """{name: drafter}, prompts (n, P) int64 -> a dict a drafter; their texts have `size` tokens."""
     generator = seeded(seed, "target", device=prompts.device)
     n_new = size - prompts.size(1)
-    text = generate(target, prompts, n_new, generator=generator, **settings)
+    texts = []
+    for part in prompts.split(batch_size):
+        texts.append(generate(target, part, n_new, generator=generator, **settings))
+    text = torch.cat(texts)
     rows = []
     for name, drafter in tqdm(drafters.items(), desc="drafters", leave=False):
         row = drafter_row(

@@ -543,9 +543,9 @@ def alpha_and_gamma(target, drafter, pairs, alone, cfg):
     generator = seeded(cfg.seed, "costs", device=source.device)
     x = generate(bound, start[None], cfg.length, generator=generator)[0]  # without an end
     costs = measure_costs(bound, reader, x, settings, generator)
-    gamma = cfg.gamma or best_gamma(alpha, costs)[0]
+    gamma = cfg.gamma or best_gamma(alpha or 0.0, costs)[0]  # None: it never proposed
     c, verify = costs[gamma]
-    predicted = predicted_speedup(alpha, c, gamma, verify)
+    predicted = predicted_speedup(alpha or 0.0, c, gamma, verify)
     row = {"alpha": alpha, "alpha_error": error, "gamma": gamma, "c": c, "verify": verify}
     return row | {"predicted": predicted}
 

@@ -80,7 +80,9 @@ def drafters_table(rows):
         acceptance = [short(r["drafter"]), r["alpha"], r["alpha_error"], r["gamma"]]
         counts = [r["drafts"], r["rejected"], r["alpha_counted"], positions]
         counts.append(r["tokens_per_forward"])
-        speed = f"{r['speedup']:.2f} +- {r['speedup_error']:.2f}"
+        speed = f"{r['speedup']:.2f}"
+        if r["speedup_error"] is not None:
+            speed += f" +- {r['speedup_error']:.2f}"
         cells.append([*acceptance, *counts, r["c"], r["verify"], r["predicted"], speed])
     return table(names, cells)
 
@@ -208,8 +210,10 @@ def plot_drafters(report, plt):
     fig, axes = plt.subplots(1, 2, figsize=(11, 0.5 * len(rows) + 1.4), sharey=True)
     labels = {"alpha": "acceptance rate alpha", "speedup": "measured speed-up"}
     for ax, (key, label) in zip(axes, labels.items(), strict=True):
-        errors = [r[f"{key}_error"] for r in rows]
-        ax.barh(names, [r[key] for r in rows], xerr=errors, color="tab:blue", height=0.6)
+        # None: nothing was proposed, or there are too few texts for an interval
+        means = [r[key] or 0 for r in rows]
+        errors = [r[f"{key}_error"] or 0 for r in rows]
+        ax.barh(names, means, xerr=errors, color="tab:blue", height=0.6)
         ax.set_xlabel(f"{label}, 95 % intervals")
         ax.grid(False, axis="y")
     axes[0].set_xlim(0, 1)
