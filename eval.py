@@ -366,6 +366,8 @@ def gains(lines, real_entropy, seed):
     {(model, steps): [(row, (n, 3)), ...]} -> a row for each line that the first model, the teacher,
     has a frontier beside, at equal steps.
     """
+    if not lines:  # samples of files that have no steps
+        return []
     teacher = next(iter(lines))[0]
     rows = []
     for (model, n_steps), points in lines.items():

@@ -154,13 +154,15 @@ def plot_latency(report, plt):
         1, len(batches), figsize=(5.5 * len(batches), 4.2), squeeze=False, sharey=True
     )
     *drawn, real = report["rows"]
-    timed = [r for r in drawn if r["path"] in report["timed"]]  # samples of files are not
+    timed = report["timed"]
     for ax, batch in zip(axes[0], batches, strict=True):
         of_batch = [r for r in report["latency"] if r["batch"] == batch]
         seconds = {(r["model"], r["steps"]): r["s_per_sample"] for r in of_batch}
-        for model in dict.fromkeys(r["model"] for r in timed):
-            rows = [r for r in timed if r["model"] == model]
-            x = [seconds[report["timed"][r["path"]], r["steps"]] for r in rows]
+        # samples of files are here only if --ckpt and --steps have had the same timed
+        shown = [r for r in drawn if (timed.get(r["path"]), r["steps"]) in seconds]
+        for model in dict.fromkeys(r["model"] for r in shown):
+            rows = [r for r in shown if r["model"] == model]
+            x = [seconds[timed[r["path"]], r["steps"]] for r in rows]
             style = "*" if rows[0]["causal"] else "o-"
             ax.plot(x, [r["genppl"] for r in rows], style, label=model)
         ax.axhline(real["genppl"], linestyle="--", color="black", label="real text")
@@ -183,14 +185,16 @@ def plot_frontier(report, plt):
     models = list(dict.fromkeys(r["model"] for r in rows))
     markers = dict(zip(models, itertools.cycle("os^Dv"), strict=False))
     colors = {n_steps: f"C{i}" for i, n_steps in enumerate(dict.fromkeys(r["steps"] for r in rows))}
-    for n_steps, model in sorted(dict.fromkeys((r["steps"], r["model"]) for r in rows)):
+    lines = dict.fromkeys((r["steps"], r["model"]) for r in rows)
+    # samples of a file may have no steps, and None does not sort
+    for n_steps, model in sorted(lines, key=lambda line: (line[0] or 0, line[1])):
         line = [r for r in rows if (r["steps"], r["model"]) == (n_steps, model)]
         ax.plot(
             [r["entropy"] for r in line],
             [r["genppl"] for r in line],
             ("-" if model == models[0] else "--") + markers[model],
             color=colors[n_steps],
-            label=f"{model}, steps: {n_steps}",
+            label=f"{model}, steps: {n_steps}" if n_steps else model,
             ms=4,
         )
     ax.plot(real["entropy"], real["genppl"], "*", color="black", ms=12, label="real text")

@@ -370,6 +370,28 @@ def test_files_alone_have_their_first_as_the_teacher(trained, tmp_path):
     assert report["gains"] == []  # one temperature is no frontier
 
 
+def test_saved_samples_need_no_steps(trained, tmp_path):
+    path = tmp_path / "a.jsonl"
+    save(path, trained["diffusion"])
+    first, *texts = data.read_jsonl(path)
+    data.write_jsonl(path, [first | {"steps": None, "ckpt": "elsewhere"}, *texts])
+    kw = dict(what="genppl,frontier", evaluator=trained["ar"], samples=str(path))
+    E.main(settings(ckpt="", **kw, out=str(tmp_path / "alone")))
+    report = json.loads((tmp_path / "alone" / "eval.json").read_text())
+    assert report["gains"] == [] and [r["steps"] for r in report["frontier"]] == [None, None]
+    kw |= dict(steps=[2], temperatures=[1.0, 0.5], out=str(tmp_path / "beside"))
+    E.main(settings(ckpt=trained["diffusion"], **kw))
+    assert is_a_picture(tmp_path / "beside" / "frontier.png")
+
+
+def test_saved_samples_of_a_timed_model_at_other_steps_have_no_seconds(trained, tmp_path):
+    save(tmp_path / "a.jsonl", trained["diffusion"], steps=[8])
+    kw = dict(what="genppl,latency", evaluator=trained["ar"], steps=[2], latency_batch=[1])
+    kw |= dict(samples=f"{tmp_path}/a.jsonl", ckpt=trained["diffusion"], out=str(tmp_path))
+    E.main(settings(**kw))
+    assert is_a_picture(tmp_path / "latency.png")
+
+
 def test_self_bleu_is_of_as_many_samples_as_there_are_real_texts(trained, tmp_path, monkeypatch):
     path = str(tmp_path / "a.jsonl")
     save(path, trained["diffusion"])
