@@ -130,21 +130,22 @@ def load_models(cfg, device):
 def load_files(cfg):
     """
     -> [(samples (n, L) int64, what they are), ...]. Raises UserError unless all are texts of one
-    length that continue prefixes of one length, as many for each.
+    length, begin with prefixes of one length, and are equally many for each prefix.
     """
     if not cfg.samples:
         return []
     files = [data.load_samples(path) for path in paths_of(cfg.samples)]
     kinds = {(x.size(1), about["prefix"], about["continuations"]) for x, about in files}
     if len(kinds) > 1:
-        lengths = sorted({x.size(1) for x, _ in files})
-        raise UserError(
-            f"Texts of {lengths} tokens, or with different prefixes, do not compare. Give one kind."
+        said = "; ".join(
+            f"{size} tokens, {prefix} of them a prefix, {n} for each"
+            for size, prefix, n in sorted(kinds)
         )
-    (length, prefix, _) = min(kinds)
+        raise UserError(f"Texts of different kinds do not compare ({said}). Give one kind.")
+    length, prefix, _ = kinds.pop()
     if cfg.length not in (0, length) or (cfg.ckpt and prefix):
         raise UserError(
-            f"{cfg.samples} has texts of {length} tokens after a prefix of {prefix}: they do not "
+            f"{cfg.samples} has texts of {length} tokens, {prefix} of them a prefix: they do not "
             "compare with those asked for. Evaluate them alone: --ckpt= --length=0."
         )
     return files
@@ -227,20 +228,25 @@ def sampling_options(cfg, checkpoint):
     }
 
 
+def steps_to_try(causal, sampler, length, cfg):
+    """-> [number of steps, ...]: one where --steps has no say, for a GPT and first_hitting."""
+    return [length] if causal or sampler == "first_hitting" else cfg.steps
+
+
 def draw_texts(models, length, cfg, temperatures, ar_top_p):
     """-> [(samples, what they are), ...] of every model, number of steps and temperature."""
     texts = []
     for path, (model, checkpoint) in models.items():
         causal = model.config.causal
         templates = empty_templates(model, checkpoint["meta"], cfg.num_samples, length)
-        ways = itertools.product(
-            [length] if causal else cfg.steps,
+        options = sampling_options(cfg, checkpoint)
+        settings = itertools.product(
+            steps_to_try(causal, options["sampler"], length, cfg),
             ar_top_p if causal else [cfg.top_p],
             temperatures,
         )
-        for n_steps, top_p, temperature in ways:
-            way = {"n_steps": n_steps, "top_p": top_p, "temperature": temperature}
-            options = sampling_options(cfg, checkpoint) | way
+        for n_steps, top_p, temperature in settings:
+            options |= {"n_steps": n_steps, "top_p": top_p, "temperature": temperature}
             began = time.perf_counter()
             with sampling_context(model, cfg):
                 x = draw_many(model, templates, cfg.batch_size, cfg.seed, **options)
@@ -397,9 +403,8 @@ def latencies(models, length, cfg):
         timed[path] = first_of.setdefault(shape, path)
         if timed[path] != path:
             continue
-        for batch, n_steps in itertools.product(
-            cfg.latency_batch, [length] if causal else cfg.steps
-        ):
+        steps = steps_to_try(causal, options["sampler"], length, cfg)
+        for batch, n_steps in itertools.product(cfg.latency_batch, steps):
             template = empty_templates(model, checkpoint["meta"], batch, length)
             options["n_steps"] = n_steps
             with sampling_context(model, cfg):

@@ -211,6 +211,14 @@ def test_several_checkpoints_by_pattern_nucleus_rows_and_latency(trained, tmp_pa
     assert "seconds per sample" in capsys.readouterr().out
 
 
+def test_a_sampler_that_takes_no_steps_is_tried_once(trained):
+    kw = dict(ckpt=trained["diffusion"], evaluator=trained["ar"], sampler="first_hitting")
+    kw |= dict(what="genppl,latency", steps=[2, 4], latency_batch=[1], num_samples=2)
+    report = E.evaluate(settings(**kw))
+    assert [r["steps"] for r in report["rows"]] == [16, None]  # a token a step, real text
+    assert [r["steps"] for r in report["latency"]] == [16]
+
+
 def test_patterns_name_checkpoints_in_the_order_of_their_rounds(tmp_path, error_of):
     for r in (2, 10, 1):
         (tmp_path / f"round_{r}.pt").write_text("")
@@ -423,7 +431,8 @@ def test_continuations_are_compared_with_the_text_that_they_continue(
     assert report["rows"][-1]["genppl"] == pytest.approx(math.exp(nats))
     save(tmp_path / "other.jsonl", trained["ar"], prefix=4, length=12)
     three = f"{both},{tmp_path}/other.jsonl"
-    assert "do not compare" in error_of(E.evaluate, settings(samples=three, ckpt="", **kw))
+    said = error_of(E.evaluate, settings(samples=three, ckpt="", **kw))
+    assert "do not compare (12 tokens, 4 of them a prefix, 1 for each; 12 tokens, 5" in said
     beside = settings(samples=both, ckpt=trained["ar"], **kw)
     assert "Evaluate them alone" in error_of(E.evaluate, beside)
 
