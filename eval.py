@@ -477,6 +477,20 @@ def needs_text(parts, cfg):
     )
 
 
+def with_formats(note, models, parts, cfg):
+    """The note on the machine -> the same, with the number formats of what is measured on it."""
+    machine = note.rpartition(", ")[0]
+    halves = []
+    for kind, causal in (("diffusion models", False), ("GPTs", True)):
+        among = any(model.config.causal == causal for model, _ in models.values())
+        picked = pick_for_sampling(causal, cfg.device, cfg.dtype)[1]
+        if among and picked.endswith("bfloat16"):
+            halves.append(kind)
+    if not halves or set(parts) == {"nelbo"}:
+        return f"{machine}, float32"
+    return f"{machine}, {' and '.join(halves)} sampled in bfloat16, all else in float32"
+
+
 def measure_samples(models, files, corpus, evaluator, parts, cfg):
     """-> the parts of the report that are about samples."""
     length = text_length(cfg, models, files, evaluator)
@@ -511,7 +525,8 @@ def evaluate(cfg):
         target, drafters, size = load_target(cfg, models, meta)
         prompts = load_prompts(cfg, corpus, meta, size).to(device)
 
-    report = {"hardware": note, "torch": torch.__version__, "seed": cfg.seed}
+    report = {"hardware": with_formats(note, models, parts, cfg)}
+    report |= {"torch": torch.__version__, "seed": cfg.seed}
     report["processes"] = rank_and_world()[1]
     report["files"] = [{k: v for k, v in about.items() if k != "meta"} for _, about in files]
     if "nelbo" in parts:
