@@ -96,12 +96,37 @@ def test_what_is_missing_or_too_short_is_named(pydoc, tmp_path, error_of):
         shutil.copy(os.path.join(pydoc, name), tmp_path / "half")
     assert "train.bin is missing. Write it again" in error_of(data.load, str(tmp_path / "half"))
     (tmp_path / "half" / "train.bin").write_bytes(b"123")
-    assert "damaged" in error_of(data.load, str(tmp_path / "half"))
+    assert "train.bin is damaged" in error_of(data.load, str(tmp_path / "half"))
+    for text in ("{", "[]", "3", '{"vocab_size": 3}'):
+        (tmp_path / "half" / "meta.json").write_text(text)
+        assert "meta.json is damaged" in error_of(data.load, str(tmp_path / "half"))
     encode, _ = data.encoder(data.load(pydoc).meta)
     assert (
         "no '\\u4e16'"
         in error_of(encode, "hello \u4e16").encode("ascii", "backslashreplace").decode()
     )
+
+
+def test_passages_are_no_text_to_train_on(tmp_path, error_of):
+    (tmp_path / "meta.json").write_text(json.dumps({"tokenizer": "char", "vocab_size": 2}))
+    (tmp_path / "passages.jsonl").write_text("")
+    assert "no text to train on" in error_of(data.load, str(tmp_path))
+
+
+def test_a_prompt_in_a_file_is_read_as_a_dataset_is(tmp_path, error_of):
+    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\n")
+    assert data.read_text(f"FILE:{tmp_path}/prompt.txt") == "one\ntwo\n"
+    assert data.read_text("a\r\n") == "a\r\n"
+    for path in (tmp_path, tmp_path / "none.txt"):
+        assert f"{path} is not a file" in error_of(data.read_text, f"FILE:{path}")
+
+
+def test_numbers_in_names_sort_as_numbers(tmp_path):
+    names = ["a10.pt", "a9.pt", "b1.pt", "long_2.pt", "a9_10.pt", "a9_9.pt"]
+    for name in names:
+        (tmp_path / name).write_text("")
+    found = ["a9.pt", "a9_9.pt", "a9_10.pt", "a10.pt", "b1.pt", "long_2.pt"]
+    assert data.matching("*.pt", str(tmp_path)) == found
 
 
 def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path):
