@@ -37,7 +37,7 @@ out_dir = "out/dimo"  # gets ckpt.pt
 init_from = "teacher"  # 'teacher' | 'resume' (out_dir)
 max_iters = 450  # optimizer steps, of the fake and of the student together
 # optimizer: AdamW
-batch_size = 16  # sequences per forward pass, on each process
+batch_size = 16  # sequences per forward pass
 learning_rate = 5e-4
 warmup_iters = 20  # steps, linear, up to learning_rate
 min_lr = 1.0  # fraction of learning_rate at the end of a cosine; 1: constant
