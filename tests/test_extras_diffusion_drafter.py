@@ -91,15 +91,6 @@ def test_it_proposes_as_many_as_its_context_has_room_for():
         assert len(drafts) == len(q) == expected
 
 
-def test_a_draft_in_any_order_raises_with_the_reason(error_of):
-    model = tiny_model(V=7)
-    said = error_of(Diffusion, model, steps=2, order="any")
-    assert "q(x_j | x before j)" in said and "lossless" in said
-    Diffusion(model, steps=1, order="any")  # one step has no order
-    assert "'right'" in error_of(Diffusion, model, order="right")
-    assert "at least 1" in error_of(Diffusion, model, steps=0)
-
-
 # --------------------------------------------------------------------------------------------------
 # the command
 
@@ -137,6 +128,19 @@ def test_the_table_has_a_row_for_every_gamma(models, capsys):
         gamma, alpha, tokens, speed, *by_position = map(float, row.split())
         assert 0 <= alpha <= 1 and 1 <= tokens <= gamma + 1 and speed > 0
         assert len(by_position) <= gamma
+
+
+def test_the_first_race_of_the_table_is_not_cold(models, monkeypatch):
+    """One race before the first that counts: what is compiled or allocated then costs no gamma."""
+    gammas = []
+
+    def race(target, drafter, x, n_new, gamma, settings, *, seed, rounds):
+        gammas.append((gamma, seed))
+        return 1.0
+
+    monkeypatch.setattr(D, "race", race)
+    D.main(knobs(models, table=True, gamma=4, seed=3))
+    assert gammas == [(4, 3), *((gamma, seed) for gamma in D.GAMMAS for seed in (3, 4))]
 
 
 def test_models_and_prompts_that_do_not_fit_raise(models, tmp_path, error_of):
