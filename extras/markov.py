@@ -88,8 +88,12 @@ def evaluate(cfg):
     drawn = draw_texts(models, size, cfg, [cfg.temperature], [cfg.top_p])
     rows = []
     for x, about in [*drawn, *files, real_texts(corpus, size, files, cfg)]:
-        row = row_of(about) | {"texts": len(x), "entropy": metrics.entropies(x).mean().item()}
-        rows.append(row | {"true_ppl": math.exp(markov_nats(x, corpus.meta))})
+        prefix = about["prefix"]  # real text, which is not the model's
+        entropy = metrics.entropies(x[:, prefix:]).mean().item()
+        row = row_of(about) | {"texts": len(x), "entropy": entropy}
+        # the first token that is scored follows the prefix's last
+        nats = markov_nats(x[:, max(prefix - 1, 0) :], corpus.meta)
+        rows.append(row | {"true_ppl": math.exp(nats)})
     return {"hardware": note, "seed": cfg.seed, "likelihood": found, "rows": rows}
 
 
