@@ -50,7 +50,13 @@ from metrics import (
     predicted_speedup,
     tokens_per_forward,
 )
-from plumbing.checkpoints import load_checkpoint, paths_of, weights_of, without_weights
+from plumbing.checkpoints import (
+    load_checkpoint,
+    load_weights,
+    paths_of,
+    weights_of,
+    without_weights,
+)
 from plumbing.hardware import pick_device
 from plumbing.parallel import join_processes, leave_processes, on_first_process
 from plumbing.randomness import seeded
@@ -240,7 +246,7 @@ def from_checkpoint(saved, device="cpu", attention="sdpa"):
     if not path.startswith("hf:"):
         raise UserError(f"The checkpoint holds {path!r}, not an encoder-decoder.")
     model = EncoderDecoder(path, attention)
-    model.load_state_dict(weights_of(saved))
+    load_weights(model, weights_of(saved))
     return model.to(device), without_weights(saved)
 
 
@@ -348,7 +354,7 @@ def make_drafter(cfg, meta, T, device, note):
         raise UserError(f"The drafter {cfg.drafter} has another vocabulary than the text.")
     saved = checkpoint_to_resume(cfg)
     if saved:
-        drafter.load_state_dict(saved["model"])
+        load_weights(drafter, saved["model"])
     n_params = sum(p.numel() for p in drafter.parameters())
     print_once(f"{n_params / 1e6:.2f} M parameters on {note}")
     return drafter, saved

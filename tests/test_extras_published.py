@@ -167,6 +167,9 @@ def spoil(w, config, what):
     if what == "heads":
         config["other"] = {"n_heads": 4}
         return ["n_heads is [2, 4]"]
+    if what == "odd heads":
+        w["rotary_emb.inv_freq"] = 10000.0 ** (-torch.arange(0, 6, 2) / 6)
+        return ["heads of 6 channels", "16"]
     if what == "no number":
         w["blocks.x.y"] = torch.ones(2)
         return ["'x'"]
@@ -185,6 +188,7 @@ KINDS = [
     "time",
     "rotary",
     "heads",
+    "odd heads",
     "no number",
     "no heads",
     "unknown layout",
