@@ -20,6 +20,7 @@ import torch.nn.functional as F
 import data
 from configurator import UserError, choose, configure, print_once, save_config
 from drafters import load_model
+from extras.save_samples import samples_header
 from loop import check_loop, fit, hooks, validator
 from model import GPT, GPTConfig, draw_tokens, stratified
 from plumbing.checkpoints import load_checkpoint, weights_of
@@ -73,8 +74,9 @@ SAMPLING_KNOBS = ("task", "ckpt", "num_samples", "temperature", "top_p", "save")
 class Student(GPT):
     """
     A masked diffusion model that learns to write in one step, and what it needs to learn: a second
-    network, the fake; how frequent each token is in the corpus; and turn, the training steps so
-    far. All of this is in its state_dict, so a resumed run continues where it was.
+    network, the fake; how frequent each token is in the corpus; and turn, how many losses training
+    has computed, which says whose turn it is. All of this is in its state_dict, so a resumed run
+    continues where it was.
     """
 
     def __init__(self, config):
@@ -152,11 +154,12 @@ def student_loss(student, B, T, generator, teacher):
     """
     -> nats: at masked positions of a text y that the student wrote, the mean of
 
-        sum over v of p(v) (log fake(v) - log teacher(v)),    p the student's own predictions for y.
+        sum over v of p(v) (log fake(v) - log teacher(v)),
 
-    Only p has a gradient: a token that the fake finds likelier than the teacher does is one that
-    the student writes too often. If the gradient is 0 for all y and all masks, the student's texts
-    have the teacher's distribution.
+    p: what y was drawn from, given the random start. Only p has a gradient: a token that the fake
+    finds likelier than the teacher does is one that the student writes too often. Where fake and
+    teacher agree at every yt, the student's texts have the teacher's distribution, and the gradient
+    is 0.
     """
     h, y = write(student, B, T, generator)  # (B, T, C), (B, T)
     masked = masked_at_random(y, generator)  # (B, T), N of them
@@ -286,22 +289,11 @@ def sample_student(cfg):
         for i, row in enumerate(rows, 1):
             print(f"{'-' * 40} sample {i}\n{decode(row)}")
         return
-    about = {
-        "ckpt": cfg.ckpt,
-        "steps": 1,
-        "sampler": "dimo",
-        "temperature": cfg.temperature,
-        "top_p": cfg.top_p,
-        "seed": cfg.seed,
-        "prefix": 0,
-        "continuations": 1,
-        "causal": False,
-        "hardware": note,
-        "dataset": saved["config"]["dataset"],
-        "meta": meta,
-    }
+    dataset = saved["config"]["dataset"]
+    about = {"sampler": "dimo", "steps": 1, "note": note, "dataset": dataset}
+    header = samples_header(cfg, causal=False, meta=meta, **about)
     lines = [{"tokens": row, "text": decode(row)} for row in rows]
-    data.write_jsonl(cfg.save, [about, *lines])
+    data.write_jsonl(cfg.save, [header, *lines])
     print(f"{len(rows)} samples saved in {cfg.save}")
 
 

@@ -60,7 +60,10 @@ def check_save(cfg, size):
 
 
 def put_prefixes(templates, meta, dataset, cfg):
-    """(N, L) int64 -> the same, beginning with validation texts, each of them in a row."""
+    """
+    (N, L) int64 -> the same, beginning with validation texts: each of them in as many rows, one
+    below the other, as there are continuations.
+    """
     corpus = data.load(dataset)
     if not data.same_vocabulary(meta, corpus.meta):
         raise UserError(
@@ -79,11 +82,13 @@ def put_prefixes(templates, meta, dataset, cfg):
     return templates
 
 
-def describe(cfg, causal, sampler, steps, note):
-    """-> what the file's first line says of the samples, except for their dataset and meta."""
+def samples_header(cfg, *, causal, sampler, steps, note, dataset, meta):
+    """-> what the first line of a file of samples says of them."""
+    absent = {"top_k": 0, "prefix": 0, "continuations": 1}  # a script need not have these knobs
     keys = ("ckpt", "temperature", "top_k", "top_p", "seed", "prefix", "continuations")
-    about = {key: getattr(cfg, key) for key in keys}
-    return about | {"causal": causal, "sampler": sampler, "steps": steps, "hardware": note}
+    header = {key: getattr(cfg, key, absent.get(key)) for key in keys}
+    header |= {"causal": causal, "sampler": sampler, "steps": steps, "hardware": note}
+    return header | {"dataset": dataset, "meta": meta}
 
 
 def main(cfg):
@@ -115,11 +120,13 @@ def main(cfg):
                 top_p=cfg.top_p,
             )
         if writes:
-            if model.config.causal:
+            causal = model.config.causal
+            if causal:
                 sampler = None  # a GPT writes token by token
                 steps = size
-            about = describe(cfg, model.config.causal, sampler, steps, note)
-            f.write(json.dumps(about | {"dataset": dataset, "meta": meta}) + "\n")
+            about = {"sampler": sampler, "steps": steps, "note": note, "dataset": dataset}
+            header = samples_header(cfg, causal=causal, meta=meta, **about)
+            f.write(json.dumps(header) + "\n")
             _, decode = data.encoder(meta)
             for tokens in x.tolist():
                 f.write(json.dumps({"tokens": tokens, "text": decode(tokens)}) + "\n")
