@@ -469,11 +469,13 @@ def card(folder, model, checkpoint):
 
 def unit_of_loss(model, checkpoint):
     """-> what the validation loss of a checkpoint is measured in."""
-    method = checkpoint["config"].get("method")  # of its distillation, if there was one
-    if method == "sdtt":
-        return f"{checkpoint['config'].get('divergence')} to its teacher"
-    if method:
+    config = checkpoint["config"]
+    method = config.get("method")  # of its distillation, if there was one
+    if method == "sdtt" or (method == "t5" and config["learn"] == "teacher"):
+        return f"{config.get('divergence')} to its teacher"
+    if method in ("kd", "dimo"):
         return "the loss of its distillation"
+    # also where soft labels or another text than the teacher's were learned
     return "nats per token" if model.config.causal else "nats per token, an upper bound"
 
 
