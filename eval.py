@@ -25,12 +25,17 @@ import torch
 
 import data
 import metrics
-from configurator import UserError, choose, configure
+from configurator import UserError, check_at_least, choose, configure
 from drafters import check_context, load_drafter, load_model
-from model import SAMPLERS
 from plumbing.checkpoints import paths_of
+from plumbing.checks import check_sampling_knobs
 from plumbing.hardware import compile_trunk, pick_for_sampling, store_for_decoding
-from plumbing.parallel import join_processes, leave_processes, rank_and_world
+from plumbing.parallel import (
+    is_first_process,
+    join_processes,
+    leave_processes,
+    rank_and_world,
+)
 from plumbing.report import tables, write_report
 from speculative import draw_many, empty_templates, sampler_and_steps
 
@@ -78,11 +83,10 @@ def parts_of(cfg):
     for part in parts:
         choose("what", part, PARTS)
     check_sampling(cfg)
-    check_each(cfg, ("eval_blocks", "draws", "latency_batch"), "at least 1", lambda v: v >= 1)
-    check_each(cfg, ("temperatures",), "at least 0", lambda v: v >= 0)
-    check_each(cfg, ("ar_top_p",), "above 0 and at most 1", lambda v: 0 < v <= 1)
-    if not cfg.ckpt and not cfg.samples:
-        raise UserError("There is nothing to evaluate. Give --ckpt=CKPT, --samples=FILE or both.")
+    check_at_least(cfg, eval_blocks=1, draws=1)
+    check_each(cfg, "latency_batch", "at least 1", lambda v: v >= 1)
+    check_each(cfg, "temperatures", "at least 0", lambda v: v >= 0)
+    check_each(cfg, "ar_top_p", "above 0 and at most 1", lambda v: 0 < v <= 1)
     others = sorted(set(parts) - SAMPLE_PARTS)
     if not cfg.ckpt and others:
         raise UserError(f"{others[0]} needs a model. Give --ckpt=CKPT, or leave {others[0]} out.")
@@ -92,24 +96,21 @@ def parts_of(cfg):
 
 
 def check_sampling(cfg):
-    """Raises UserError for sampling options that mean nothing."""
-    check_each(cfg, ("num_samples", "batch_size", "steps"), "at least 1", lambda v: v >= 1)
-    check_each(cfg, ("length", "temperature", "top_k"), "at least 0", lambda v: v >= 0)
-    check_each(cfg, ("top_p",), "above 0 and at most 1", lambda v: 0 < v <= 1)
+    """Raises UserError where nothing is to be evaluated, or nothing can be sampled."""
+    if not cfg.ckpt and not cfg.samples:
+        raise UserError("There is nothing to evaluate. Give --ckpt=CKPT, --samples=FILE or both.")
+    check_sampling_knobs(cfg)
+    check_each(cfg, "steps", "at least 1", lambda v: v >= 1)
     if cfg.length == 1:
         raise UserError("length is 1, but the first token of a sample is not scored. Use 2.")
-    if cfg.sampler:
-        choose("sampler", cfg.sampler, (*SAMPLERS, "analytic"))
     choose("compile", cfg.compile, ("off", "on"))
 
 
-def check_each(cfg, names, what_is_allowed, allowed):
-    """Raises UserError unless every number of these knobs, single ones or lists, is allowed."""
-    for name in names:
-        value = getattr(cfg, name)
-        numbers = value if isinstance(value, list) else [value]
-        if not numbers or not all(allowed(number) for number in numbers):
-            raise UserError(f"{name} is {value}; it must be {what_is_allowed}.")
+def check_each(cfg, name, what_is_allowed, allowed):
+    """Raises UserError unless the list of this knob has numbers, all of them allowed."""
+    numbers = getattr(cfg, name)
+    if not numbers or not all(map(allowed, numbers)):
+        raise UserError(f"{name} is {numbers}; it must be {what_is_allowed}.")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -132,21 +133,22 @@ def load_models(cfg, device):
 def load_files(cfg):
     """
     -> [(samples (n, L) int64, what they are), ...]. Raises UserError unless all are texts of one
-    length that continue prefixes of one length, as many for each.
+    length, begin with prefixes of one length, and are equally many for each prefix.
     """
     if not cfg.samples:
         return []
     files = [data.load_samples(path) for path in paths_of(cfg.samples)]
     kinds = {(x.size(1), about["prefix"], about["continuations"]) for x, about in files}
     if len(kinds) > 1:
-        lengths = sorted({x.size(1) for x, _ in files})
-        raise UserError(
-            f"Texts of {lengths} tokens, or with different prefixes, do not compare. Give one kind."
+        said = "; ".join(
+            f"{size} tokens, {prefix} of them a prefix, {n} for each"
+            for size, prefix, n in sorted(kinds)
         )
-    (length, prefix, _) = min(kinds)
+        raise UserError(f"Texts of different kinds do not compare ({said}). Give one kind.")
+    length, prefix, _ = kinds.pop()
     if cfg.length not in (0, length) or (cfg.ckpt and prefix):
         raise UserError(
-            f"{cfg.samples} has texts of {length} tokens after a prefix of {prefix}: they do not "
+            f"{cfg.samples} has texts of {length} tokens, {prefix} of them a prefix: they do not "
             "compare with those asked for. Evaluate them alone: --ckpt= --length=0."
         )
     return files
@@ -229,20 +231,25 @@ def sampling_options(cfg, checkpoint):
     }
 
 
+def steps_to_try(causal, sampler, length, cfg):
+    """-> [number of steps, ...]: one where --steps has no say, for a GPT and first_hitting."""
+    return [length] if causal or sampler == "first_hitting" else cfg.steps
+
+
 def draw_texts(models, length, cfg, temperatures, ar_top_p):
     """-> [(samples, what they are), ...] of every model, number of steps and temperature."""
     texts = []
     for path, (model, checkpoint) in models.items():
         causal = model.config.causal
         templates = empty_templates(model, checkpoint["meta"], cfg.num_samples, length)
-        ways = itertools.product(
-            [length] if causal else cfg.steps,
+        options = sampling_options(cfg, checkpoint)
+        settings = itertools.product(
+            steps_to_try(causal, options["sampler"], length, cfg),
             ar_top_p if causal else [cfg.top_p],
             temperatures,
         )
-        for n_steps, top_p, temperature in ways:
-            way = {"n_steps": n_steps, "top_p": top_p, "temperature": temperature}
-            options = sampling_options(cfg, checkpoint) | way
+        for n_steps, top_p, temperature in settings:
+            options |= {"n_steps": n_steps, "top_p": top_p, "temperature": temperature}
             began = time.perf_counter()
             with sampling_context(model, cfg):
                 x = draw_many(model, templates, cfg.batch_size, cfg.seed, **options)
@@ -368,6 +375,8 @@ def gains(lines, real_entropy, seed):
     {(model, steps): [(row, (n, 3)), ...]} -> a row for each line that the first model, the teacher,
     has a frontier beside, at equal steps.
     """
+    if not lines:  # samples of files that have no steps
+        return []
     teacher = next(iter(lines))[0]
     rows = []
     for (model, n_steps), points in lines.items():
@@ -397,9 +406,8 @@ def latencies(models, length, cfg):
         timed[path] = first_of.setdefault(shape, path)
         if timed[path] != path:
             continue
-        for batch, n_steps in itertools.product(
-            cfg.latency_batch, [length] if causal else cfg.steps
-        ):
+        steps = steps_to_try(causal, options["sampler"], length, cfg)
+        for batch, n_steps in itertools.product(cfg.latency_batch, steps):
             template = empty_templates(model, checkpoint["meta"], batch, length)
             options["n_steps"] = n_steps
             with sampling_context(model, cfg):
@@ -472,6 +480,20 @@ def needs_text(parts, cfg):
     )
 
 
+def with_formats(note, models, parts, cfg):
+    """The note on the machine -> the same, with the number formats of what is measured on it."""
+    machine = note.rpartition(", ")[0]
+    halves = []
+    for kind, causal in (("diffusion models", False), ("GPTs", True)):
+        among = any(model.config.causal == causal for model, _ in models.values())
+        picked = pick_for_sampling(causal, cfg.device, cfg.dtype)[1]
+        if among and picked.endswith("bfloat16"):
+            halves.append(kind)
+    if not halves or set(parts) == {"nelbo"}:
+        return f"{machine}, float32"
+    return f"{machine}, {' and '.join(halves)} sampled in bfloat16, all else in float32"
+
+
 def measure_samples(models, files, corpus, evaluator, parts, cfg):
     """-> the parts of the report that are about samples."""
     length = text_length(cfg, models, files, evaluator)
@@ -506,7 +528,8 @@ def evaluate(cfg):
         target, drafters, size = load_target(cfg, models, meta)
         prompts = load_prompts(cfg, corpus, meta, size).to(device)
 
-    report = {"hardware": note, "torch": torch.__version__, "seed": cfg.seed}
+    report = {"hardware": with_formats(note, models, parts, cfg)}
+    report |= {"torch": torch.__version__, "seed": cfg.seed}
     report["processes"] = rank_and_world()[1]
     report["files"] = [{k: v for k, v in about.items() if k != "meta"} for _, about in files]
     if "nelbo" in parts:
@@ -523,7 +546,7 @@ def evaluate(cfg):
 
 def main(cfg):
     report = evaluate(cfg)
-    if rank_and_world()[0] == 0:
+    if is_first_process():
         print(tables(report))
         print(f"Saved in {cfg.out}: {', '.join(write_report(report, cfg.out))}")
     leave_processes()

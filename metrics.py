@@ -168,7 +168,7 @@ def mean_point(texts):
     return entropy.mean().item(), (nats.sum() / n_tokens.sum()).item()
 
 
-def resample(texts, generator):
+def bootstrap_sample(texts, generator):
     """(n, 3) -> as many of its rows, drawn with replacement."""
     return texts[torch.randint(len(texts), (len(texts),), generator=generator)]
 
@@ -176,24 +176,25 @@ def resample(texts, generator):
 def over_frontier(student, teacher, extend=False):
     """
     student (n, 3), teacher [(n, 3) at each temperature]: nats, scored tokens and entropy of each
-    text -> the student's perplexity over the teacher's at the same entropy. None where no
-    temperature gives the teacher that entropy, unless extend: its line goes on at its ends.
-
-    On the log scale, on the straight line between the two nearest temperatures.
+    text -> the student's perplexity over the teacher's at the same entropy: on the log scale, on
+    the straight line between the two temperatures whose entropies enclose it. None where no two
+    do, unless extend: the line goes on at its ends.
     """
     entropy, nats = mean_point(student)
     line = sorted(mean_point(texts) for texts in teacher)
     if not extend and not line[0][0] <= entropy <= line[-1][0]:
         return None
-    pieces = list(itertools.pairwise(line))
-    reach = [piece for piece in pieces if entropy <= piece[1][0]] or pieces[-1:]
-    (low, nats_low), (high, nats_high) = reach[0]
-    way = (entropy - low) / max(high - low, 1e-9)  # between the two: from 0 to 1
-    way = min(max(way, -1), 2)
-    return math.exp(nats - nats_low - (nats_high - nats_low) * way)
+    segments = list(itertools.pairwise(line))
+    enclosing = [segment for segment in segments if entropy <= segment[1][0]] or segments[-1:]
+    (low, nats_low), (high, nats_high) = enclosing[0]
+    fraction = (entropy - low) / max(high - low, 1e-9)  # between the two: from 0 to 1
+    # An extended line is trusted for one length of its segment: where the two entropies are almost
+    # equal its slope is noise, and exp of a far point on it would be all of the interval.
+    fraction = min(max(fraction, -1), 2)
+    return math.exp(nats - nats_low - (nats_high - nats_low) * fraction)
 
 
-def gain(student, teacher, seed, draws=400):
+def gain(student, teacher, seed, n_resamples=400):
     """
     -> over_frontier, and "low" and "high", its 95 % interval by bootstrap over the texts of both.
     All are None where the teacher has no such entropy.
@@ -202,13 +203,13 @@ def gain(student, teacher, seed, draws=400):
     if ratio is None:
         return {"ratio": None, "low": None, "high": None}
     generator = seeded(seed, "bootstrap")
-    drawn = []
-    for _ in range(draws):
-        drawn_teacher = [resample(texts, generator) for texts in teacher]
-        drawn_student = resample(student, generator)
-        # drawn texts may end a little before the student's entropy, so the line is extended
-        drawn.append(over_frontier(drawn_student, drawn_teacher, extend=True))
-    low, high = torch.tensor(drawn).quantile(torch.tensor([0.025, 0.975])).tolist()
+    ratios = []
+    for _ in range(n_resamples):
+        teacher_sample = [bootstrap_sample(texts, generator) for texts in teacher]
+        student_sample = bootstrap_sample(student, generator)
+        # the sampled line may end a little before the sampled entropy, so it is extended
+        ratios.append(over_frontier(student_sample, teacher_sample, extend=True))
+    low, high = torch.tensor(ratios).quantile(torch.tensor([0.025, 0.975])).tolist()
     return {"ratio": ratio, "low": low, "high": high}
 
 
@@ -216,21 +217,29 @@ def gain(student, teacher, seed, draws=400):
 # speed
 
 
-def seconds_per_sample(model, template, seed, repeats=3, **options):
+def median_seconds(f, *args, repeats=5):
+    """-> seconds of f(*args), the median of the repeats; a first call warms up."""
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        f(*args)
+        times.append(time.perf_counter() - began)
+    return sorted(times[1:])[repeats // 2]
+
+
+def draw_and_wait(model, template, options):
+    draw_samples(model, template, **options).cpu()  # waits for the device
+
+
+def seconds_per_sample(model, template, seed, **options):
     """
-    (B, L) int64, -1 at the blanks -> seconds that B samples take at once, over B: the median of the
-    repeats. options: those of draw_samples.
+    (B, L) int64, -1 at the blanks -> seconds that B samples take at once, over B. options: those of
+    draw_samples.
     """
     device = model.wte.weight.device
     template = template.to(device)
-    times = []
-    for i in range(repeats + 1):
-        generator = seeded(seed, i, device=device)
-        began = time.perf_counter()
-        x = draw_samples(model, template, generator=generator, **options)
-        x.cpu()  # waits for the device
-        times.append((time.perf_counter() - began) / len(template))
-    return sorted(times[1:])[repeats // 2]  # the first one warms up
+    options["generator"] = seeded(seed, "latency", device=device)  # every repeat draws others
+    return median_seconds(draw_and_wait, model, template, options, repeats=3) / len(template)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -244,8 +253,11 @@ class Rounds:
         self.tested = torch.zeros(gamma, dtype=torch.int64)  # drafts, by their position in a round
         self.accepted = torch.zeros(gamma, dtype=torch.int64)
         self.n_forwards = 0  # of the target
-        self.n_proposed = 0  # rounds in which there were drafts
+        self.n_rounds_with_drafts = 0
+        self.n_drafts = 0  # proposed in all
+        self.n_rejected = 0  # tested and rejected; what follows a rejection is neither
         self.n_tokens = 0  # new ones
+        self.length = 0  # tokens of the present text
         self.drafted = []  # of the present text: whether each new token was a draft
 
     def start(self, n_known):
@@ -263,7 +275,9 @@ class Rounds:
         self.tested[:n_tested] += 1
         self.accepted[:n_accepted] += 1
         self.n_forwards += 1
-        self.n_proposed += len(drafts) > 0
+        self.n_rounds_with_drafts += len(drafts) > 0
+        self.n_drafts += len(drafts)
+        self.n_rejected += n_tested - n_accepted
         self.n_tokens += len(new)
         self.drafted += [True] * n_accepted + [False] * (len(new) - n_accepted)
         self.length = len(x)
@@ -282,34 +296,24 @@ def tokens_per_forward(rounds):
     return rounds.n_tokens / max(rounds.n_forwards, 1)
 
 
-def predicted_speedup(alpha, c, gamma, verify=1.0, proposes=1.0):
+def predicted_speedup(alpha, c, gamma, verify=1.0, propose_rate=1.0):
     """
     Tokens per round over the round's cost in plain steps (Leviathan et al., theorem 3.8).
 
     c: what a draft costs. verify: what the target's forward pass over the gamma drafts costs: in
-    theory one step, on a CPU it grows with the tokens. proposes: the fraction of rounds in which
-    the drafter has something to propose; the others are plain steps.
+    theory one step, on a CPU it grows with the tokens. propose_rate: the fraction of rounds in
+    which the drafter has something to propose; the others are plain steps.
     """
     if alpha == 1:
         tokens = gamma + 1
     else:
         tokens = (1 - alpha ** (gamma + 1)) / (1 - alpha)  # 1 + alpha + ... + alpha^gamma
-    tokens = 1 + proposes * (tokens - 1)
-    cost = gamma * c + proposes * verify + (1 - proposes)
+    tokens = 1 + propose_rate * (tokens - 1)
+    cost = gamma * c + propose_rate * verify + (1 - propose_rate)
     return tokens / cost
 
 
 GAMMAS = (1, 2, 3, 4, 6, 8)  # that are tried
-
-
-def median_seconds(f, *args, repeats=5):
-    """-> seconds of f(*args), the median; a first call warms up."""
-    times = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        f(*args)
-        times.append(time.perf_counter() - began)
-    return sorted(times[1:])[repeats // 2]
 
 
 def read_again(target, cache, x, n):
@@ -341,11 +345,11 @@ def measure_costs(target, drafter, x, settings, generator):
     return costs
 
 
-def best_gamma(alpha, costs, proposes=1.0):
+def best_gamma(alpha, costs, propose_rate=1.0):
     """-> the gamma with the highest predicted speed, and that speed."""
     speeds = {}
     for gamma, (c, verify) in costs.items():
-        speeds[gamma] = predicted_speedup(alpha, c, gamma, verify, proposes)
+        speeds[gamma] = predicted_speedup(alpha, c, gamma, verify, propose_rate)
     return max(speeds.items(), key=lambda pair: pair[1])
 
 
@@ -366,8 +370,8 @@ def choose_gamma(target, drafter, x, n_new, settings, generator):
         return min(4, n_new)
     text, rounds = trial(target, drafter, x, n_trial, settings, generator)
     costs = measure_costs(target, drafter, text, settings, generator)
-    proposes = rounds.n_proposed / rounds.n_forwards
-    return best_gamma(acceptance(rounds), costs, proposes)[0]
+    propose_rate = rounds.n_rounds_with_drafts / rounds.n_forwards
+    return best_gamma(acceptance(rounds), costs, propose_rate)[0]
 
 
 @torch.no_grad()
@@ -376,8 +380,8 @@ def overlap(target, drafter, text, n_known, settings, batch_size):
     text (n, L) int64, written by the target after n_known tokens -> (n,): for each, the mean over
     its tokens of sum_x min(p, q), the probability that a draft is accepted.
 
-    For networks and n-grams all positions at once; a drafter that only proposes is asked at 16, and
-    counted where it proposes (nan: nowhere).
+    For networks and n-grams all positions at once; a drafter that only proposes is asked at 16
+    positions, of which those count where it proposes something (nan: none).
     """
     found = []
     for part in text.split(batch_size):
@@ -406,12 +410,18 @@ def overlap_of_proposals(drafter, row, p, n_known, settings):
 def mean_and_error(values):
     """
     (n,) -> the mean of those that are known, half the width of its 95 % interval (Student's t).
+    None stands for the mean of nothing, and for the interval of fewer than 6 values.
     """
     values = values[~values.isnan()]
-    if len(values) < 3:
-        return (values.mean().item() if len(values) else 0.0), math.nan
-    t = 1.96 + 2.5 / (len(values) - 1)  # the quantile, to 2 % for n > 6
-    return values.mean().item(), t * (values.std() / len(values) ** 0.5).item()
+    n = len(values)
+    if n == 0:
+        return None, None
+    mean = values.mean().item()
+    if n < 6:
+        return mean, None
+    df = n - 1
+    t = 1.96 + 2.37 / df + 2.8 / df**2  # the 0.975 quantile, to 1 %
+    return mean, t * (values.std() / n**0.5).item()
 
 
 def race(target, drafter, x, n_new, gamma, settings, *, seed, rounds):
@@ -440,8 +450,9 @@ def drafter_row(target, drafter, text, prompts, settings, *, seed, batch_size, n
     generator = seeded(seed, "costs", device=text.device)
     costs = measure_costs(target, drafter, text[0], settings, generator)
     _, rounds = trial(target, drafter, prompts[0], n_new, settings, generator)
-    row["proposes"] = rounds.n_proposed / rounds.n_forwards
-    gamma, predicted = best_gamma(row["alpha"], costs, row["proposes"])
+    row["propose_rate"] = rounds.n_rounds_with_drafts / rounds.n_forwards
+    alpha = row["alpha"] or 0.0  # None: it proposed nothing where it was asked
+    gamma, predicted = best_gamma(alpha, costs, row["propose_rate"])
     c, verify = costs[gamma]
     row |= {"gamma": gamma, "predicted": predicted, "c": c, "verify": verify}
 
@@ -451,10 +462,12 @@ def drafter_row(target, drafter, text, prompts, settings, *, seed, batch_size, n
         ratio = race(target, drafter, x, n_new, gamma, settings, seed=seed + i, rounds=rounds)
         ratios.append(ratio)
     row["speedup"], row["speedup_error"] = mean_and_error(torch.tensor(ratios))
-    row["counted"] = acceptance(rounds)
+    row["alpha_counted"] = acceptance(rounds)
     counts = zip(rounds.accepted.tolist(), rounds.tested.tolist(), strict=True)
     row["counted_at"] = [accepted / tested if tested else None for accepted, tested in counts]
     row["tokens_per_forward"] = tokens_per_forward(rounds)
+    row["drafts"] = rounds.n_drafts
+    row["rejected"] = rounds.n_rejected
     return row
 
 
@@ -462,7 +475,10 @@ def drafters_table(target, drafters, prompts, size, settings, seed, batch_size):
     """{name: drafter}, prompts (n, P) int64 -> a dict a drafter; their texts have `size` tokens."""
     generator = seeded(seed, "target", device=prompts.device)
     n_new = size - prompts.size(1)
-    text = generate(target, prompts, n_new, generator=generator, **settings)
+    texts = []
+    for part in prompts.split(batch_size):
+        texts.append(generate(target, part, n_new, generator=generator, **settings))
+    text = torch.cat(texts)
     rows = []
     for name, drafter in tqdm(drafters.items(), desc="drafters", leave=False):
         row = drafter_row(

@@ -16,9 +16,10 @@ import torch
 
 import data
 import metrics
-from configurator import UserError, check_at_least, choose, configure
+from configurator import UserError, choose, configure
 from drafters import check_context, load_drafter, load_model
 from plumbing.checkpoints import paths_of
+from plumbing.checks import check_sampling_knobs
 from plumbing.hardware import (
     compile_trunk,
     pick_device,
@@ -59,11 +60,7 @@ cfg = configure(globals())
 
 def check_knobs(cfg):
     """Raises UserError for a value with which nothing can be sampled."""
-    least = {"num_samples": 1, "length": 0, "steps": 0, "temperature": 0, "top_k": 0, "gamma": 0}
-    # an extra need not have them all
-    check_at_least(cfg, **{name: n for name, n in least.items() if hasattr(cfg, name)})
-    if not 0 < cfg.top_p <= 1:
-        raise UserError(f"top_p is {cfg.top_p}; it must be above 0 and at most 1.")
+    check_sampling_knobs(cfg)
     choose("compile", cfg.compile, ("off", "on"))
 
 
@@ -109,10 +106,12 @@ def make_template(model, meta, cfg):
 
 def fill_in_template(meta, cfg):
     """-> (L,) int64: the text of infill, with one token for each blank."""
-    if cfg.length or not cfg.blank:
+    if cfg.length:
         raise UserError(
-            "--infill takes its length from the template, and --blank must not be empty."
+            f"length is {cfg.length}, but --infill is as long as its template. Leave --length out."
         )
+    if not cfg.blank:
+        raise UserError("--blank must not be empty: it marks the blanks of --infill.")
     encode, _ = data.encoder(meta)
     first, *others = data.read_text(cfg.infill).split(cfg.blank)
     if not others:
@@ -138,6 +137,12 @@ def text_end(row, n_known, eos):
     return len(row)
 
 
+def split_template(template, device):
+    """(L,) -> (n_known,), what a GPT continues, on the device; how many tokens are to follow."""
+    known = known_text(template[None])[0].to(device)
+    return known, len(template) - len(known)
+
+
 def settings_of(cfg):
     return {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p}
 
@@ -158,8 +163,7 @@ def draw_plain(model, checkpoint, template, n, cfg, watch=None):
 def draw_with_drafts(model, checkpoint, template, drafter, gamma, cfg, *, number=0, watch=None):
     """(L,) -> one text, (at most L,) int64 on the CPU; its number gives it a seed of its own."""
     device = model.wte.weight.device
-    known = known_text(template[None])[0].to(device)  # (n_known,)
-    n_new = len(template) - len(known)
+    known, n_new = split_template(template, device)
     eos = checkpoint["meta"].get("eot")
     generator = seeded(cfg.seed, number, device=device)
     options = {"generator": generator, "eos": eos, "watch": watch, **settings_of(cfg)}
@@ -172,8 +176,7 @@ def chosen_gamma(model, drafter, template, cfg):
     if cfg.gamma:
         return cfg.gamma
     device = model.wte.weight.device
-    known = known_text(template[None])[0].to(device)
-    n_new = len(template) - len(known)
+    known, n_new = split_template(template, device)
     generator = seeded(cfg.seed, "trial", device=device)
     return metrics.choose_gamma(model, drafter, known, n_new, settings_of(cfg), generator)
 
@@ -182,9 +185,9 @@ def chosen_gamma(model, drafter, template, cfg):
 # print
 
 
-def cost_line(texts, seconds, note, cfg):
-    """-> what the texts took."""
-    return f"{sum(map(len, texts))} tokens in {seconds:.2f} s on {note}, seed {cfg.seed}"
+def cost_line(n_new, seconds, note, cfg):
+    """-> what the texts took, which have n_new tokens that were not given."""
+    return f"{n_new} new tokens in {seconds:.2f} s on {note}, seed {cfg.seed}"
 
 
 def draft_line(n_drafted, rounds, gamma):
@@ -192,7 +195,8 @@ def draft_line(n_drafted, rounds, gamma):
     return (
         f"{n_drafted / max(rounds.n_tokens, 1):.0%} of the tokens were drafted; gamma {gamma}, "
         f"alpha {metrics.acceptance(rounds):.2f}, "
-        f"{metrics.tokens_per_forward(rounds):.2f} tokens per forward pass of the target"
+        f"{metrics.tokens_per_forward(rounds):.2f} tokens per forward pass of the target; "
+        f"{rounds.n_drafts} drafts proposed, {rounds.n_rejected} rejected"
     )
 
 
@@ -206,7 +210,9 @@ def sample_plain(model, checkpoint, template, note, cfg):
     began = time.perf_counter()
     texts = draw_plain(model, checkpoint, template, n, cfg, watch)
     seconds = time.perf_counter() - began
-    return [decode(text.tolist()) for text in texts], cost_line(texts, seconds, note, cfg)
+    n_known = int((template >= 0).sum())
+    n_new = sum(len(text) - n_known for text in texts)  # of infill: its blanks
+    return [decode(text.tolist()) for text in texts], cost_line(n_new, seconds, note, cfg)
 
 
 def sample_with_drafts(model, checkpoint, template, note, cfg):
@@ -237,8 +243,9 @@ def sample_with_drafts(model, checkpoint, template, note, cfg):
         shown = [colored(text.tolist(), green[: len(text)], decode) for text, green in pairs]
     else:
         shown = [decode(text.tolist()) for text in texts]
+    n_new = sum(len(text) - n_known for text in texts)
     n_drafted = sum(map(sum, drafted))
-    took = f"{cost_line(texts, seconds, note, cfg)}\n{draft_line(n_drafted, rounds, gamma)}"
+    took = f"{cost_line(n_new, seconds, note, cfg)}\n{draft_line(n_drafted, rounds, gamma)}"
     return shown, took
 
 

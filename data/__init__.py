@@ -16,7 +16,7 @@ import types
 import numpy as np
 import torch
 
-from configurator import UserError
+from configurator import UserError, first_line
 from data.tokenizers import (
     GPT2_META,
     from_hub,
@@ -44,28 +44,31 @@ def load(dataset):
     """
     folder, meta = load_meta(dataset, "train.bin", "val.bin")
     dtype = token_dtype(meta["vocab_size"])
-    try:
-        bins = {
-            s: np.memmap(os.path.join(folder, f"{s}.bin"), dtype=dtype, mode="r")
-            for s in ("train", "val")
-        }
-    except ValueError as error:  # an empty file, or half a token
-        raise UserError(
-            f"A .bin file of {folder} is damaged ({error}). {how_to_make(folder)}"
-        ) from None
+    bins = {}
+    for name in ("train", "val"):
+        path = os.path.join(folder, f"{name}.bin")
+        try:
+            bins[name] = np.memmap(path, dtype=dtype, mode="r")
+        except ValueError as error:  # an empty file, or half a token
+            raise UserError(f"{path} is damaged ({error}). {dataset_hint(folder)}") from None
     if "train_pairs" in meta:
         for tokens in bins.values():
-            ends = np.flatnonzero(tokens == meta["eot"])[:-1] + 1
-            tokens.starts = (
-                np.arange(0, len(tokens), meta["row"]) if "row" in meta else np.append(0, ends)
-            )
+            tokens.starts = pair_starts(tokens, meta)
     return types.SimpleNamespace(meta=meta, **bins)
+
+
+def pair_starts(tokens, meta):
+    """(n,) token ids of pairs -> where each begins."""
+    if "row" in meta:  # of an encoder-decoder, all of one length
+        return np.arange(0, len(tokens), meta["row"])
+    ends = np.flatnonzero(tokens == meta["eot"])
+    return np.append(0, ends[:-1] + 1)
 
 
 def load_meta(dataset, *others):
     """
     A name under data/, or a folder -> the folder, its meta. Raises UserError unless it holds the
-    others as well.
+    others as well, whole.
     """
     if not dataset:
         raise UserError(
@@ -74,14 +77,30 @@ def load_meta(dataset, *others):
         )
     folder = dataset if os.path.isdir(dataset) else os.path.join(os.path.dirname(__file__), dataset)
     for name in ("meta.json", *others):
-        if not os.path.exists(os.path.join(folder, name)):
-            raise UserError(f"{os.path.join(folder, name)} is missing. {how_to_make(folder)}")
-    return folder, read_json(os.path.join(folder, "meta.json"))
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            continue
+        if name == "train.bin" and os.path.exists(os.path.join(folder, "passages.jsonl")):
+            raise UserError(
+                f"{folder} has passages for extras.lambada, but no text to train on or to "
+                "validate with. Take another --dataset."
+            )
+        raise UserError(f"{path} is missing. {dataset_hint(folder)}")
+    path = os.path.join(folder, "meta.json")
+    try:
+        meta = read_json(path)
+        if "tokenizer" not in meta:
+            raise ValueError("it names no tokenizer")
+    except (OSError, ValueError, TypeError) as error:
+        why = first_line(error)
+        raise UserError(f"{path} is damaged ({why}). {dataset_hint(folder)}") from None
+    return folder, meta
 
 
-def how_to_make(folder):
+def dataset_hint(folder):
     """The command that prepares a dataset, or the names of those that there are."""
-    root, name = os.path.dirname(__file__), os.path.basename(folder)
+    root = os.path.dirname(__file__)
+    name = os.path.basename(folder)
     known = sorted(d for d in os.listdir(root) if os.path.exists(f"{root}/{d}/prepare.py"))
     if name in known:
         return f"Make it with: python data/{name}/prepare.py"
@@ -91,7 +110,7 @@ def how_to_make(folder):
     return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}"
 
 
-def positions(tokens, length, step):
+def block_starts(tokens, length, step):
     """
     -> where a block of so many tokens may begin: at every step-th token or, if the texts are pairs,
     with a pair.
@@ -99,8 +118,8 @@ def positions(tokens, length, step):
     last = len(tokens) - length
     if last < 0:
         raise UserError(
-            f"The corpus has {len(tokens)} tokens, fewer than one block of {length}. Lower "
-            "--block_size."
+            f"The corpus has {len(tokens)} tokens, fewer than one block of {length}. Take a longer "
+            "text, or shorter blocks (--block_size where a model is trained, else --length)."
         )
     starts = getattr(tokens, "starts", None)
     return range(0, last + 1, step) if starts is None else starts[starts <= last]
@@ -111,9 +130,9 @@ def batch(tokens, batch_size, length, generator):
     (n,) token ids -> (batch_size, length) int64 from random positions. Same generator state, same
     batch.
     """
-    at = positions(tokens, length, 1)
-    starts = [at[i] for i in torch.randint(len(at), (batch_size,), generator=generator).tolist()]
-    return torch.from_numpy(np.stack([tokens[i : i + length] for i in starts]).astype(np.int64))
+    starts = block_starts(tokens, length, 1)
+    drawn = torch.randint(len(starts), (batch_size,), generator=generator).tolist()
+    return stacked(tokens, [starts[i] for i in drawn], length)
 
 
 def blocks(tokens, length, limit):
@@ -121,11 +140,15 @@ def blocks(tokens, length, limit):
     (n,) token ids -> (at most limit, length) int64: blocks side by side (of pairs: beginnings),
     spread evenly.
     """
-    at = positions(tokens, length, length)
-    chosen = np.linspace(0, len(at) - 1, min(len(at), limit)).astype(int)
-    return torch.from_numpy(
-        np.stack([tokens[at[i] : at[i] + length] for i in chosen]).astype(np.int64)
-    )
+    starts = block_starts(tokens, length, length)
+    chosen = np.linspace(0, len(starts) - 1, min(len(starts), limit)).astype(int)
+    return stacked(tokens, [starts[i] for i in chosen], length)
+
+
+def stacked(tokens, starts, length):
+    """(n,) token ids -> (len(starts), length) int64."""
+    rows = [tokens[start : start + length] for start in starts]
+    return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
 def encoder(meta):
@@ -138,11 +161,14 @@ def encoder(meta):
         return (lambda text: bpe.encode(text, allowed_special={"<|endoftext|>"})), bpe.decode
     if meta["tokenizer"].startswith("hf:"):
         tokenizer = hf_tokenizer(meta["tokenizer"][3:])
-        encode, n = functools.partial(tokenizer.encode, add_special_tokens=False), len(tokenizer)
-        # an id past the last token is a row of the head that only pads it
-        return encode, lambda ids: tokenizer.decode(
-            [i for i in ids if i < n], skip_special_tokens=True
-        )
+        encode = functools.partial(tokenizer.encode, add_special_tokens=False)
+        n = len(tokenizer)
+
+        def decode(ids):
+            # an id past the last token is a row of the head that only pads it
+            return tokenizer.decode([i for i in ids if i < n], skip_special_tokens=True)
+
+        return encode, decode
     if meta["tokenizer"] in ("json", "ids"):  # of a published model
         return {"json": json_encoder, "ids": ids_encoder}[meta["tokenizer"]](meta)
     itos = meta["itos"]  # characters, and perhaps longer pieces
@@ -157,21 +183,24 @@ def piece_encoder(itos):
     """
     [piece, ...] -> encode(str) -> [int]: from left to right, always the longest piece that fits.
     """
-    stoi, longest = {piece: i for i, piece in enumerate(itos)}, max(map(len, itos))
+    stoi = {piece: i for i, piece in enumerate(itos)}
+    longest = max(map(len, itos))
 
     def spelled(text):
-        ids, i = [], 0
+        ids = []
+        i = 0
         while i < len(text):
-            n = next(
-                n for n in range(min(longest, len(text) - i), 0, -1) if text[i : i + n] in stoi
-            )
+            n = min(longest, len(text) - i)
+            while text[i : i + n] not in stoi:  # it ends: every character is a piece
+                n -= 1
             ids.append(stoi[text[i : i + n]])
             i += n
         return ids
 
     # If no piece goes on from one segment into the next, as none of ours does, a segment's ids are
     # always the same, and most segments have been seen before.
-    remembered, apart = functools.lru_cache(2**18)(spelled), all(map(SEGMENT.fullmatch, itos))
+    remembered = functools.lru_cache(2**18)(spelled)
+    apart = all(map(SEGMENT.fullmatch, itos))
 
     def encode(text):
         unknown = sorted(set(text) - stoi.keys())
@@ -179,9 +208,10 @@ def piece_encoder(itos):
             known = "".join(c for c in itos if len(c) == 1)
             raise UserError(f"The vocabulary has no {unknown[0]!r}. It has: {known!r}")
         segments = SEGMENT.findall(text) if apart else [text]
-        return [
-            i for part in segments for i in (remembered(part) if len(part) < 32 else spelled(part))
-        ]
+        ids = []
+        for part in segments:
+            ids += remembered(part) if len(part) < 32 else spelled(part)
+        return ids
 
     return encode
 
@@ -210,14 +240,16 @@ def encode_prompt(meta, text):
     there is one.
     """
     start = [start_token(meta)]
-    if "pieces" not in meta or not text:
-        return encoder(meta)[0](text) if text else start
+    if not text:
+        return start
+    if "pieces" not in meta:
+        return encoder(meta)[0](text)
     # with what the tokenizer puts around a text
     ids = hf_tokenizer(meta["tokenizer"][3:]).encode(text)
-    if "pad" in meta:
+    if "pad" in meta:  # an encoder reads it whole, and the decoder starts
         return ids + start
-    # T5's closes a text, which is to go on
-    return ids[:-1] if len(ids) > 1 and ids[-1] == meta.get("eot") else ids
+    closed = len(ids) > 1 and ids[-1] == meta.get("eot")
+    return ids[:-1] if closed else ids  # the text is to go on
 
 
 # --------------------------------------------------------------------------------------------------
@@ -225,8 +257,14 @@ def encode_prompt(meta, text):
 
 
 def matching(pattern, folder=""):
-    """-> what matches, relative to the folder, round_10 after round_9."""
-    return sorted(glob.glob(pattern, root_dir=folder or None), key=lambda path: (len(path), path))
+    """-> what matches, relative to the folder, in natural order: round_10 after round_9."""
+    return sorted(glob.glob(pattern, root_dir=folder or None), key=natural_key)
+
+
+def natural_key(path):
+    """'round_10.pt' -> ['round_', 10, '.pt']: numbers sort as numbers, all else as text."""
+    parts = re.split(r"(\d+)", path)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def read_json(path):
@@ -373,16 +411,22 @@ def read_text(text):
     """'FILE:path' -> the file's text; anything else is the text itself."""
     if not text.startswith("FILE:"):
         return text
-    if not os.path.isfile(text[5:]):
-        raise UserError(f"{text[5:]} is not a file.")
-    with open(text[5:], "rb") as f:
-        return as_text(f.read(), text[5:])
+    path = text.removeprefix("FILE:")
+    try:
+        with open(path, "rb") as f:
+            content = f.read()
+    except OSError as error:
+        raise UserError(f"{path} is not a file that can be read ({error.strerror}).") from None
+    return as_text(content, path)
 
 
 def as_text(content, where):
-    """bytes -> str. Raises UserError if they are not UTF-8."""
+    """
+    bytes -> str without a byte order mark, its lines ended as in a dataset, by LF alone. Raises
+    UserError if they are not UTF-8.
+    """
     try:
-        return content.decode()
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{where} is not UTF-8 ({error.reason} at byte {error.start}). Convert it first."

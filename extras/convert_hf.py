@@ -19,16 +19,16 @@ from configurator import UserError, choose, configure, print_once, save_config
 from extras.huggingface import HuggingFaceModel, about, has_encoder, name_and_context
 from loop import check_loop, fit, hooks, validator
 from model import diffusion_loss, nelbo
-from plumbing.checkpoints import weights_of, without_weights
-from plumbing.parallel import join_processes, leave_processes, rank_and_world
-from plumbing.runs import check_unused, claim, release, saved_of, to_resume
+from plumbing.checkpoints import load_weights, weights_of, without_weights
+from plumbing.parallel import is_first_process, join_processes, leave_processes
+from plumbing.runs import check_unused, checkpoint_to_resume, claim, release, to_resume
 
 # --------------------------------------------------------------------------------------------------
 model = "hf:HuggingFaceTB/SmolLM2-135M@128"  # a decoder, hf:NAME_OR_FOLDER@TOKENS of a text
 dataset = ""  # a name under data/, or a folder, in this model's vocabulary
 out_dir = "out/convert_hf"
 init_from = "model"  # 'model' | 'resume' (out_dir)
-t_weight = 1.0  # a: noise t has weight (2 - a) / t^a; 1 is the bound, 0.5 learns faster
+t_weight = 0.5  # a: noise t has weight (2 - a) / t^a; 1 is the bound, 0.5 learns faster
 # optimizer: AdamW
 max_iters = 1000  # optimizer steps
 batch_size = 8  # sequences per forward pass, on each process
@@ -100,11 +100,11 @@ class DiffusionDecoder(HuggingFaceModel):
 def from_checkpoint(saved, device="cpu", attention="sdpa"):
     """What a training here saved -> model in eval mode, and the checkpoint without its weights."""
     model = DiffusionDecoder(saved["model_config"]["arch"], attention)
-    model.load_state_dict(weights_of(saved))
+    load_weights(model, weights_of(saved))
     return model.to(device), without_weights(saved)
 
 
-def check_text(cfg, corpus, model):
+def check_dataset(cfg, corpus, model):
     """Raises UserError for a dataset that the model cannot learn from."""
     if not data.same_vocabulary(corpus.meta, about(cfg.model)["meta"]):
         name = name_and_context(cfg.model)[0]
@@ -132,12 +132,12 @@ def train(cfg):
     device, note = join_processes(cfg)
     corpus = data.load(cfg.dataset)
     model = DiffusionDecoder(cfg.model, cfg.attention)
-    check_text(cfg, corpus, model)
-    saved = saved_of(cfg)
+    check_dataset(cfg, corpus, model)
+    saved = checkpoint_to_resume(cfg)
     if saved:
-        model.load_state_dict(saved["model"])
+        load_weights(model, saved["model"])
     model = model.to(device)
-    if rank_and_world()[0] == 0:
+    if is_first_process():
         claim(cfg.out_dir)
         save_config(cfg, cfg.out_dir)
     T = model.config.block_size

@@ -13,10 +13,11 @@ import time
 import torch
 
 import data
-from configurator import UserError, check_at_least, choose, configure
+from configurator import UserError, check_at_least, configure
 from drafters import load_model
 from metrics import GAMMAS, Rounds, acceptance, mean_and_error, race, tokens_per_forward
 from model import draw, probabilities
+from plumbing.checks import check_sampling_knobs
 from plumbing.hardware import pick_device
 from plumbing.randomness import seeded
 from plumbing.terminal import print_samples
@@ -27,7 +28,6 @@ from speculative import speculate
 ckpt = "out/pydoc_ar/ckpt.pt"  # the target, a GPT
 drafter = "out/pydoc/ckpt.pt"  # a masked diffusion model of the same vocabulary
 draft_steps = 1  # forward passes for a draft, from left to right
-draft_order = "left"  # 'left' | 'any' (with one step: with more it would not be lossless)
 gamma = 4  # tokens proposed at a time
 table = False  # in place of texts: acceptance by position and speed, for several gamma
 prompt = ""  # text that the samples begin with, or FILE:path
@@ -50,18 +50,11 @@ class Diffusion:
 
     Speculation needs q(x_j | all tokens before j). Within a group the tokens are drawn
     independently of each other, and a group sees only what is to its left, so q is known. In any
-    other order a token would depend on later ones, and q would be a sum over all of these.
+    other order a token would depend on later ones, q would be a sum over all of these, and without
+    q speculation is not lossless.
     """
 
-    def __init__(self, model, steps=1, order="left"):
-        choose("draft_order", order, ("left", "any"))
-        if steps < 1:
-            raise UserError(f"draft_steps is {steps}; it must be at least 1.")
-        if order == "any" and steps > 1:
-            raise UserError(
-                "In any order there is no q(x_j | x before j): not lossless. "
-                "Use --draft_steps=1 or --draft_order=left."
-            )
+    def __init__(self, model, steps=1):
         self.model = model
         self.steps = steps
 
@@ -90,7 +83,10 @@ class Diffusion:
 
 
 def load(cfg):
-    """-> the target, its meta, the drafter, a note on device and number format."""
+    """
+    -> the target, its meta, the drafter, the context to draw in, a note on device and number
+    format.
+    """
     device, autocast, note = pick_device(cfg.device, cfg.dtype)
     target, checkpoint = load_model(cfg.ckpt, device, cfg.attention)
     model, of_drafter = load_model(cfg.drafter, device, cfg.attention)
@@ -102,7 +98,7 @@ def load(cfg):
     meta = checkpoint["meta"]
     if not data.same_vocabulary(meta, of_drafter["meta"]):
         raise UserError(f"The drafter {cfg.drafter} has another vocabulary than the target.")
-    return target, meta, Diffusion(model, cfg.draft_steps, cfg.draft_order), autocast, note
+    return target, meta, Diffusion(model, cfg.draft_steps), autocast, note
 
 
 def known_tokens(target, meta, cfg):
@@ -115,7 +111,7 @@ def known_tokens(target, meta, cfg):
     return x, n_new
 
 
-def draw_texts(target, meta, drafter, settings, note, cfg):
+def print_texts(target, meta, drafter, settings, note, cfg):
     """Prints texts, how much of them was drafted, and tokens per forward pass of the target."""
     x, n_new = known_tokens(target, meta, cfg)
     rounds = Rounds(cfg.gamma)
@@ -128,7 +124,7 @@ def draw_texts(target, meta, drafter, settings, note, cfg):
         options |= {"watch": rounds, **settings}
         texts.append(speculate(target, drafter, x, n_new, gamma=cfg.gamma, **options).cpu())
         n_drafted += sum(rounds.drafted)
-    took = cost_line(texts, time.perf_counter() - began, note, cfg)
+    took = cost_line(rounds.n_tokens, time.perf_counter() - began, note, cfg)
     took += "\n" + draft_line(n_drafted, rounds, cfg.gamma)
     decode = data.encoder(meta)[1]
     print_samples([cfg.ckpt], [([decode(text.tolist()) for text in texts], took)])
@@ -142,6 +138,8 @@ def print_table(target, meta, drafter, settings, note, cfg):
     x, n_new = known_tokens(target, meta, cfg)
     print(f"{cfg.num_samples} texts of {len(x) + n_new} tokens on {note}")
     print("gamma  alpha  tokens/forward  speed    by position")
+    rounds = Rounds(cfg.gamma)
+    race(target, drafter, x, n_new, cfg.gamma, settings, seed=cfg.seed, rounds=rounds)  # warms up
     for gamma in GAMMAS:
         rounds = Rounds(gamma)
         speeds = []
@@ -159,10 +157,11 @@ def print_table(target, meta, drafter, settings, note, cfg):
 
 
 def main(cfg):
-    check_at_least(cfg, gamma=1, num_samples=1, temperature=0)
+    check_sampling_knobs(cfg)
+    check_at_least(cfg, gamma=1, draft_steps=1)
     target, meta, drafter, autocast, note = load(cfg)
     settings = settings_of(cfg)
-    show = print_table if cfg.table else draw_texts
+    show = print_table if cfg.table else print_texts
     with torch.no_grad(), autocast:
         show(target, meta, drafter, settings, note, cfg)
 

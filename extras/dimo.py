@@ -18,15 +18,16 @@ import torch
 import torch.nn.functional as F
 
 import data
-from configurator import UserError, check_at_least, choose, configure, print_once, save_config
+from configurator import UserError, choose, configure, print_once, save_config
 from drafters import load_model
+from extras.save_samples import samples_header
 from loop import check_loop, fit, hooks, validator
 from model import GPT, GPTConfig, draw_tokens, stratified
 from plumbing.checkpoints import load_checkpoint, weights_of
-from plumbing.checks import check_text
+from plumbing.checks import check_sampling_knobs, check_text
 from plumbing.hardware import pick_device
 from plumbing.randomness import seeded, uniform
-from plumbing.runs import check_folder, claim, release, saved_of
+from plumbing.runs import check_folder, checkpoint_to_resume, claim, release
 
 # --------------------------------------------------------------------------------------------------
 task = "train"  # 'train' | 'sample'
@@ -37,7 +38,7 @@ out_dir = "out/dimo"  # gets ckpt.pt
 init_from = "teacher"  # 'teacher' | 'resume' (out_dir)
 max_iters = 450  # optimizer steps, of the fake and of the student together
 # optimizer: AdamW
-batch_size = 16  # sequences per forward pass, on each process
+batch_size = 16  # sequences per forward pass
 learning_rate = 5e-4
 warmup_iters = 20  # steps, linear, up to learning_rate
 min_lr = 1.0  # fraction of learning_rate at the end of a cosine; 1: constant
@@ -73,8 +74,9 @@ SAMPLING_KNOBS = ("task", "ckpt", "num_samples", "temperature", "top_p", "save")
 class Student(GPT):
     """
     A masked diffusion model that learns to write in one step, and what it needs to learn: a second
-    network, the fake; how frequent each token is in the corpus; and turn, the training steps so
-    far. All of this is in its state_dict, so a resumed run continues where it was.
+    network, the fake; how frequent each token is in the corpus; and turn, how many losses training
+    has computed, which says whose turn it is. All of this is in its state_dict, so a resumed run
+    continues where it was.
     """
 
     def __init__(self, config):
@@ -152,11 +154,12 @@ def student_loss(student, B, T, generator, teacher):
     """
     -> nats: at masked positions of a text y that the student wrote, the mean of
 
-        sum over v of p(v) (log fake(v) - log teacher(v)),    p the student's own predictions for y.
+        sum over v of p(v) (log fake(v) - log teacher(v)),
 
-    Only p has a gradient: a token that the fake finds likelier than the teacher does is one that
-    the student writes too often. If the gradient is 0 for all y and all masks, the student's texts
-    have the teacher's distribution.
+    p: what y was drawn from, given the random start. Only p has a gradient: a token that the fake
+    finds likelier than the teacher does is one that the student writes too often. Where fake and
+    teacher agree at every yt, the student's texts have the teacher's distribution, and the gradient
+    is 0.
     """
     h, y = write(student, B, T, generator)  # (B, T, C), (B, T)
     masked = masked_at_random(y, generator)  # (B, T), N of them
@@ -228,7 +231,7 @@ def train_student(cfg):
     T = teacher.config.block_size
     frequency = frequencies(corpus.train, teacher.config.vocab_size)
     student = student_of(teacher.to(device), frequency)
-    saved = saved_of(cfg)
+    saved = checkpoint_to_resume(cfg)
     if saved:
         student.load_state_dict(saved["model"])
     print_once(f"on {note}: the student writes in one step, the fake learns what it writes")
@@ -273,16 +276,9 @@ def samples_of(student, cfg):
     return torch.cat(parts)
 
 
-def check_sampling(cfg):
-    """Raises UserError for a value with which nothing can be sampled."""
-    check_at_least(cfg, num_samples=1, batch_size=1, temperature=0)
-    if not 0 < cfg.top_p <= 1:
-        raise UserError(f"top_p is {cfg.top_p}; it must be above 0 and at most 1.")
-
-
 def sample_student(cfg):
     """Prints samples, or saves them: one JSON object a line, the first says what they are."""
-    check_sampling(cfg)
+    check_sampling_knobs(cfg)
     device, autocast, note = pick_device(cfg.device, cfg.dtype)
     student, saved = load_student(cfg.ckpt, device, cfg.attention)
     meta = saved["meta"]
@@ -293,22 +289,11 @@ def sample_student(cfg):
         for i, row in enumerate(rows, 1):
             print(f"{'-' * 40} sample {i}\n{decode(row)}")
         return
-    about = {
-        "ckpt": cfg.ckpt,
-        "steps": 1,
-        "sampler": "dimo",
-        "temperature": cfg.temperature,
-        "top_p": cfg.top_p,
-        "seed": cfg.seed,
-        "prefix": 0,
-        "continuations": 1,
-        "causal": False,
-        "hardware": note,
-        "dataset": saved["config"]["dataset"],
-        "meta": meta,
-    }
+    dataset = saved["config"]["dataset"]
+    about = {"sampler": "dimo", "steps": 1, "note": note, "dataset": dataset}
+    header = samples_header(cfg, causal=False, meta=meta, **about)
     lines = [{"tokens": row, "text": decode(row)} for row in rows]
-    data.write_jsonl(cfg.save, [about, *lines])
+    data.write_jsonl(cfg.save, [header, *lines])
     print(f"{len(rows)} samples saved in {cfg.save}")
 
 

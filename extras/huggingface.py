@@ -17,9 +17,9 @@ import os
 import torch
 import torch.nn as nn
 
-from configurator import UserError, configure
+from configurator import UserError, choose, configure
 from data import from_hub, hf_config, hf_meta, hf_tokenizer
-from plumbing.checkpoints import load_checkpoint, weights_of, without_weights
+from plumbing.checkpoints import load_checkpoint, load_weights, weights_of, without_weights
 
 # --------------------------------------------------------------------------------------------------
 ckpt = ""  # a checkpoint of a model of transformers that was trained here
@@ -30,7 +30,8 @@ cfg = configure(globals())
 # tokens of a text, where hf:NAME@TOKENS does not say: all that a model can read would fill any
 # memory
 CONTEXT = 1024
-KERNELS = {"manual": "eager", "flash_attn": "flash_attention_2"}  # else as transformers chooses
+# our name -> that of transformers; None: as it chooses
+ATTENTION_IMPLEMENTATIONS = {"sdpa": None, "manual": "eager", "flash_attn": "flash_attention_2"}
 
 
 @dataclasses.dataclass
@@ -83,6 +84,7 @@ class HuggingFaceModel(nn.Module):
 
     def __init__(self, path, attention="sdpa"):
         super().__init__()
+        choose("attention", attention, ATTENTION_IMPLEMENTATIONS)
         self.config = config_of(path)
         self.mask_id = None
         name, _ = name_and_context(path)
@@ -91,7 +93,7 @@ class HuggingFaceModel(nn.Module):
             name,
             dtype=torch.float32,
             use_safetensors=True,
-            attn_implementation=KERNELS.get(attention),
+            attn_implementation=ATTENTION_IMPLEMENTATIONS[attention],
         ).eval()
         self.lm_head = self.inner.get_output_embeddings()
 
@@ -138,12 +140,15 @@ class HuggingFaceModel(nn.Module):
         return super().load_state_dict(weights, strict=False)  # state_dict has no second names
 
     def save(self, folder):
-        """Writes a folder that hf:FOLDER loads."""
+        """Writes a new folder -> the name that loads it. Raises UserError if it is there."""
+        check_new(folder)
+        folder = os.path.normpath(folder)  # without a / at its end
         self.inner.set_output_embeddings(self.lm_head)
         self.inner.save_pretrained(f"{folder}.tmp")
         self.take_head_out()
         hf_tokenizer(name_and_context(self.config.arch)[0]).save_pretrained(f"{folder}.tmp")
         os.replace(f"{folder}.tmp", folder)
+        return f"hf:{folder}"
 
 
 class Decoder(HuggingFaceModel):
@@ -207,6 +212,12 @@ class Cache:
 # loading and saving
 
 
+def check_new(folder):
+    """Raises UserError unless it is the name of a folder that is not there."""
+    if not folder or os.path.exists(folder):
+        raise UserError(f"out is {folder!r}. Name a new folder: --out=FOLDER")
+
+
 def about(path):
     """'hf:NAME_OR_FOLDER' -> what the checkpoint of a model of ours tells of it."""
     return {
@@ -223,42 +234,45 @@ def has_encoder(path):
     return hf_config(name_and_context(path)[0]).is_encoder_decoder
 
 
-def load_model(path, device="cpu", attention="sdpa"):
-    """'hf:NAME_OR_FOLDER' -> model in eval mode, and what a checkpoint would tell of it."""
+def check_decoder(path):
+    """Raises UserError if 'hf:NAME_OR_FOLDER' is an encoder-decoder."""
     if has_encoder(path):
         raise UserError(f"{path} is an encoder-decoder. It runs with: python -m extras.t5")
+
+
+def load_model(path, device="cpu", attention="sdpa"):
+    """'hf:NAME_OR_FOLDER' -> model in eval mode, and what a checkpoint would tell of it."""
+    check_decoder(path)
     return Decoder(path, attention).to(device), about(path)
 
 
 def from_checkpoint(saved, device="cpu", attention="sdpa"):
     """What a training here saved of a model of transformers -> as load_model."""
     path = saved["model_config"]["arch"]
-    if has_encoder(path):
-        raise UserError(f"{path} is an encoder-decoder. It runs with: python -m extras.t5")
+    check_decoder(path)
     if not saved["model_config"]["causal"]:
         from extras import convert_hf  # which imports this file
 
         return convert_hf.from_checkpoint(saved, device, attention)
     model = Decoder(path, attention)
-    model.load_state_dict(weights_of(saved))
+    load_weights(model, weights_of(saved))
     return model.to(device), without_weights(saved)
 
 
 def main(cfg):
-    from extras import t5
+    from extras import t5  # not above: it imports this file
 
+    check_new(cfg.out)
     saved = load_checkpoint(cfg.ckpt)
     arch = str(saved["model_config"].get("arch"))
     if not arch.startswith("hf:"):
         raise UserError(f"{cfg.ckpt} is no model of transformers: its arch is {arch!r}.")
-    if not cfg.out or os.path.exists(cfg.out):
-        raise UserError(f"out is {cfg.out!r}. Name a new folder: --out=FOLDER")
     if not saved["model_config"]["causal"]:
         raise UserError(f"{cfg.ckpt} is a diffusion model, which transformers would run causally.")
     loader = t5.from_checkpoint if has_encoder(arch) else from_checkpoint
     model, _ = loader(saved)
-    model.save(cfg.out)
-    print(f"The model is in {cfg.out}: load it as hf:{cfg.out}")
+    name = model.save(cfg.out)
+    print(f"The model is in {cfg.out}: load it as {name}")
 
 
 if __name__ == "__main__":

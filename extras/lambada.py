@@ -19,14 +19,14 @@ from configurator import UserError, check_at_least, configure
 from drafters import load_model
 from model import rank_in_row
 from plumbing.checkpoints import paths_of
-from plumbing.parallel import join_processes, leave_processes, map_over_ranks, rank_and_world
+from plumbing.parallel import is_first_process, join_processes, leave_processes, map_over_ranks
 from plumbing.randomness import seeded
 
 # --------------------------------------------------------------------------------------------------
 ckpt = "out/pydoc/ckpt.pt"  # several (a,b or out/x/round_*.pt) one after the other
 passages = "lambada"  # a name under data/, or a folder that data/lambada/prepare.py wrote
 draws = 4  # for a diffusion model: random sets of masked tokens in the Monte Carlo estimate
-longest = 8  # a word of more tokens counts for the accuracy only: it has 2^m sets to go through
+longest = 8  # longer words count for the accuracy only: a bound of m tokens reads 2^m - 1 texts
 seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
@@ -64,18 +64,21 @@ def causal_word(model, x, m):
     return predicted, -log_p.gather(1, word[:, None]).sum().item()
 
 
-def masked_word(model, x, masked):
+def masked_word(model, x, sets):
     """
-    x (n,) int64 ends with a word of m tokens; masked (S, m) bool: S sets of masked ones -> (S,) the
+    x (n,) int64 ends with a word of m tokens; sets (S, m) bool: S sets of masked ones -> (S,) the
     mean over a set's tokens of -log p; (m,) bool: is each the most probable one, with the last set.
     """
-    m = masked.size(1)
+    m = sets.size(1)
     word = x[-m:]
-    xt = x.repeat(len(masked), 1)  # (S, n)
-    xt[:, -m:].masked_fill_(masked, model.mask_id)
-    log_p = log_p_of_last(model, xt, m)  # (S, m, V)
-    nats = -log_p.gather(2, word.expand(len(masked), -1)[..., None])[..., 0]  # (S, m)
-    return (nats * masked).sum(1) / masked.sum(1), log_p[-1].argmax(1) == word
+    means = []
+    for masked in sets.split(32):  # not all of them at once in memory: (s, m) bool
+        xt = x.repeat(len(masked), 1)  # (s, n)
+        xt[:, -m:].masked_fill_(masked, model.mask_id)
+        log_p = log_p_of_last(model, xt, m)  # (s, m, V)
+        nats = -log_p.gather(2, word.expand(len(masked), -1)[..., None])[..., 0]  # (s, m)
+        means.append((nats * masked).sum(1) / masked.sum(1))
+    return torch.cat(means), log_p[-1].argmax(1) == word
 
 
 def all_sets(m):
@@ -169,7 +172,7 @@ def main(cfg):
     report = {}
     for path, (model, _) in models.items():
         report[path] = lambada(model, texts, draws=cfg.draws, seed=cfg.seed, longest=cfg.longest)
-    if rank_and_world()[0] == 0:
+    if is_first_process():
         for path, row in report.items():
             print(line_of(path, row))
         print(f"{note}, seed {cfg.seed}")

@@ -25,7 +25,7 @@ def plot_losses(logs, plt):
             found = [r for r in records if key in r]
             steps = [r["step"] for r in found]
             ax.plot(steps, [r[key] for r in found], style, color=f"C{i}", label=f"{run}, {key}")
-    ax.set(xlabel="steps", ylabel="nats per token")
+    ax.set(xlabel="steps", ylabel="loss")
     ax.legend()
     return fig
 

@@ -14,7 +14,7 @@ import torch
 
 import data
 import metrics
-from configurator import UserError, configure
+from configurator import UserError, check_at_least, configure
 from eval import (
     check_sampling,
     common_meta,
@@ -27,7 +27,7 @@ from eval import (
     row_of,
     text_length,
 )
-from plumbing.parallel import join_processes, leave_processes, rank_and_world
+from plumbing.parallel import is_first_process, join_processes, leave_processes
 from plumbing.report import likelihood_line, table
 
 # --------------------------------------------------------------------------------------------------
@@ -70,6 +70,7 @@ def true_nats(meta, T, causal):
 def evaluate(cfg):
     """-> {"likelihood": {path: ...}, "rows": [...], and what they were measured on}."""
     check_sampling(cfg)
+    check_at_least(cfg, eval_blocks=1, draws=1)
     device, note = join_processes(cfg)
     models = load_models(cfg, device)
     files = load_files(cfg)
@@ -87,14 +88,18 @@ def evaluate(cfg):
     drawn = draw_texts(models, size, cfg, [cfg.temperature], [cfg.top_p])
     rows = []
     for x, about in [*drawn, *files, real_texts(corpus, size, files, cfg)]:
-        row = row_of(about) | {"texts": len(x), "entropy": metrics.entropies(x).mean().item()}
-        rows.append(row | {"true_ppl": math.exp(markov_nats(x, corpus.meta))})
+        prefix = about["prefix"]  # real text, which is not the model's
+        entropy = metrics.entropies(x[:, prefix:]).mean().item()
+        row = row_of(about) | {"texts": len(x), "entropy": entropy}
+        # the first token that is scored follows the prefix's last
+        nats = markov_nats(x[:, max(prefix - 1, 0) :], corpus.meta)
+        rows.append(row | {"true_ppl": math.exp(nats)})
     return {"hardware": note, "seed": cfg.seed, "likelihood": found, "rows": rows}
 
 
 def main(cfg):
     report = evaluate(cfg)
-    if rank_and_world()[0] == 0:
+    if is_first_process():
         for path, row in report["likelihood"].items():
             print(f"{likelihood_line(path, row)}; the true entropy is {row['truth']:.4f}")
         names = ["model", "steps", "texts", "true_ppl", "entropy"]

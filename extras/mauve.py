@@ -26,7 +26,7 @@ from eval import (
     row_of,
     text_length,
 )
-from plumbing.parallel import join_processes, leave_processes, map_over_ranks, rank_and_world
+from plumbing.parallel import is_first_process, join_processes, leave_processes, map_over_ranks
 from plumbing.report import table
 
 # --------------------------------------------------------------------------------------------------
@@ -68,8 +68,10 @@ def mauve_score(real, written, seed):
     """(n, C), (n, C) features -> MAUVE."""
     import mauve
 
-    p, q = real.numpy(), written.numpy()
-    return float(mauve.compute_mauve(p_features=p, q_features=q, seed=seed, verbose=False).mauve)
+    found = mauve.compute_mauve(
+        p_features=real.numpy(), q_features=written.numpy(), seed=seed, verbose=False
+    )
+    return float(found.mauve)
 
 
 def evaluate(cfg):
@@ -82,14 +84,14 @@ def evaluate(cfg):
     files = load_files(cfg)
     meta = common_meta(models, files)
     corpus = load_corpus(cfg, models, files, meta)
-    reader = load_evaluator(cfg, meta, device)
-    size = text_length(cfg, models, files, reader)
+    evaluator = load_evaluator(cfg, meta, device)
+    size = text_length(cfg, models, files, evaluator)
 
     real, _ = real_texts(corpus, size, files, cfg)
-    real_features = features(real, reader, cfg.batch_size)
+    real_features = features(real, evaluator, cfg.batch_size)
     rows = []
     for x, about in [*draw_texts(models, size, cfg, [cfg.temperature], [cfg.top_p]), *files]:
-        written = features(x, reader, cfg.batch_size)
+        written = features(x, evaluator, cfg.batch_size)
         row = row_of(about) | {"texts": len(x)}
         rows.append(row | {"mauve": mauve_score(real_features, written, cfg.seed)})
     return {"hardware": note, "seed": cfg.seed, "real_texts": len(real), "rows": rows}
@@ -97,7 +99,7 @@ def evaluate(cfg):
 
 def main(cfg):
     report = evaluate(cfg)
-    if rank_and_world()[0] == 0:
+    if is_first_process():
         names = ["model", "steps", "temperature", "texts", "mauve"]
         print("\n".join(table(names, [[row[k] for k in names] for row in report["rows"]])))
         print(f"beside {report['real_texts']} real texts, seed {report['seed']}")

@@ -16,7 +16,7 @@ import data
 import metrics
 import sample
 from configurator import UserError, configure
-from drafters import load_drafter
+from drafters import check_context, load_drafter
 from plumbing.checkpoints import paths_of
 
 # --------------------------------------------------------------------------------------------------
@@ -75,21 +75,22 @@ def label_of(path):
 # what the page is told of a text
 
 
-def split_text(ids, decode):
+def split_text(ids, decode, start=0):
     """
-    [token id, ...] -> [text, ...] that joined are decode(ids). Of tokens that share a character
-    (bytes of UTF-8) the last one has it, and the others have "".
+    [token id, ...] -> [text, ...] that joined are decode(ids), from the token `start` on. Of tokens
+    that share a character (bytes of UTF-8) the last one has it, and the others have "".
+
+    A token alone may decode to another text: SentencePiece's lose the space before a word.
     """
     pieces = []
-    waiting = []
-    for i, token in enumerate(ids):
-        waiting.append(token)
-        text = decode(waiting)
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and i + 1 < len(ids):
+    shown = decode(ids[:start])
+    for end in range(start + 1, len(ids) + 1):
+        text = decode(ids[:end])
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
             pieces.append("")
         else:
-            pieces.append(text)
-            waiting = []
+            pieces.append(text[len(shown) :])
+            shown = text
     return pieces
 
 
@@ -109,18 +110,20 @@ def drafts_of_steps(n_given, events, decode):
     n_before = n_given
     for step, (_, tokens, drafts) in enumerate(events):
         if drafts is not None:
-            new = tokens[n_before:]
             n_accepted = 0
-            while new[n_accepted : n_accepted + 1] == drafts[n_accepted : n_accepted + 1] != []:
+            for token, draft in zip(tokens[n_before:], drafts, strict=False):
+                if token != draft:
+                    break
                 n_accepted += 1
+            kept = tokens[: n_before + n_accepted]
             # the target's own token follows a rejection; a text that ended with a draft has none
-            others = drafts[n_accepted:] if len(new) > n_accepted else []
-            found[step] = [n_accepted, [decode([i]) for i in others]]
+            others = drafts[n_accepted:] if len(tokens) > len(kept) else []
+            found[step] = [n_accepted, split_text(kept + others, decode, len(kept))]
             n_before = len(tokens)
     return found
 
 
-def describe(ids, events, decode, mask_id):
+def page_entry(ids, events, decode, mask_id):
     """The tokens of a text, a Recorder's events -> what the page shows of it."""
     step_of = steps_of_tokens(len(ids), events, mask_id)
     return {
@@ -138,8 +141,9 @@ def record_plain(model, checkpoint, template, note, cfg):
     sample.draw_plain(model, checkpoint, template, 1, cfg)  # warms up
     recorder = Recorder(template)
     [text] = sample.draw_plain(model, checkpoint, template, 1, cfg, recorder)
-    run = describe(text.tolist(), recorder.events, decode, model.mask_id)
-    return run | {"took": sample.cost_line([text], recorder.events[-1][0], note, cfg)}
+    run = page_entry(text.tolist(), recorder.events, decode, model.mask_id)
+    n_new = len(text) - run["step_of"].count(0)
+    return run | {"took": sample.cost_line(n_new, recorder.events[-1][0], note, cfg)}
 
 
 def record_with_drafts(model, checkpoint, template, note, cfg):
@@ -147,18 +151,20 @@ def record_with_drafts(model, checkpoint, template, note, cfg):
     meta = checkpoint["meta"]
     _, decode = data.encoder(meta)
     drafter = load_drafter(cfg.draft, model, meta, cfg.attention)
+    check_context(drafter, cfg.draft, len(template))
     gamma = sample.chosen_gamma(model, drafter, template, cfg)
     args = model, checkpoint, template, drafter, gamma, cfg
     sample.draw_with_drafts(*args)  # warms up
     recorder = Recorder(template)
     text = sample.draw_with_drafts(*args, watch=recorder)
-    run = describe(text.tolist(), recorder.events, decode, None)
+    run = page_entry(text.tolist(), recorder.events, decode, None)
 
     rounds = metrics.Rounds(gamma)
     rounds.start(run["step_of"].count(0))
     for _, tokens, drafts in recorder.events[1:]:
         rounds(torch.tensor(tokens), torch.tensor(drafts, dtype=torch.int64))
-    took = sample.cost_line([text], recorder.events[-1][0], note, cfg)
+    n_new = len(text) - run["step_of"].count(0)
+    took = sample.cost_line(n_new, recorder.events[-1][0], note, cfg)
     return run | {"took": f"{took}\n{sample.draft_line(sum(rounds.drafted), rounds, gamma)}"}
 
 
@@ -179,7 +185,7 @@ def load_frontier(path):
 
 
 def write_page(path, runs, points):
-    """[what describe says of a text, with its name, ...], load_frontier's points -> the file."""
+    """[what page_entry says of a text, with its name, ...], load_frontier's points -> the file."""
     with open(os.path.join(os.path.dirname(__file__), "page.html"), encoding="utf-8") as f:
         template = f.read()
     told = json.dumps({"runs": runs, "frontier": points}, separators=(",", ":"))
@@ -195,11 +201,7 @@ def main(cfg):
     paths = paths_of(cfg.ckpt)
     points = load_frontier(cfg.frontier) if cfg.frontier else []
     loaded = [sample.load(path, cfg) for path in paths]
-    metas = [checkpoint["meta"] for _, checkpoint, _, _ in loaded]
-    templates = [
-        sample.make_template(model, meta, cfg)
-        for (model, *_), meta in zip(loaded, metas, strict=True)
-    ]
+    templates = [sample.make_template(model, saved["meta"], cfg) for model, saved, *_ in loaded]
     if cfg.draft and not any(model.config.causal for model, *_ in loaded):
         raise UserError("--draft makes a GPT faster; all of --ckpt are diffusion models.")
 

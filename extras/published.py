@@ -24,7 +24,7 @@ import torch.nn.functional as F
 import data
 import drafters
 from configurator import UserError, configure, first_line, print_once
-from plumbing.checkpoints import how_to_train
+from plumbing.checkpoints import checkpoint_hint, without_weights
 
 # --------------------------------------------------------------------------------------------------
 ckpt = ""  # the checkpoint that becomes a folder
@@ -70,8 +70,7 @@ def load_model(path, device="cpu", attention="sdpa"):
     """
     saved = read_model(path)
     model = drafters.model_of(saved, path, attention)
-    del saved["model"], saved["ema"]
-    return model.to(device), saved
+    return model.to(device), without_weights(saved)
 
 
 def read_model(path):
@@ -80,7 +79,7 @@ def read_model(path):
         names = "gpt2-xl, mdlm-owt, sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:1M, hub:OWNER/NAME"
         raise UserError(
             f"There is no checkpoint {path}, nor is it a published model ({names}). "
-            + how_to_train(os.path.dirname(path))
+            + checkpoint_hint(os.path.dirname(path))
         )
     folder = path if os.path.isdir(path) else download(path)
     config, w = read_folder(folder)
@@ -223,12 +222,12 @@ def check_tokens(id_of, V, causal):
 # the layouts
 
 
-def settings_of(config, *keys):
+def values_anywhere(config, *keys):
     """Nested dicts -> the values that the keys have anywhere in them."""
     values = [value for key, value in config.items() if key in keys]
     for part in config.values():
         if isinstance(part, dict):
-            values += settings_of(part, *keys)
+            values += values_anywhere(part, *keys)
     return values
 
 
@@ -320,18 +319,20 @@ def check_shapes(w, expected):
 
 def head_size(C, inv_freq, config):
     """-> channels of an attention head, from the rotary frequencies or the config."""
-    if inv_freq is not None:
-        heads = {C // (2 * len(inv_freq))}
-    else:
-        heads = set(settings_of(config, "n_heads"))
-    if len(heads) != 1:
-        found = sorted(heads) or "missing"
-        raise UserError(f"n_heads is {found}, and no rotary_emb.inv_freq gives the size of a head")
-    D = C // heads.pop()
-    if inv_freq is not None:
-        ours = 10000.0 ** (-torch.arange(0, D, 2) / D)
-        if not torch.allclose(inv_freq, ours, rtol=1e-2):  # it may have been bfloat16
-            raise UserError("rotary_emb.inv_freq is not of base 10000")
+    if inv_freq is None:
+        heads = sorted(set(values_anywhere(config, "n_heads")))
+        if len(heads) != 1:
+            found = heads or "missing"
+            raise UserError(
+                f"n_heads is {found}, and no rotary_emb.inv_freq gives the size of a head"
+            )
+        return C // heads[0]
+    D = 2 * len(inv_freq)
+    ours = 10000.0 ** (-torch.arange(0, D, 2) / D)
+    if not torch.allclose(inv_freq, ours, rtol=1e-2):  # it may have been bfloat16
+        raise UserError("rotary_emb.inv_freq is not of base 10000")
+    if C % D:
+        raise UserError(f"rotary_emb.inv_freq is of heads of {D} channels, which do not make {C}")
     return D
 
 
@@ -345,7 +346,7 @@ def from_mdlm(w, config):
     -> model_config, weights. Without time conditioning the noise level that enters is always 0, so
     the adaptive layer norms of MDLM and SDTT are constants and fold into a plain pre-LN block.
     """
-    if any(settings_of(config, "time_conditioning")):
+    if any(values_anywhere(config, "time_conditioning")):
         raise UserError("time_conditioning is True, and a plain block does not know the time")
     n_rows, C = w["vocab_embed.embedding"].shape
     V = n_rows - 1  # the last row is [MASK]
@@ -373,7 +374,7 @@ def from_mdlm(w, config):
         "n_layer": L,
         "n_head": C // D,
         # rope has tables, which must be long enough
-        "block_size": max(settings_of(config, "model_length", "length"), default=1024),
+        "block_size": max(values_anywhere(config, "model_length", "length"), default=1024),
         "causal": False,
         "tie_weights": False,
         "mlp_bias": True,
@@ -413,13 +414,13 @@ def fold_block(w, at, c):
 def save_model(folder, model, checkpoint):
     """
     Writes model.safetensors, config.json and README.md, the model's card; with the vocabulary, so
-    that the folder alone is enough. Raises UserError if it holds a model; a README.md stays.
+    that the folder alone is enough -> the name that loads it. Raises UserError if it holds a model;
+    a README.md stays.
     """
     if any(os.path.exists(os.path.join(folder, f)) for f in ("model.safetensors", "config.json")):
         raise UserError(f"{folder} holds a model or a config.json already. Give another folder.")
     if hasattr(model, "save"):
-        model.save(folder)  # one of transformers has a layout of its own: hf:FOLDER loads it
-        return
+        return model.save(folder)  # one of transformers has a layout of its own
     meta = dict(checkpoint["meta"])
     weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
     data.atomic_write(os.path.join(folder, "model.safetensors"), safetensors.torch.save(weights))
@@ -436,6 +437,7 @@ def save_model(folder, model, checkpoint):
         "made_for": checkpoint.get("made_for"),
     }
     data.write_json(os.path.join(folder, "config.json"), config)
+    return folder
 
 
 def card(folder, model, checkpoint):
@@ -467,11 +469,13 @@ def card(folder, model, checkpoint):
 
 def unit_of_loss(model, checkpoint):
     """-> what the validation loss of a checkpoint is measured in."""
-    method = checkpoint["config"].get("method")  # of its distillation, if there was one
-    if method == "sdtt":
-        return f"{checkpoint['config'].get('divergence')} to its teacher"
-    if method:
+    config = checkpoint["config"]
+    method = config.get("method")  # of its distillation, if there was one
+    if method == "sdtt" or (method == "t5" and config["learn"] == "teacher"):
+        return f"{config.get('divergence')} to its teacher"
+    if method in ("kd", "dimo"):
         return "the loss of its distillation"
+    # also where soft labels or another text than the teacher's were learned
     return "nats per token" if model.config.causal else "nats per token, an upper bound"
 
 
@@ -479,8 +483,8 @@ def main(cfg):
     if not cfg.ckpt or not cfg.out:
         raise UserError("Which model, and where to? Give --ckpt=CHECKPOINT --out=FOLDER.")
     model, checkpoint = drafters.load_model(cfg.ckpt)
-    save_model(cfg.out, model, checkpoint)
-    print(f"The model is in {cfg.out}: --ckpt={cfg.out} loads it.")
+    name = save_model(cfg.out, model, checkpoint)
+    print(f"The model is in {cfg.out}: --ckpt={name} loads it.")
 
 
 if __name__ == "__main__":

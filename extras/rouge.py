@@ -12,11 +12,14 @@ from tqdm import tqdm
 
 import data
 from configurator import UserError, check_at_least, configure
-from drafters import load_drafter, load_model
+from drafters import check_context, load_drafter, load_model
 from eval import sampling_context
+from metrics import mean_and_error
 from plumbing.checkpoints import paths_of
+from plumbing.checks import check_sampling_knobs
 from plumbing.hardware import pick_device
 from plumbing.randomness import seeded
+from sample import settings_of, text_end
 from speculative import generate, speculate
 
 # --------------------------------------------------------------------------------------------------
@@ -29,7 +32,7 @@ gamma = 4  # tokens proposed at a time
 temperature = 1.0  # 0: always the most probable token
 top_k = 2  # autoregressive only: keep the k most probable tokens; 0: all
 top_p = 1.0  # keep the most probable tokens that hold this much probability
-batch_size = 16  # sequences per forward pass, on each process
+batch_size = 16  # sequences per forward pass
 seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'
 dtype = ""  # '' (bfloat16 if it is fast here) | 'float32' | 'bfloat16'
@@ -45,65 +48,51 @@ def check_package():
 
 
 def rouge_2_f1(references, texts):
-    """[text, ...], [text, ...] -> the mean F1 of ROUGE-2 against the references, its error."""
+    """
+    [text, ...], [text, ...] -> the mean F1 of ROUGE-2 against the references, half the width of its
+    95 % interval.
+    """
     from rouge_score import rouge_scorer
 
     scorer = rouge_scorer.RougeScorer(["rouge2"], use_stemmer=True)
     scores = []
     for reference, text in zip(references, texts, strict=True):
         scores.append(scorer.score(reference, text)["rouge2"].fmeasure)
-    scores = torch.tensor(scores)
-    return scores.mean().item(), (scores.std() / len(scores) ** 0.5).item()
+    return mean_and_error(torch.tensor(scores))
 
 
-def text_of(row, start, meta):
-    """(L,) int64 -> the text from `start` up to the end-of-text."""
-    tokens = row[start:].tolist()
-    if meta.get("eot") in tokens:
-        tokens = tokens[: tokens.index(meta["eot"])]
-    return data.encoder(meta)[1](tokens)
-
-
-def texts_alone(target, x, n_new, meta, cfg):
-    """(n, P) int64 -> [text, ...] that the target writes, in batches."""
-    texts = []
+def rows_alone(target, x, n_new, eot, cfg):
+    """(n, P) int64 -> [(P + n_new,) int64, ...] that the target writes, in batches."""
+    rows = []
     for i, part in enumerate(x.split(cfg.batch_size)):
-        rows = generate(
-            target,
-            part,
-            n_new,
-            generator=seeded(cfg.seed, "target", i, device=x.device),
-            eos=meta.get("eot"),
-            temperature=cfg.temperature,
-            top_k=cfg.top_k,
-            top_p=cfg.top_p,
-        )
-        texts += [text_of(row, x.size(1), meta) for row in rows]
-    return texts
+        generator = seeded(cfg.seed, "target", i, device=x.device)
+        options = {"generator": generator, "eos": eot, **settings_of(cfg)}
+        rows += generate(target, part, n_new, **options)
+    return rows
 
 
-def texts_with(drafter, target, x, n_new, meta, cfg):
-    """(n, P) int64 -> [text, ...] that the target writes with the drafter, one at a time."""
-    texts = []
+def rows_with(drafter, target, x, n_new, eot, cfg):
+    """(n, P) int64 -> [(at most P + n_new,) int64, ...] that it writes with the drafter."""
+    rows = []
     for i, prompt in enumerate(tqdm(x, leave=False)):
-        row = speculate(
-            target,
-            drafter,
-            prompt,
-            n_new,
-            gamma=cfg.gamma,
-            generator=seeded(cfg.seed, "drafts", i, device=x.device),
-            eos=meta.get("eot"),
-            temperature=cfg.temperature,
-            top_k=cfg.top_k,
-            top_p=cfg.top_p,
-        )
-        texts.append(text_of(row, x.size(1), meta))
+        generator = seeded(cfg.seed, "drafts", i, device=x.device)
+        options = {"generator": generator, "eos": eot, **settings_of(cfg)}
+        rows.append(speculate(target, drafter, prompt, n_new, gamma=cfg.gamma, **options))
+    return rows
+
+
+def texts_of(rows, n_known, meta):
+    """[(L,) int64, ...] -> [text, ...]: what follows the prompt, up to the end-of-text."""
+    decode = data.encoder(meta)[1]
+    texts = []
+    for row in rows:
+        end = text_end(row, n_known, meta.get("eot"))
+        texts.append(decode(row[n_known:end].tolist()))
     return texts
 
 
 def evaluate(cfg):
-    """-> {who writes: (ROUGE-2, its standard error)}"""
+    """-> {who writes: (ROUGE-2, half the width of its 95 % interval)}"""
     check_package()
     device, _, _ = pick_device(cfg.device, cfg.dtype)
     target, checkpoint = load_model(cfg.ckpt, device, cfg.attention)
@@ -112,6 +101,8 @@ def evaluate(cfg):
     meta = checkpoint["meta"]
     names = paths_of(cfg.draft) if cfg.draft else []
     drafters = {name: load_drafter(name, target, meta, cfg.attention) for name in names}
+    for name, drafter in drafters.items():
+        check_context(drafter, name, cfg.length)
     x, references = data.load_prompts(cfg.prompts, meta, cfg.num_samples)
     x = x.to(device)
     n_new = cfg.length - x.size(1)
@@ -122,14 +113,19 @@ def evaluate(cfg):
         )
 
     with sampling_context(target, cfg):
-        texts = {"the target alone": texts_alone(target, x, n_new, meta, cfg)}
+        eot = meta.get("eot")
+        written = {"the target alone": rows_alone(target, x, n_new, eot, cfg)}
         for name, drafter in drafters.items():
-            texts[name] = texts_with(drafter, target, x, n_new, meta, cfg)
-    return {who: rouge_2_f1(references, written) for who, written in texts.items()}
+            written[name] = rows_with(drafter, target, x, n_new, eot, cfg)
+    found = {}
+    for who, rows in written.items():
+        found[who] = rouge_2_f1(references, texts_of(rows, x.size(1), meta))
+    return found
 
 
 def main(cfg):
-    check_at_least(cfg, num_samples=7)
+    check_sampling_knobs(cfg)
+    check_at_least(cfg, num_samples=7, gamma=1)
     report = evaluate(cfg)
     for who, (mean, error) in report.items():
         print(f"{who}: ROUGE-2 {mean:.3f} +- {error:.3f}")

@@ -16,8 +16,8 @@ import torch
 
 import data
 import sample
-from configurator import UserError, configure, print_once
-from plumbing.parallel import join_processes, leave_processes, rank_and_world
+from configurator import UserError, check_at_least, configure, print_once
+from plumbing.parallel import is_first_process, join_processes, leave_processes
 from speculative import draw_many, empty_templates, sampler_and_steps
 
 # --------------------------------------------------------------------------------------------------
@@ -50,8 +50,7 @@ def check_save(cfg, size):
     """size: tokens of a sample."""
     if not cfg.out:
         raise UserError("Where to? Give --out=FILE.jsonl.")
-    if cfg.batch_size < 1 or cfg.continuations < 1:
-        raise UserError("batch_size and continuations must be at least 1.")
+    check_at_least(cfg, continuations=1)
     if not 0 <= cfg.prefix < size:
         raise UserError(f"prefix is {cfg.prefix}; it must be from 0 to {size - 1}.")
     if cfg.num_samples % cfg.continuations:
@@ -61,7 +60,10 @@ def check_save(cfg, size):
 
 
 def put_prefixes(templates, meta, dataset, cfg):
-    """(N, L) int64 -> the same, beginning with validation texts, each of them in a row."""
+    """
+    (N, L) int64 -> the same, beginning with validation texts: each of them in as many rows, one
+    below the other, as there are continuations.
+    """
     corpus = data.load(dataset)
     if not data.same_vocabulary(meta, corpus.meta):
         raise UserError(
@@ -80,11 +82,13 @@ def put_prefixes(templates, meta, dataset, cfg):
     return templates
 
 
-def describe(cfg, causal, sampler, steps, note):
-    """-> what the file's first line says of the samples, except for their dataset and meta."""
+def samples_header(cfg, *, causal, sampler, steps, note, dataset, meta):
+    """-> what the first line of a file of samples says of them."""
+    absent = {"top_k": 0, "prefix": 0, "continuations": 1}  # a script need not have these knobs
     keys = ("ckpt", "temperature", "top_k", "top_p", "seed", "prefix", "continuations")
-    about = {key: getattr(cfg, key) for key in keys}
-    return about | {"causal": causal, "sampler": sampler, "steps": steps, "hardware": note}
+    header = {key: getattr(cfg, key, absent.get(key)) for key in keys}
+    header |= {"causal": causal, "sampler": sampler, "steps": steps, "hardware": note}
+    return header | {"dataset": dataset, "meta": meta}
 
 
 def main(cfg):
@@ -100,7 +104,7 @@ def main(cfg):
     if cfg.prefix:
         templates = put_prefixes(templates, meta, dataset, cfg)
 
-    writes = rank_and_world()[0] == 0
+    writes = is_first_process()
     # the file is opened now: that it cannot be written should not be found out after hours
     with data.replacing(cfg.out, "w") if writes else contextlib.nullcontext() as f:
         with torch.no_grad(), autocast:
@@ -116,11 +120,13 @@ def main(cfg):
                 top_p=cfg.top_p,
             )
         if writes:
-            if model.config.causal:
+            causal = model.config.causal
+            if causal:
                 sampler = None  # a GPT writes token by token
                 steps = size
-            about = describe(cfg, model.config.causal, sampler, steps, note)
-            f.write(json.dumps(about | {"dataset": dataset, "meta": meta}) + "\n")
+            about = {"sampler": sampler, "steps": steps, "note": note, "dataset": dataset}
+            header = samples_header(cfg, causal=causal, meta=meta, **about)
+            f.write(json.dumps(header) + "\n")
             _, decode = data.encoder(meta)
             for tokens in x.tolist():
                 f.write(json.dumps({"tokens": tokens, "text": decode(tokens)}) + "\n")

@@ -29,7 +29,7 @@ import data
 from configurator import UserError, check_at_least, choose, configure
 from distill import make_drafter, start_folder
 from drafters import load_model
-from extras.vocab_parallel import sliced_logits, sliced_soft_cross_entropy
+from extras.vocab_parallel import label_weights, sliced_logits, sliced_soft_cross_entropy
 from loop import check_loop, fit, hooks, validator
 from model import ar_loss
 from plumbing.checks import check_text
@@ -92,25 +92,22 @@ def soft_cross_entropy(logits, ids, logp, missing="none"):
     w = exp(logp). Ids may repeat; entries with logp -inf weigh nothing.
 
     Its gradient by the logits is W softmax(logits) - scatter(w) with W = sum w: with W < 1,
-    forgetting W pushes named tokens the wrong way. missing: what to do about 1 - W.
+    forgetting W pushes named tokens the wrong way. missing says what becomes of 1 - W: 'none',
+    nothing; 'renorm', w / W stands for w; 'tail', all tokens that are not named together get it.
     """
     lse = logits.logsumexp(-1)  # (N)
-    w = logp.exp()  # (N, K)
-    if missing == "renorm":
-        w = w / w.sum(-1, keepdim=True)
+    w, missing_mass = label_weights(logp, missing)  # (N, K), (N)
     loss = (w * (lse[:, None] - logits.gather(1, ids))).sum(-1)
     if missing == "tail":  # all tokens that are not named, as one more token
         unnamed = logits.scatter(1, ids, torch.finfo(logits.dtype).min).logsumexp(-1)  # (N)
-        gone = 1 - w.sum(-1)
-        gone = gone.masked_fill(gone < 1e-6, 0)  # below is rounding
-        loss = loss + gone * (lse - unnamed)
+        loss = loss + missing_mass * (lse - unnamed)
     return loss
 
 
-def soft_loss(student, batch, generator, soft, missing="none", ce_weight=0.0, parallel=False):
+def soft_loss(student, batch, generator, labels, missing="none", ce_weight=0.0, parallel=False):
     """
-    (B, L + 1) int64: tokens, and the number of their row in `soft` -> nats, the mean over labelled
-    positions. generator is not used: there is no noise.
+    (B, L + 1) int64: tokens, and the number of their row in the labels -> nats, the mean over
+    labelled positions. generator is not used: there is no noise.
 
     ce_weight: of the cross-entropy with the text itself. parallel: every process has this batch,
     and computes the logits of its own slice of the vocabulary.
@@ -118,8 +115,8 @@ def soft_loss(student, batch, generator, soft, missing="none", ce_weight=0.0, pa
     x = batch[:, :-1]  # (B, L)
     rows = batch[:, -1].cpu().numpy()  # (B)
     # the label of position i is of token i, after those before it: position 0 has none
-    ids = torch.from_numpy(soft.ids[rows, 1:]).to(x.device).long()  # (B, L - 1, K)
-    logp = torch.from_numpy(soft.logp[rows, 1:]).to(x.device)  # (B, L - 1, K)
+    ids = torch.from_numpy(labels.ids[rows, 1:]).to(x.device).long()  # (B, L - 1, K)
+    logp = torch.from_numpy(labels.logp[rows, 1:]).to(x.device)  # (B, L - 1, K)
     labelled = logp.amax(-1) > -math.inf  # (B, L - 1), N of them
     y = x[:, 1:][labelled]  # (N): what the text says there
     ids = ids[labelled]  # (N, K)
@@ -143,7 +140,8 @@ def soft_loss(student, batch, generator, soft, missing="none", ce_weight=0.0, pa
 # --------------------------------------------------------------------------------------------------
 # labels on the disk
 
-SOFT = {"tokens": np.int32, "topk_ids": np.int32, "topk_logp": np.float32}
+# NAME.bin -> the type of its numbers
+LABEL_FILES = {"tokens": np.int32, "topk_ids": np.int32, "topk_logp": np.float32}
 
 
 class SoftWriter:
@@ -163,10 +161,10 @@ class SoftWriter:
         self.meta = meta
         self.bytes_of_row = {"tokens": 4 * L, "topk_ids": 4 * L * K, "topk_logp": 4 * L * K}
         self.files = {}
-        for name in SOFT:
+        for name in LABEL_FILES:
             self.files[name] = open(os.path.join(folder, f"{name}.bin.tmp"), "ab")
         sizes = {name: file.tell() for name, file in self.files.items()}
-        self.keep(min(sizes[name] // self.bytes_of_row[name] for name in SOFT))
+        self.keep(min(sizes[name] // self.bytes_of_row[name] for name in LABEL_FILES))
 
     def keep(self, n):
         """Drops the rows after the first n."""
@@ -176,8 +174,8 @@ class SoftWriter:
 
     def add(self, tokens, ids, logp):
         """(n, L), (n, L, K), (n, L, K)."""
-        for name, array in zip(SOFT, (tokens, ids, logp), strict=True):
-            self.files[name].write(np.ascontiguousarray(array, dtype=SOFT[name]).tobytes())
+        for name, array in zip(LABEL_FILES, (tokens, ids, logp), strict=True):
+            self.files[name].write(np.ascontiguousarray(array, dtype=LABEL_FILES[name]).tobytes())
             self.files[name].flush()
         self.n += len(tokens)
 
@@ -201,7 +199,7 @@ def load_soft(folder):
         L = meta["length"]
         K = meta["topk"]
         shapes = {"tokens": (n, L), "topk_ids": (n, L, K), "topk_logp": (n, L, K)}
-        for name, kind in SOFT.items():
+        for name, kind in LABEL_FILES.items():
             array = np.memmap(os.path.join(folder, f"{name}.bin"), dtype=kind, mode="r")
             arrays[name] = array.reshape(shapes[name])
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -265,13 +263,17 @@ def parse_line(line):
     for top in candidates:
         if not all(isinstance(value, int | float) for value in top.values()):
             raise ValueError("a logprob is no number")
+        positive = [value for value in top.values() if value > 0.01]  # below is rounding
+        if positive:
+            raise ValueError(f"a logprob is {positive[0]}: a probability?")
     return tokens, candidates
 
 
 def rows_of(tokens, candidates, id_of, L, K):
     """
-    [str], [{str: float}], {str: id} -> (n, L), (n, L, K), (n, L, K) for SoftWriter.add, and how
-    many candidates are not in the vocabulary: they are left out. Raises KeyError for such a token.
+    A text's tokens, the candidates at each, {text of a token: id} -> for SoftWriter.add, n rows of
+    tokens (n, L), ids (n, L, K), logp (n, L, K); and how many candidates are not in the vocabulary:
+    they are left out. Raises KeyError for a token of the text that is not in it.
     """
     n = math.ceil(len(tokens) / L)
     x = np.zeros((n, L), dtype=np.int64)
@@ -342,9 +344,12 @@ def check_knobs(cfg):
     check_at_least(cfg, topk=1, n_tokens=1, soft_length=2, max_iters=1)
     if cfg.drafter == "ngram":
         raise UserError("An n-gram counts texts: it learns with distill.py --drafter=ngram.")
-    if cfg.vocab_parallel and ("WORLD_SIZE" not in os.environ or cfg.dropout):
+    if cfg.vocab_parallel and "WORLD_SIZE" not in os.environ:
+        raise UserError("vocab_parallel splits over processes: torchrun --nproc_per_node=2 ...")
+    if cfg.vocab_parallel and cfg.dropout:
         raise UserError(
-            "vocab_parallel needs processes, torchrun --nproc_per_node=2 ..., and --dropout=0."
+            f"dropout is {cfg.dropout}, another on every process; vocab_parallel needs the same "
+            "states on all. Use --dropout=0."
         )
     if cfg.vocab_parallel and cfg.fsdp:
         raise UserError("fsdp does not go with --vocab_parallel=True. Use --fsdp=False.")
@@ -354,7 +359,16 @@ def check_knobs(cfg):
         raise UserError("--soft_data needs --dataset: its vocabulary, and its text to validate on.")
 
 
-def load_all(cfg):
+def check_head(student, cfg):
+    """Raises UserError if the head is to be split and cannot be."""
+    if cfg.vocab_parallel and not hasattr(student, "head_weight"):
+        raise UserError(
+            f"vocab_parallel splits the head of our own models, not that of {cfg.drafter}, which "
+            "is one of transformers. Use --vocab_parallel=False."
+        )
+
+
+def load_teacher_and_corpus(cfg):
     """
     -> teacher or None, corpus, tokens in a row of labels. Raises UserError if they or out_dir do
     not fit, before anything is written.
@@ -397,7 +411,7 @@ def origin_of(cfg, L):
     return origin | {name: getattr(cfg, name) for name in names}
 
 
-def label(teacher, corpus, folder, L, cfg):
+def label(teacher, corpus, folder, L, device, cfg):
     """-> folder: the labels that cfg asks for, unless they are there. Raises if others are."""
     path = os.path.join(cfg.out_dir, "soft.json")
     finished = os.path.exists(os.path.join(folder, "meta.json"))
@@ -410,16 +424,16 @@ def label(teacher, corpus, folder, L, cfg):
         soft_from_jsonl(cfg.soft_data, folder, corpus.meta, L, cfg.topk)
     else:
         x = data.blocks(corpus.train, L, max(1, cfg.n_tokens // L))
-        soft_from_teacher(teacher, x, folder, corpus.meta, cfg.topk)
+        soft_from_teacher(teacher.to(device), x, folder, corpus.meta, cfg.topk)
 
 
-def labels_of(teacher, corpus, L, cfg):
+def labels_of(teacher, corpus, L, device, cfg):
     """-> the labels, which the first process makes if they are not there."""
     folder = os.path.join(cfg.out_dir, "soft")
     if os.path.isdir(cfg.soft_data):
         folder = cfg.soft_data
     else:
-        on_first_process(lambda: label(teacher, corpus, folder, L, cfg))
+        on_first_process(lambda: label(teacher, corpus, folder, L, device, cfg))
     labels = load_soft(folder)
     if not data.same_vocabulary(corpus.meta, labels.meta):
         raise UserError(
@@ -428,14 +442,14 @@ def labels_of(teacher, corpus, L, cfg):
     return labels
 
 
-def soft(cfg):
-    teacher, corpus, L = load_all(cfg)
+def train_student(cfg):
+    teacher, corpus, L = load_teacher_and_corpus(cfg)
     device, note = join_processes(cfg)
     student, saved = make_drafter(cfg, corpus.meta, L, device, note)  # its mistakes show first
+    check_head(student, cfg)
     on_first_process(lambda: start_folder(cfg, note))
-    if teacher:
-        teacher.to(device).requires_grad_(False)
-    labels = labels_of(teacher, corpus, L, cfg)
+    labels = labels_of(teacher, corpus, L, device, cfg)
+    del teacher  # its memory is free for the student
 
     def get_batch(generator):
         """-> (B, L + 1): rows of labelled text, and their numbers."""
@@ -448,7 +462,7 @@ def soft(cfg):
 
     loss = functools.partial(
         soft_loss,
-        soft=labels,
+        labels=labels,
         missing=cfg.missing,
         ce_weight=cfg.ce_weight,
         parallel=cfg.vocab_parallel,
@@ -463,7 +477,7 @@ def main(cfg):
     check_knobs(cfg)
     check_loop(cfg)
     try:
-        soft(cfg)
+        train_student(cfg)
     finally:
         release(cfg.out_dir)
     leave_processes()

@@ -18,7 +18,6 @@ A drafter of our own sees what the decoder has written, look-up copies from the 
 a drafter with an encoder reads the same source. KD as in distill.py (arXiv 2310.08461).
 """
 
-import contextlib
 import functools
 import math
 import os
@@ -32,9 +31,16 @@ from tqdm import tqdm
 
 import data
 import distill
-from configurator import UserError, choose, configure, first_line, print_once
+from configurator import (
+    UserError,
+    check_at_least,
+    choose,
+    configure,
+    first_line,
+    print_once,
+)
 from distill import divergence_between
-from drafters import Lookup, fit_ngram, load_drafter
+from drafters import Lookup, check_context, fit_ngram, load_drafter
 from extras.huggingface import Cache, HuggingFaceModel, about, has_encoder
 from extras.rouge import check_package, rouge_2_f1
 from loop import check_loop, fit, hooks, validator
@@ -49,13 +55,21 @@ from metrics import (
     overlap,
     predicted_speedup,
     tokens_per_forward,
+    trial,
 )
-from plumbing.checkpoints import load_checkpoint, paths_of, weights_of, without_weights
-from plumbing.hardware import pick_device
+from plumbing.checkpoints import (
+    load_checkpoint,
+    load_weights,
+    paths_of,
+    weights_of,
+    without_weights,
+)
+from plumbing.checks import check_sampling_knobs
+from plumbing.hardware import pick_device, pick_for_sampling
 from plumbing.parallel import join_processes, leave_processes, on_first_process
 from plumbing.randomness import seeded
 from plumbing.report import table
-from plumbing.runs import check_folder, check_origin, release, saved_of, write_chunks
+from plumbing.runs import check_folder, check_origin, checkpoint_to_resume, release, write_chunks
 from sample import settings_of
 from speculative import Network, generate, speculate, until_eos
 
@@ -113,7 +127,7 @@ cfg = configure(globals())
 
 
 class EncoderDecoder(HuggingFaceModel):
-    """T5 and its kin. Only `bound_to` a source it is what others call a model."""
+    """T5 and its kin. What others call a model is its decoder, once it has encoded a source."""
 
     kind = "AutoModelForSeq2SeqLM"
 
@@ -123,13 +137,13 @@ class EncoderDecoder(HuggingFaceModel):
             raise UserError(f"{path} adds a bias outside its head, as BART does: not supported.")
         self.check_and_take_head_out()
 
-    def bound_to(self, source):
-        """(B, S) int64, short ones padded at the end -> Bound: the decoder, given these."""
+    def encode(self, source):
+        """(B, S) int64, short ones padded at the end -> the decoder, conditioned on these."""
         self.check_length(source.size(1))
         mask = (source != self.inner.config.pad_token_id).long()  # (B, S)
         encoder = self.inner.get_encoder()
         states = encoder(input_ids=source, attention_mask=mask).last_hidden_state
-        return Bound(self, states, mask)
+        return ConditionedDecoder(self, states, mask)
 
     @torch.no_grad()
     def check_and_take_head_out(self):
@@ -137,26 +151,26 @@ class EncoderDecoder(HuggingFaceModel):
         V = self.config.vocab_size
         source = torch.arange(3)[None] % V  # (1, 3)
         x = torch.arange(3, 11)[None] % V  # (1, 8)
-        bound = self.bound_to(source)
+        decoder = self.encode(source)
         found = self.inner(
             decoder_input_ids=x,
-            encoder_outputs=(bound.states,),
-            attention_mask=bound.mask,
+            encoder_outputs=(decoder.states,),
+            attention_mask=decoder.mask,
             use_cache=True,
         )
         cache = getattr(found, "cache", None)
         self.check_cache(getattr(cache, "self_attention_cache", cache))
         self.take_head_out()
-        h = bound.hidden(x)
+        h = decoder.hidden(x)
         self.check_equal("logits", self.head(h), found.logits[..., :V])
-        cache = bound.new_cache()
-        bound.hidden(x[:, :7], cache)
+        cache = decoder.new_cache()
+        decoder.hidden(x[:, :7], cache)
         cache.length = 5
-        self.check_equal("cached states", bound.hidden(x[:, 5:], cache), h[:, 5:])
+        self.check_equal("cached states", decoder.hidden(x[:, 5:], cache), h[:, 5:])
 
 
-class Bound:
-    """An encoder-decoder that has read its sources: what its decoder writes, as a GPT."""
+class ConditionedDecoder:
+    """The decoder of an encoder-decoder that has read its sources: a GPT to those who call it."""
 
     def __init__(self, model, states, mask):
         self.model = model
@@ -205,17 +219,17 @@ class SourceLookup:
         return self.lookup.propose(torch.cat([self.source, x]), n, settings, generator)
 
 
-def given(model, source):
+def condition(model, source):
     """Any model, (B, S) int64 -> what writes: if it has an encoder, it has read the source."""
     if isinstance(model, EncoderDecoder):
-        return model.bound_to(source)
+        return model.encode(source)
     return model
 
 
-def drafter_given(drafter, source):
+def condition_drafter(drafter, source):
     """A drafter, (S,) int64 -> one that reads the source too, or copies from it, if it can."""
     if isinstance(drafter, EncoderDecoder):
-        return Network(drafter.bound_to(source[None]))
+        return Network(drafter.encode(source[None]))
     if isinstance(drafter, Lookup):
         return SourceLookup(drafter, source)
     return drafter
@@ -240,7 +254,7 @@ def from_checkpoint(saved, device="cpu", attention="sdpa"):
     if not path.startswith("hf:"):
         raise UserError(f"The checkpoint holds {path!r}, not an encoder-decoder.")
     model = EncoderDecoder(path, attention)
-    model.load_state_dict(weights_of(saved))
+    load_weights(model, weights_of(saved))
     return model.to(device), without_weights(saved)
 
 
@@ -252,9 +266,11 @@ def reads_source(path):
 
 
 def load_any_drafter(path, target, meta, cfg):
-    """-> a drafter of drafters.py or speculative.py, or an EncoderDecoder: see drafter_given."""
+    """-> a drafter as those of drafters.py, or an EncoderDecoder: see condition_drafter."""
     if not reads_source(path):
-        return load_drafter(path, target, meta, cfg.attention)
+        drafter = load_drafter(path, target, meta, cfg.attention)
+        check_context(drafter, path, cfg.length)
+        return drafter
     model, checkpoint = load_model(path, target.wte.weight.device, cfg.attention)
     if not data.same_vocabulary(meta, checkpoint["meta"]):
         raise UserError(f"The drafter {path} has another vocabulary than the target.")
@@ -273,23 +289,24 @@ def is_written(y, eot):
 
 def t5_loss(drafter, rows, generator, target, n_source, eot, divergence="kl_fwd"):
     """
-    (B, S + T + 1) int64: sources, then what decoders write -> nats, a mean over written tokens:
-    the divergence of drafter from target or, if target is None, the cross-entropy with the text.
+    (B, S + T) int64: sources, then texts from the start token on -> nats, a mean over written
+    tokens: the divergence of drafter from target or, if target is None, the cross-entropy with the
+    text.
     """
     source = rows[:, :n_source]  # (B, S)
-    x = rows[:, n_source:-1]  # (B, T), from the start token on
-    y = rows[:, n_source + 1 :]  # (B, T)
-    written = is_written(y, eot)  # (B, T), N of them
-    logits = given(drafter, source)(x)[written].float()  # (N, V)
+    x = rows[:, n_source:-1]  # (B, T - 1), from the start token on
+    y = rows[:, n_source + 1 :]  # (B, T - 1)
+    written = is_written(y, eot)  # (B, T - 1), N of them
+    logits = condition(drafter, source)(x)[written].float()  # (N, V)
     if target is None:
         return F.cross_entropy(logits, y[written])
     with torch.no_grad():
-        log_target = given(target, source)(x)[written].float().log_softmax(-1)  # (N, V)
+        log_target = condition(target, source)(x)[written].float().log_softmax(-1)  # (N, V)
     return divergence_between(logits.log_softmax(-1), log_target, divergence).mean()
 
 
 def load_rows(dataset):
-    """-> corpus, S, T + 1: the tokens of a source and of what the decoder writes."""
+    """-> corpus, S, T: the tokens of a source, and of a text with its start token."""
     corpus = data.load(dataset)
     meta = corpus.meta
     if "row" not in meta:
@@ -304,7 +321,8 @@ def load_rows(dataset):
 def with_text_of(model, starts, n_new, generator, eot):
     """(B, S + 1) int64, sources and start tokens -> (B, S + 1 + n_new): what a model writes."""
     source = starts[:, :-1]
-    text = generate(given(model, source), starts[:, -1:], n_new, generator=generator, eos=eot)
+    decoder = condition(model, source)
+    text = generate(decoder, starts[:, -1:], n_new, generator=generator, eos=eot)
     return torch.cat([source, text], dim=1)
 
 
@@ -346,9 +364,9 @@ def make_drafter(cfg, meta, T, device, note):
     drafter, checkpoint = load_model(cfg.drafter, device, cfg.attention)
     if not data.same_vocabulary(meta, checkpoint["meta"]):
         raise UserError(f"The drafter {cfg.drafter} has another vocabulary than the text.")
-    saved = saved_of(cfg)
+    saved = checkpoint_to_resume(cfg)
     if saved:
-        drafter.load_state_dict(saved["model"])
+        load_weights(drafter, saved["model"])
     n_params = sum(p.numel() for p in drafter.parameters())
     print_once(f"{n_params / 1e6:.2f} M parameters on {note}")
     return drafter, saved
@@ -376,20 +394,29 @@ def open_pseudo_data(target, corpus, cfg, device):
 
 
 def check_kd(cfg):
-    """Raises UserError before any work; settles what is no choice here."""
+    """Raises UserError for knobs that do not go together, before any work."""
     choose("learn", cfg.learn, ("teacher", "text"))
     choose("kd_data", cfg.kd_data, ("dataset", "teacher", "student"))
     choose("divergence", cfg.divergence, ("kl_bwd", "kl_fwd", "tvd", "jsd", "nla"))
+    choose("smoothing", cfg.smoothing, ("kneser_ney", "laplace"))
     choose("init_from", cfg.init_from, ("teacher", "resume"))
-    cfg.sample_interval = 0  # fit's samples read no source
-    cfg.fsdp = False  # it shards our own blocks only
-    if reads_source(cfg.drafter):
-        cfg.compile = "off"  # which compiles a trunk that reads no source
+    check_at_least(cfg, ngram_n=1, pseudo_tokens=1)
+    if cfg.learn == "text" and cfg.kd_data == "student":
+        raise UserError(
+            "learn is 'text' and kd_data 'student': a drafter learns nothing from the text that it "
+            "wrote itself. Use --kd_data=dataset."
+        )
     check_loop(cfg)
 
 
 def kd(cfg):
+    # what else the training loop asks for, and what is no choice here
+    cfg.method = "t5"  # a run of distill.py cannot be resumed as one of these
+    cfg.sample_interval = 0  # fit's samples read no source
+    cfg.fsdp = False  # it shards our own blocks only
     check_kd(cfg)
+    if reads_source(cfg.drafter):
+        cfg.compile = "off"  # which compiles a trunk that reads no source
     corpus, S, T = load_rows(cfg.dataset)
     eot = corpus.meta["eot"]
     target = load_teacher(cfg, corpus.meta)
@@ -448,32 +475,31 @@ def written_text(x, decode, eot):
     return decode(ids)
 
 
-def check_sampling(cfg, target):
-    """Raises UserError for values that can't be meant."""
+def check_length(cfg, target):
+    """Raises UserError if the decoder cannot write so many tokens after its start token."""
     size = target.config.block_size
     if not 1 <= cfg.length < size:
         raise UserError(f"length is {cfg.length}; from 1 to {size - 1} tokens can be written.")
-    if cfg.temperature < 0 or cfg.gamma < 0 or cfg.num_samples < 1:
-        raise UserError("temperature and gamma must be at least 0, num_samples at least 1.")
 
 
 def write_text(target, drafter, pair, cfg, gamma, generator, rounds=None):
     """
     A source and a start token -> (1 + n,) int64 on the CPU, seconds. drafter: None, or one that
-    drafter_given may bind to the source. rounds: a metrics.Rounds, counts what is accepted.
+    condition_drafter takes. rounds: a metrics.Rounds, counts what is accepted.
     """
     source, start = pair
     eot = target.inner.config.eos_token_id
     options = {"generator": generator, "eos": eot, **settings_of(cfg)}
     began = time.perf_counter()
-    bound = target.bound_to(source[None])
+    decoder = target.encode(source[None])
     if drafter is None:
-        x = generate(bound, start[None], cfg.length, **options)[0]
+        x = generate(decoder, start[None], cfg.length, **options)[0]
         x = torch.cat([start, until_eos(x[1:], eot)])  # more of them only fill the row
     else:
-        reader = drafter_given(drafter, source)
+        conditioned = condition_drafter(drafter, source)
         rounds.start(1)
-        x = speculate(bound, reader, start, cfg.length, gamma=gamma, watch=rounds, **options)
+        options |= {"gamma": gamma, "watch": rounds}
+        x = speculate(decoder, conditioned, start, cfg.length, **options)
     x = x.cpu()  # waits for the device
     return x, time.perf_counter() - began
 
@@ -483,19 +509,19 @@ def fastest_gamma(target, drafter, pair, cfg):
     if cfg.gamma:
         return cfg.gamma
     source, start = pair
-    bound = target.bound_to(source[None])
-    reader = drafter_given(drafter, source)
+    decoder = target.encode(source[None])
+    conditioned = condition_drafter(drafter, source)
     generator = seeded(cfg.seed, "trial", device=source.device)
-    return choose_gamma(bound, reader, start, cfg.length, settings_of(cfg), generator)
+    return choose_gamma(decoder, conditioned, start, cfg.length, settings_of(cfg), generator)
 
 
 @torch.no_grad()
 def sample(cfg):
-    device, autocast, note = pick_device(cfg.device, cfg.dtype)
-    if device.type == "cpu":  # a cached step multiplies one row: float32 is faster
-        autocast = contextlib.nullcontext()
+    check_sampling_knobs(cfg)
+    device, _, _ = pick_device(cfg.device, cfg.dtype)
+    autocast, note = pick_for_sampling(True, cfg.device, cfg.dtype)
     target, checkpoint = load_model(cfg.target, device, cfg.attention)
-    check_sampling(cfg, target)
+    check_length(cfg, target)
     meta = checkpoint["meta"]
     pair = encode_source(meta, data.read_text(cfg.prompt), device)
     decode = data.encoder(meta)[1]
@@ -518,50 +544,53 @@ def sample(cfg):
 
 
 def rouge_2(references, texts):
-    """[str], [str] -> the mean F1 of ROUGE-2, and its standard error."""
+    """[str], [str] -> the mean F1 of ROUGE-2, half the width of its 95 % interval."""
     score, error = rouge_2_f1(references, texts)
     return {"rouge2": score, "rouge2_error": error}
 
 
-def alpha_and_gamma(target, drafter, pairs, alone, cfg):
+def alpha_and_gamma(target, drafter, pairs, baseline, cfg):
     """
-    alone: what write_text returned without a drafter for each source -> a dict as that of
+    baseline: what write_text returned without a drafter for each source -> a dict as that of
     metrics.drafter_row: alpha on these texts, the costs on the first source, the fastest gamma.
     """
     settings = settings_of(cfg)
     by_text = []
-    for (source, _), (x, _) in zip(pairs, alone, strict=True):
-        bound = target.bound_to(source[None])
-        reader = drafter_given(drafter, source)
+    for (source, _), (x, _) in zip(pairs, baseline, strict=True):
+        decoder = target.encode(source[None])
+        conditioned = condition_drafter(drafter, source)
         text = x[None].to(source.device)
-        by_text.append(overlap(bound, reader, text, 1, settings, batch_size=1).cpu())
+        by_text.append(overlap(decoder, conditioned, text, 1, settings, batch_size=1).cpu())
     alpha, error = mean_and_error(torch.cat(by_text))
 
     source, start = pairs[0]
-    bound = target.bound_to(source[None])
-    reader = drafter_given(drafter, source)
+    decoder = target.encode(source[None])
+    conditioned = condition_drafter(drafter, source)
     generator = seeded(cfg.seed, "costs", device=source.device)
-    x = generate(bound, start[None], cfg.length, generator=generator)[0]  # without an end
-    costs = measure_costs(bound, reader, x, settings, generator)
-    gamma = cfg.gamma or best_gamma(alpha, costs)[0]
+    # it has no end: the costs are of all of its length
+    x, rounds = trial(decoder, conditioned, start, cfg.length, settings, generator)
+    costs = measure_costs(decoder, conditioned, x, settings, generator)
+    propose_rate = rounds.n_rounds_with_drafts / rounds.n_forwards
+    known_alpha = alpha or 0.0  # None: it never proposed
+    gamma = cfg.gamma or best_gamma(known_alpha, costs, propose_rate)[0]
     c, verify = costs[gamma]
-    predicted = predicted_speedup(alpha, c, gamma, verify)
-    row = {"alpha": alpha, "alpha_error": error, "gamma": gamma, "c": c, "verify": verify}
-    return row | {"predicted": predicted}
+    predicted = predicted_speedup(known_alpha, c, gamma, verify, propose_rate)
+    row = {"alpha": alpha, "alpha_error": error, "propose_rate": propose_rate, "gamma": gamma}
+    return row | {"c": c, "verify": verify, "predicted": predicted}
 
 
-def drafter_row(target, drafter, pairs, alone, cfg):
+def drafter_row(target, drafter, pairs, baseline, cfg):
     """-> the texts (1 + n,) that the target writes with this drafter, and its row of the table."""
-    row = alpha_and_gamma(target, drafter, pairs, alone, cfg)
+    row = alpha_and_gamma(target, drafter, pairs, baseline, cfg)
     rounds = Rounds(row["gamma"])
     texts = []
     speeds = []
-    for i, (pair, (x_alone, seconds_alone)) in enumerate(zip(pairs, alone, strict=True)):
+    for i, (pair, (plain, plain_seconds)) in enumerate(zip(pairs, baseline, strict=True)):
         generator = seeded(cfg.seed, i, device=pair[0].device)
         x, seconds = write_text(target, drafter, pair, cfg, row["gamma"], generator, rounds)
         texts.append(x)
-        speeds.append((len(x) - 1) / seconds / ((len(x_alone) - 1) / seconds_alone))
-    row["counted"] = acceptance(rounds)
+        speeds.append((len(x) - 1) / seconds / ((len(plain) - 1) / plain_seconds))
+    row["alpha_counted"] = acceptance(rounds)
     row["tokens_per_forward"] = tokens_per_forward(rounds)
     row["speedup"], row["speedup_error"] = mean_and_error(torch.tensor(speeds))
     return texts, row
@@ -569,6 +598,7 @@ def drafter_row(target, drafter, pairs, alone, cfg):
 
 def check_eval(cfg):
     """Raises UserError before any work."""
+    check_sampling_knobs(cfg)
     if not cfg.draft:
         raise UserError("Name drafters: --draft=CKPT,out/ngram/ngram.txt,lookup")
     if cfg.num_samples < 7:
@@ -586,7 +616,7 @@ def evaluate(cfg):
     check_eval(cfg)
     device, _, note = pick_device(cfg.device, "float32")  # what is reported is in float32
     target, checkpoint = load_model(cfg.target, device, cfg.attention)
-    check_sampling(cfg, target)
+    check_length(cfg, target)
     meta = checkpoint["meta"]
     decode = data.encoder(meta)[1]
     prompts = read_prompts(cfg.prompts, cfg.num_samples)
@@ -595,16 +625,16 @@ def evaluate(cfg):
     paths = paths_of(cfg.draft)
     drafters = [load_any_drafter(path, target, meta, cfg) for path in paths]
 
-    alone = []
+    baseline = []
     write_text(target, None, pairs[0], cfg, 0, None)  # warms up
     for i, pair in enumerate(tqdm(pairs, desc="the target alone", leave=False)):
         generator = seeded(cfg.seed, i, device=device)
-        alone.append(write_text(target, None, pair, cfg, 0, generator))
-    texts = [written_text(x, decode, meta["eot"]) for x, _ in alone]
+        baseline.append(write_text(target, None, pair, cfg, 0, generator))
+    texts = [written_text(x, decode, meta["eot"]) for x, _ in baseline]
     rows = [{"drafter": "the target alone", **rouge_2(references, texts)}]
     bar = tqdm(zip(paths, drafters, strict=True), desc="drafters", total=len(paths), leave=False)
     for path, drafter in bar:
-        written, row = drafter_row(target, drafter, pairs, alone, cfg)
+        written, row = drafter_row(target, drafter, pairs, baseline, cfg)
         texts = [written_text(x, decode, meta["eot"]) for x in written]
         rows.append({"drafter": path, **row, **rouge_2(references, texts)})
     return {"target": cfg.target, "hardware": note, "seed": cfg.seed, "rows": rows}
@@ -629,7 +659,7 @@ TITLES = {
     "drafter": "drafter",
     "alpha": "alpha",
     "alpha_error": "+-",
-    "counted": "counted",
+    "alpha_counted": "counted",
     "tokens_per_forward": "tokens/forward",
     "gamma": "gamma",
     "c": "c",
@@ -657,7 +687,6 @@ def main(cfg):
         report = evaluate(cfg)
         text = table_of(report["rows"])
         print(text)
-        os.makedirs(cfg.out, exist_ok=True)
         data.write_json(os.path.join(cfg.out, "eval.json"), report)
         data.atomic_write(os.path.join(cfg.out, "eval.txt"), f"{text}\n".encode())
         return None

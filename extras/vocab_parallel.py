@@ -7,7 +7,8 @@ $ torchrun --standalone --nproc_per_node=2 -m extras.soft_labels config/soft_sha
 
 As in metaseq (Zhang et al. 2022, arXiv 2205.01068), whose students learn from the top k of a
 teacher. DIFFERS from tensor parallelism of whole models: all weights are on every process, only the
-work and the logits are split.
+work and the logits are split. SameOnRanks and SumOverRanks are Megatron-LM's f and g (Shoeybi et
+al. 2019, arXiv 1909.08053).
 """
 
 import torch
@@ -57,6 +58,18 @@ def with_gradient_times(p, factor):
     return p + (factor - 1) * (p - p.detach())
 
 
+def label_weights(logp, missing):
+    """
+    (N, K) log-probabilities of a teacher -> (N, K): what each named token weighs in the loss; (N):
+    the probability of all others together. missing: see soft_labels.soft_cross_entropy.
+    """
+    w = logp.exp()  # (N, K)
+    if missing == "renorm":
+        w = w / w.sum(-1, keepdim=True)
+    missing_mass = 1 - w.sum(-1)  # (N)
+    return w, missing_mass.masked_fill(missing_mass < 1e-6, 0)  # below is rounding
+
+
 def slice_of_vocab(V, rank, world):
     """-> first, end: the tokens of which this process computes the logits."""
     first = V * rank // world
@@ -97,14 +110,12 @@ def sliced_soft_cross_entropy(logits, ids, logp, first, missing="none"):
     column = column.clamp(0, logits.size(1) - 1)
     named = SumOverRanks.apply(logits.gather(1, column).masked_fill(~mine, 0))  # (N, K)
 
-    w = logp.exp()  # (N, K)
-    if missing == "renorm":
-        w = w / w.sum(-1, keepdim=True)
+    w, missing_mass = label_weights(logp, missing)  # (N, K), (N)
     loss = (w * (lse[:, None] - named)).sum(-1)
     if missing == "tail":
         is_named = torch.zeros_like(logits).scatter_add(1, column, mine.to(logits.dtype)) > 0
         unnamed = SumOverRanks.apply(exp.masked_fill(is_named, 0).sum(-1))  # (N)
-        gone = 1 - w.sum(-1)
-        gone = gone.masked_fill(gone < 1e-6, 0)  # below is rounding
-        loss = loss + gone * (lse - top - unnamed.clamp(min=1e-38).log())
+        # where all tokens are named it is 0: without the clamp 0 * log(0), which is nan
+        log_unnamed = unnamed.clamp(min=1e-38).log()
+        loss = loss + missing_mass * (lse - top - log_unnamed)
     return loss

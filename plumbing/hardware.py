@@ -51,7 +51,7 @@ def pick_device(device="", dtype=""):
     kind = device.split(":")[0]
     if dtype:
         choose("dtype", dtype, ("float32", "bfloat16"))
-    elif multiplies_bfloat16(kind):
+    elif has_fast_bfloat16(kind):
         dtype = "bfloat16"
     else:
         dtype = "float32"
@@ -59,8 +59,8 @@ def pick_device(device="", dtype=""):
     autocast = contextlib.nullcontext()
     if dtype == "bfloat16":
         autocast = torch.autocast(kind, torch.bfloat16)
-        if not multiplies_bfloat16(kind):
-            say_how_slow(device)
+        if not has_fast_bfloat16(kind):
+            warn_slow_bfloat16(device)
     if kind == "cpu":
         keep_freed_memory()
     return torch.device(device), autocast, f"{device} ({why}), {dtype}"
@@ -69,16 +69,17 @@ def pick_device(device="", dtype=""):
 def pick_for_sampling(causal, device="", dtype=""):
     """
     -> an autocast context to sample in, and what was chosen and why, as pick_device. A GPT's cached
-    step multiplies one row, and bfloat16 on a CPU is fast for many rows only: float32 there.
+    step multiplies one row, and bfloat16 on a CPU is fast for many rows only: float32 there, unless
+    dtype asks for the other.
     """
     picked, autocast, note = pick_device(device, dtype)
-    if causal and picked.type == "cpu":
+    if not dtype and causal and picked.type == "cpu":
         return contextlib.nullcontext(), note.rpartition(", ")[0] + ", float32"
     return autocast, note
 
 
 @functools.lru_cache  # measured once in a run
-def multiplies_bfloat16(kind):
+def has_fast_bfloat16(kind):
     """
     'cuda' | 'mps' | 'cpu' -> whether it multiplies bfloat16 in hardware, a CPU also clearly faster
     than float32.
@@ -90,10 +91,10 @@ def multiplies_bfloat16(kind):
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if kind == "mps":
         return False
-    return product_rate(kind, torch.bfloat16) > 1.2 * product_rate(kind, torch.float32)
+    return matmul_tflops(kind, torch.bfloat16) > 1.2 * matmul_tflops(kind, torch.float32)
 
 
-def product_rate(device, dtype, n=256):
+def matmul_tflops(device, dtype, n=256):
     """-> TFLOP/s of an n x n matrix product, the best of three."""
     a = torch.ones(n, n, device=device, dtype=dtype)  # no random numbers: a run's own stay
     times = []
@@ -130,8 +131,8 @@ def compile_trunk(model, device):
 
 
 @functools.lru_cache  # once in a run
-def say_how_slow(device):
-    factor = product_rate(device, torch.float32) / product_rate(device, torch.bfloat16)
+def warn_slow_bfloat16(device):
+    factor = matmul_tflops(device, torch.float32) / matmul_tflops(device, torch.bfloat16)
     slow = f"a product takes {factor:.1f} times as long as in float32 here"
     print_once(f"{device} does not multiply bfloat16 fast: {slow}. Leave --dtype out.")
 

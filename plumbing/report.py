@@ -72,14 +72,17 @@ def latency_table(rows):
 
 
 def drafters_table(rows):
-    names = ["drafter", "alpha", "+-", "gamma", "counted", "by position", "tokens/forward"]
-    names += ["c", "verify", "predicted", "measured"]
+    names = ["drafter", "alpha", "+-", "gamma", "drafts", "rejected", "counted", "by position"]
+    names += ["tokens/forward", "c", "verify", "predicted", "measured"]
     cells = []
     for r in rows:
         positions = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
-        acceptance = [short(r["drafter"]), r["alpha"], r["alpha_error"], r["gamma"], r["counted"]]
-        speed = f"{r['speedup']:.2f} +- {r['speedup_error']:.2f}"
-        counts = [positions, r["tokens_per_forward"]]
+        acceptance = [short(r["drafter"]), r["alpha"], r["alpha_error"], r["gamma"]]
+        counts = [r["drafts"], r["rejected"], r["alpha_counted"], positions]
+        counts.append(r["tokens_per_forward"])
+        speed = f"{r['speedup']:.2f}"
+        if r["speedup_error"] is not None:
+            speed += f" +- {r['speedup_error']:.2f}"
         cells.append([*acceptance, *counts, r["c"], r["verify"], r["predicted"], speed])
     return table(names, cells)
 
@@ -151,13 +154,15 @@ def plot_latency(report, plt):
         1, len(batches), figsize=(5.5 * len(batches), 4.2), squeeze=False, sharey=True
     )
     *drawn, real = report["rows"]
-    timed = [r for r in drawn if r["path"] in report["timed"]]  # samples of files are not
+    timed = report["timed"]
     for ax, batch in zip(axes[0], batches, strict=True):
         of_batch = [r for r in report["latency"] if r["batch"] == batch]
         seconds = {(r["model"], r["steps"]): r["s_per_sample"] for r in of_batch}
-        for model in dict.fromkeys(r["model"] for r in timed):
-            rows = [r for r in timed if r["model"] == model]
-            x = [seconds[report["timed"][r["path"]], r["steps"]] for r in rows]
+        # samples of files are here only if --ckpt and --steps have had the same timed
+        shown = [r for r in drawn if (timed.get(r["path"]), r["steps"]) in seconds]
+        for model in dict.fromkeys(r["model"] for r in shown):
+            rows = [r for r in shown if r["model"] == model]
+            x = [seconds[timed[r["path"]], r["steps"]] for r in rows]
             style = "*" if rows[0]["causal"] else "o-"
             ax.plot(x, [r["genppl"] for r in rows], style, label=model)
         ax.axhline(real["genppl"], linestyle="--", color="black", label="real text")
@@ -180,14 +185,16 @@ def plot_frontier(report, plt):
     models = list(dict.fromkeys(r["model"] for r in rows))
     markers = dict(zip(models, itertools.cycle("os^Dv"), strict=False))
     colors = {n_steps: f"C{i}" for i, n_steps in enumerate(dict.fromkeys(r["steps"] for r in rows))}
-    for n_steps, model in sorted(dict.fromkeys((r["steps"], r["model"]) for r in rows)):
+    lines = dict.fromkeys((r["steps"], r["model"]) for r in rows)
+    # samples of a file may have no steps, and None does not sort
+    for n_steps, model in sorted(lines, key=lambda line: (line[0] or 0, line[1])):
         line = [r for r in rows if (r["steps"], r["model"]) == (n_steps, model)]
         ax.plot(
             [r["entropy"] for r in line],
             [r["genppl"] for r in line],
             ("-" if model == models[0] else "--") + markers[model],
             color=colors[n_steps],
-            label=f"{model}, steps: {n_steps}",
+            label=f"{model}, steps: {n_steps}" if n_steps else model,
             ms=4,
         )
     ax.plot(real["entropy"], real["genppl"], "*", color="black", ms=12, label="real text")
@@ -207,8 +214,10 @@ def plot_drafters(report, plt):
     fig, axes = plt.subplots(1, 2, figsize=(11, 0.5 * len(rows) + 1.4), sharey=True)
     labels = {"alpha": "acceptance rate alpha", "speedup": "measured speed-up"}
     for ax, (key, label) in zip(axes, labels.items(), strict=True):
-        errors = [r[f"{key}_error"] for r in rows]
-        ax.barh(names, [r[key] for r in rows], xerr=errors, color="tab:blue", height=0.6)
+        # None: nothing was proposed, or there are too few texts for an interval
+        means = [r[key] or 0 for r in rows]
+        errors = [r[f"{key}_error"] or 0 for r in rows]
+        ax.barh(names, means, xerr=errors, color="tab:blue", height=0.6)
         ax.set_xlabel(f"{label}, 95 % intervals")
         ax.grid(False, axis="y")
     axes[0].set_xlim(0, 1)

@@ -5,6 +5,7 @@ what prepare.py writes, what data reads, and what both refuse
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -96,12 +97,37 @@ def test_what_is_missing_or_too_short_is_named(pydoc, tmp_path, error_of):
         shutil.copy(os.path.join(pydoc, name), tmp_path / "half")
     assert "train.bin is missing. Write it again" in error_of(data.load, str(tmp_path / "half"))
     (tmp_path / "half" / "train.bin").write_bytes(b"123")
-    assert "damaged" in error_of(data.load, str(tmp_path / "half"))
+    assert "train.bin is damaged" in error_of(data.load, str(tmp_path / "half"))
+    for text in ("{", "[]", "3", '{"vocab_size": 3}'):
+        (tmp_path / "half" / "meta.json").write_text(text)
+        assert "meta.json is damaged" in error_of(data.load, str(tmp_path / "half"))
     encode, _ = data.encoder(data.load(pydoc).meta)
     assert (
         "no '\\u4e16'"
         in error_of(encode, "hello \u4e16").encode("ascii", "backslashreplace").decode()
     )
+
+
+def test_passages_are_no_text_to_train_on(tmp_path, error_of):
+    (tmp_path / "meta.json").write_text(json.dumps({"tokenizer": "char", "vocab_size": 2}))
+    (tmp_path / "passages.jsonl").write_text("")
+    assert "no text to train on" in error_of(data.load, str(tmp_path))
+
+
+def test_a_prompt_in_a_file_is_read_as_a_dataset_is(tmp_path, error_of):
+    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\n")
+    assert data.read_text(f"FILE:{tmp_path}/prompt.txt") == "one\ntwo\n"
+    assert data.read_text("a\r\n") == "a\r\n"
+    for path in (tmp_path, tmp_path / "none.txt"):
+        assert f"{path} is not a file" in error_of(data.read_text, f"FILE:{path}")
+
+
+def test_numbers_in_names_sort_as_numbers(tmp_path):
+    names = ["a10.pt", "a9.pt", "b1.pt", "long_2.pt", "a9_10.pt", "a9_9.pt"]
+    for name in names:
+        (tmp_path / name).write_text("")
+    found = ["a9.pt", "a9_9.pt", "a9_10.pt", "a10.pt", "b1.pt", "long_2.pt"]
+    assert data.matching("*.pt", str(tmp_path)) == found
 
 
 def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path):
@@ -141,6 +167,9 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, error_of):
     monkeypatch.setattr("urllib.request.urlopen", offline)
     said = error_of(texts.tiny_shakespeare, str(tmp_path))
     assert "no network" in said and f"{tmp_path}/input.txt" in said
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(b"a login page"))
+    said = error_of(texts.tiny_shakespeare, str(tmp_path))
+    assert "sha256" in said and "Delete" not in said and f"{tmp_path}/input.txt" in said
     assert os.listdir(tmp_path) == []
 
 
@@ -375,7 +404,10 @@ def test_web_text_comes_back_document_by_document(tmp_path, prepare, files):
         for i, d in enumerate(DOCUMENTS):
             (tmp_path / f"web_{i}.txt").write_text(d)
     else:
-        store(tmp_path / files, [{"text": d} for d in DOCUMENTS])
+        # a row without a text is no document
+        (tmp_path / "in" / "there").mkdir(parents=True)
+        store(tmp_path / "in" / "there" / files, [{"text": d} for d in [*DOCUMENTS, None]])
+        files = f"in/**/{files}"
     prepare(
         "openwebtext",
         input=tmp_path / files,
@@ -500,7 +532,7 @@ def test_the_download_has_splits_of_its_own_and_prompts_come_from_the_test_split
     code = (
         "import sys; from data.cnn_dailymail import prepare as p; p.HUB = {'path': sys.argv[1]}\n"
     )
-    code += "for rows in p.splits(): print([row['highlights'] for row in rows])"
+    code += "for rows in p.splits(p.cfg): print([row['highlights'] for row in rows])"
     said, _ = run("-c", code, tmp_path / "hub", env=offline(tmp_path))
     of = [pair["highlights"] for pair in pairs()]
     assert said.splitlines() == [str(of[0:3]), str(of[1:3]), str(of[2:3])]

@@ -211,6 +211,14 @@ def test_several_checkpoints_by_pattern_nucleus_rows_and_latency(trained, tmp_pa
     assert "seconds per sample" in capsys.readouterr().out
 
 
+def test_a_sampler_that_takes_no_steps_is_tried_once(trained):
+    kw = dict(ckpt=trained["diffusion"], evaluator=trained["ar"], sampler="first_hitting")
+    kw |= dict(what="genppl,latency", steps=[2, 4], latency_batch=[1], num_samples=2)
+    report = E.evaluate(settings(**kw))
+    assert [r["steps"] for r in report["rows"]] == [16, None]  # a token a step, real text
+    assert [r["steps"] for r in report["latency"]] == [16]
+
+
 def test_patterns_name_checkpoints_in_the_order_of_their_rounds(tmp_path, error_of):
     for r in (2, 10, 1):
         (tmp_path / f"round_{r}.pt").write_text("")
@@ -370,6 +378,28 @@ def test_files_alone_have_their_first_as_the_teacher(trained, tmp_path):
     assert report["gains"] == []  # one temperature is no frontier
 
 
+def test_saved_samples_need_no_steps(trained, tmp_path):
+    path = tmp_path / "a.jsonl"
+    save(path, trained["diffusion"])
+    first, *texts = data.read_jsonl(path)
+    data.write_jsonl(path, [first | {"steps": None, "ckpt": "elsewhere"}, *texts])
+    kw = dict(what="genppl,frontier", evaluator=trained["ar"], samples=str(path))
+    E.main(settings(ckpt="", **kw, out=str(tmp_path / "alone")))
+    report = json.loads((tmp_path / "alone" / "eval.json").read_text())
+    assert report["gains"] == [] and [r["steps"] for r in report["frontier"]] == [None, None]
+    kw |= dict(steps=[2], temperatures=[1.0, 0.5], out=str(tmp_path / "beside"))
+    E.main(settings(ckpt=trained["diffusion"], **kw))
+    assert is_a_picture(tmp_path / "beside" / "frontier.png")
+
+
+def test_saved_samples_of_a_timed_model_at_other_steps_have_no_seconds(trained, tmp_path):
+    save(tmp_path / "a.jsonl", trained["diffusion"], steps=[8])
+    kw = dict(what="genppl,latency", evaluator=trained["ar"], steps=[2], latency_batch=[1])
+    kw |= dict(samples=f"{tmp_path}/a.jsonl", ckpt=trained["diffusion"], out=str(tmp_path))
+    E.main(settings(**kw))
+    assert is_a_picture(tmp_path / "latency.png")
+
+
 def test_self_bleu_is_of_as_many_samples_as_there_are_real_texts(trained, tmp_path, monkeypatch):
     path = str(tmp_path / "a.jsonl")
     save(path, trained["diffusion"])
@@ -401,7 +431,8 @@ def test_continuations_are_compared_with_the_text_that_they_continue(
     assert report["rows"][-1]["genppl"] == pytest.approx(math.exp(nats))
     save(tmp_path / "other.jsonl", trained["ar"], prefix=4, length=12)
     three = f"{both},{tmp_path}/other.jsonl"
-    assert "do not compare" in error_of(E.evaluate, settings(samples=three, ckpt="", **kw))
+    said = error_of(E.evaluate, settings(samples=three, ckpt="", **kw))
+    assert "do not compare (12 tokens, 4 of them a prefix, 1 for each; 12 tokens, 5" in said
     beside = settings(samples=both, ckpt=trained["ar"], **kw)
     assert "Evaluate them alone" in error_of(E.evaluate, beside)
 
@@ -468,13 +499,14 @@ def test_the_table_of_drafters(long_gpt, some_drafters, tmp_path, capsys):
         assert 0 <= r["alpha"] <= 1.0001 and r["speedup"] > 0 and r["c"] > 0
         assert len(r["counted_at"]) == r["gamma"] in metrics.GAMMAS
         speed = metrics.predicted_speedup(
-            r["alpha"], r["c"], r["gamma"], r["verify"], r["proposes"]
+            r["alpha"], r["c"], r["gamma"], r["verify"], r["propose_rate"]
         )
         assert r["predicted"] == pytest.approx(speed)
+        assert 0 <= r["rejected"] <= r["drafts"]
     for r in rows[:3]:
         assert abs(r["alpha"] - r["counted_at"][0]) < 0.15  # two estimates of one number
     own = rows[2]
-    assert own["alpha"] == pytest.approx(1) and own["counted"] == 1
+    assert own["alpha"] == pytest.approx(1) and own["alpha_counted"] == 1
     assert is_a_picture(tmp_path / "out" / "drafters.png")
     assert "tokens/forward" in capsys.readouterr().out
 

@@ -91,15 +91,6 @@ def test_it_proposes_as_many_as_its_context_has_room_for():
         assert len(drafts) == len(q) == expected
 
 
-def test_a_draft_in_any_order_raises_with_the_reason(error_of):
-    model = tiny_model(V=7)
-    said = error_of(Diffusion, model, steps=2, order="any")
-    assert "q(x_j | x before j)" in said and "lossless" in said
-    Diffusion(model, steps=1, order="any")  # one step has no order
-    assert "'right'" in error_of(Diffusion, model, order="right")
-    assert "at least 1" in error_of(Diffusion, model, steps=0)
-
-
 # --------------------------------------------------------------------------------------------------
 # the command
 
@@ -139,6 +130,19 @@ def test_the_table_has_a_row_for_every_gamma(models, capsys):
         assert len(by_position) <= gamma
 
 
+def test_the_first_race_of_the_table_is_not_cold(models, monkeypatch):
+    """One race before the first that counts: what is compiled or allocated then costs no gamma."""
+    gammas = []
+
+    def race(target, drafter, x, n_new, gamma, settings, *, seed, rounds):
+        gammas.append((gamma, seed))
+        return 1.0
+
+    monkeypatch.setattr(D, "race", race)
+    D.main(knobs(models, table=True, gamma=4, seed=3))
+    assert gammas == [(4, 3), *((gamma, seed) for gamma in D.GAMMAS for seed in (3, 4))]
+
+
 def test_models_and_prompts_that_do_not_fit_raise(models, tmp_path, error_of):
     ckpt, drafter = models
     swapped = knobs(models, ckpt=drafter, drafter=ckpt)
@@ -149,4 +153,7 @@ def test_models_and_prompts_that_do_not_fit_raise(models, tmp_path, error_of):
     assert "no room" in error_of(D.main, knobs(models, prompt="a" * 32))
     assert "33 tokens do not fit" in error_of(D.main, knobs(models, length=33))
     assert "gamma is 0" in error_of(D.main, knobs(models, gamma=0))
+    assert "draft_steps is 0" in error_of(D.main, knobs(models, draft_steps=0))
     assert "temperature is -1" in error_of(D.main, knobs(models, temperature=-1.0))
+    assert "top_p is 0" in error_of(D.main, knobs(models, top_p=0.0))
+    assert "top_k is -1" in error_of(D.main, knobs(models, top_k=-1))

@@ -245,6 +245,7 @@ def test_saved_samples_are_those_that_eval_reads(student, tmp_path):
     x, about = data.load_samples(str(tmp_path / "x.jsonl"))
     assert x.shape == (5, 16) and x.min() >= 0 and x.max() < 8
     assert (about["temperature"], about["steps"], about["causal"]) == (0.8, 1, False)
+    assert (about["sampler"], about["top_k"], about["prefix"]) == ("dimo", 0, 0)
     run(*command, *args, f"--save={tmp_path}/again.jsonl")
     assert torch.equal(x, data.load_samples(str(tmp_path / "again.jsonl"))[0])
     with open(tmp_path / "x.jsonl") as f:

@@ -294,6 +294,33 @@ def test_models_with_another_kind_of_cache_or_head_raise(tmp_path, error_of):
     load_model(make("cohere", tmp_path / "cohere", 1, logit_scale=0.1))
 
 
+def test_a_misspelled_attention_raises(models, error_of):
+    assert "attention is 'eager'" in error_of(load_model, models[0], "cpu", "eager")
+
+
+def test_a_checkpoint_that_lacks_a_weight_raises(models, error_of):
+    model, about = load_model(models[0])
+    saved = {**about, "model_config": vars(model.config), "model": model.state_dict(), "ema": None}
+    again, _ = huggingface.from_checkpoint(saved)
+    x = torch.arange(3, 8)[None]
+    torch.testing.assert_close(again(x), model(x))
+    saved["model"] = {k: v for k, v in saved["model"].items() if "layers.1.mlp.up" not in k}
+    assert "another model's: inner.model.layers.1" in error_of(huggingface.from_checkpoint, saved)
+
+
+@torch.no_grad()
+def test_an_exported_decoder_has_the_name_that_loads_it(models, tmp_path, error_of):
+    model, checkpoint = load_model(models[0])
+    name = save_model(f"{tmp_path}/new/", model, checkpoint)
+    assert name == f"hf:{tmp_path}/new"
+    x = torch.arange(3, 8)[None]
+    torch.testing.assert_close(load_model(name)[0](x), model(x))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "README.md").write_text("by hand")
+    assert "Name a new folder" in error_of(save_model, f"{tmp_path}/there", model, checkpoint)
+    assert [file.name for file in (tmp_path / "there").iterdir()] == ["README.md"]
+
+
 def test_a_missing_package_or_model_is_one_clear_line(models, error_of, monkeypatch, tmp_path):
     assert "cannot be loaded" in error_of(load_model, f"hf:{tmp_path / 'nothing'}")
     assert "Did you mean hf:?" in error_of(load_model, models[0][3:])
@@ -407,6 +434,8 @@ def test_only_a_trained_model_of_transformers_becomes_a_folder(error_of, tmp_pat
     save_tiny(tmp_path / "ckpt.pt", ["a", "b"], causal=True)
     knobs = dict(ckpt=str(tmp_path / "ckpt.pt"), out=str(tmp_path / "hf"))
     assert "no model of transformers" in error_of(huggingface.main, types.SimpleNamespace(**knobs))
+    there = types.SimpleNamespace(ckpt="none.pt", out=str(tmp_path))  # seen before ckpt is read
+    assert "Name a new folder" in error_of(huggingface.main, there)
 
 
 def test_small_networks_and_ngrams_learn_to_draft_for_a_decoder(models, tmp_path):

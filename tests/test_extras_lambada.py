@@ -47,6 +47,26 @@ def test_the_exact_bound_of_a_word_is_the_bound_of_nelbo():
     assert drawn == pytest.approx(exact, rel=0.02)
 
 
+@torch.no_grad()
+def test_the_sets_of_a_long_word_are_read_32_at_a_time(monkeypatch):
+    model = tiny_model(V=4)
+    x = torch.randint(4, (12,), generator=seeded(0))
+    sets = L.all_sets(7)  # 127 of them
+    whole = [L.masked_word(model, x, one[None])[0] for one in sets]
+    sizes = []
+
+    def watched(model, x, m):
+        sizes.append(len(x))
+        return log_p_of_last(model, x, m)
+
+    log_p_of_last = L.log_p_of_last
+    monkeypatch.setattr(L, "log_p_of_last", watched)
+    nats, predicted = L.masked_word(model, x, sets)
+    torch.testing.assert_close(nats, torch.cat(whole))
+    assert sizes == [32, 32, 32, 31]
+    assert predicted.equal(L.masked_word(model, x, sets[-1:])[1])
+
+
 def test_a_long_word_counts_for_the_accuracy_only(error_of):
     model = tiny_model(V=4, causal=False)
     passages = [([0], [1]), ([0], [1] * 9), ([0], [1] * 16)]

@@ -11,6 +11,7 @@ import torch
 from conftest import run
 
 import data
+import metrics
 from extras import markov as extra
 
 
@@ -46,6 +47,25 @@ def test_the_command_says_likelihood_truth_and_true_perplexity(trained, tmp_path
     assert report["rows"][-1]["true_ppl"] < min(r["true_ppl"] for r in report["rows"][:-1])
 
 
+def test_only_what_follows_a_prefix_is_scored(markov, tmp_path):
+    """Five tokens of the language, then the likeliest next one again and again."""
+    meta = data.load(markov).meta
+    P = torch.tensor(meta["transition"], dtype=torch.float64)
+    x = data.blocks(data.load(markov).val, 5, 3).tolist()
+    for row in x:
+        for _ in range(11):
+            row.append(int(P[row[-1]].argmax()))
+    about = {"ckpt": "elsewhere", "steps": 1, "causal": False, "temperature": 1.0, "top_p": 1}
+    about |= {"prefix": 5, "continuations": 1, "dataset": markov, "meta": meta}
+    data.write_jsonl(tmp_path / "a.jsonl", [about, *({"tokens": row} for row in x)])
+    kw = {"ckpt": "", "samples": str(tmp_path / "a.jsonl"), "device": "cpu"}
+    cfg = type(extra.cfg)(**{**vars(extra.cfg), **kw})
+    row = extra.evaluate(cfg)["rows"][0]
+    nats = [-P[row[i - 1], row[i]].log().item() for row in x for i in range(5, 16)]
+    assert row["true_ppl"] == pytest.approx(math.exp(sum(nats) / 33))
+    assert row["entropy"] == pytest.approx(metrics.entropies(torch.tensor(x)[:, 5:]).mean().item())
+
+
 def test_a_dataset_of_unknown_distribution_ends_in_one_line(pydoc, tmp_path, error_of):
     meta = data.load(pydoc).meta
     about = {"ckpt": "elsewhere", "steps": 1, "causal": False, "temperature": 0.5, "top_p": 1}
@@ -54,3 +74,13 @@ def test_a_dataset_of_unknown_distribution_ends_in_one_line(pydoc, tmp_path, err
     kw = {"ckpt": "", "samples": str(tmp_path / "a.jsonl"), "device": "cpu"}
     cfg = type(extra.cfg)(**{**vars(extra.cfg), **kw})
     assert "use data/markov" in error_of(extra.evaluate, cfg)
+
+
+def test_knobs_that_measure_nothing_end_in_one_line(error_of):
+    for knob, value, words in (
+        ("ckpt", "", "nothing to evaluate"),
+        ("eval_blocks", 0, "eval_blocks is 0"),
+        ("draws", 0, "draws is 0"),
+    ):
+        cfg = type(extra.cfg)(**{**vars(extra.cfg), knob: value})
+        assert words in error_of(extra.evaluate, cfg)

@@ -274,6 +274,14 @@ def test_tokens_that_share_a_character_are_joined():
     assert page.split_text([195], decode) == ["\N{REPLACEMENT CHARACTER}"]
 
 
+def test_words_keep_the_spaces_that_a_tokenizer_strips_at_the_beginning():
+    words = [" a", " cat", "s", " sat"]
+    decode = lambda ids: "".join(words[i] for i in ids).removeprefix(" ")  # noqa: E731
+    assert page.split_text([0, 1, 2, 3], decode) == ["a", " cat", "s", " sat"]
+    events = [(0.0, [0], None), (0.1, [0, 1, 2], [1, 3])]
+    assert page.drafts_of_steps(1, events, decode) == {1: [1, [" sat"]]}
+
+
 def write(ids):
     return "".join(map(str, ids))
 
@@ -285,7 +293,7 @@ def test_what_was_seen_of_a_diffusion_model_is_when_its_tokens_came():
     recorder = page.Recorder(template)
     xt = template[None].masked_fill(template < 0, model.mask_id)
     x = unmask(model, xt, 4, "spread", generator=seeded(1), watch=recorder)
-    run = page.describe(x[0].tolist(), recorder.events, write, model.mask_id)
+    run = page.page_entry(x[0].tolist(), recorder.events, write, model.mask_id)
     assert run["step_of"][5] == 0 and "".join(run["pieces"]) == write(x[0].tolist())
     for step, (_, seen, _) in enumerate(recorder.events[1:], 1):
         shown = [s <= step for s in run["step_of"]]
@@ -299,7 +307,7 @@ def test_what_was_seen_of_a_gpt_is_what_it_wrote():
     idx = torch.tensor([[2, 5]])
     x = generate(target, idx, 12, generator=seeded(3), eos=0, watch=recorder)[0]
     n = sample.text_end(x, 2, 0)
-    run = page.describe(x[:n].tolist(), recorder.events, write, None)
+    run = page.page_entry(x[:n].tolist(), recorder.events, write, None)
     assert "".join(run["pieces"]) == write(x[:n].tolist()) and not run["masks"]
     assert run["step_of"] == [0, 0, *range(1, n - 1)] and run["drafts"] == {}
 
@@ -317,7 +325,7 @@ def test_what_was_seen_of_speculation_is_what_it_wrote_and_what_was_rejected():
             options = dict(gamma=3, generator=seeded(seed), eos=0, watch=watch)
             x = speculate(target, Network(drafter), idx, 12, **options)
         n = sample.text_end(x, 2, 0)
-        run = page.describe(x[:n].tolist(), recorder.events, write, None)
+        run = page.page_entry(x[:n].tolist(), recorder.events, write, None)
         assert "".join(run["pieces"]) == write(x[:n].tolist()) and run["step_of"][:2] == [0, 0]
         assert run["step_of"] == sorted(run["step_of"])
         assert run["step_of"][2:3] == [1] * (n > 2)  # the first may be the end of the text
@@ -356,6 +364,12 @@ def test_mistakes_write_no_page(tmp_path, error_of):
         "has no": {"prompt": "\u4e16"},
     }.items():
         assert words in error_of(page.main, settings(page, ckpt=path, out=out, **knobs))
+    target = str(tmp_path / "ar.pt")
+    save_tiny(target, EVIL, causal=True, block_size=32)
+    drafter = str(tmp_path / "small.pt")
+    save_tiny(drafter, EVIL, causal=True, block_size=16)
+    knobs = {"ckpt": target, "draft": drafter, "out": out}
+    assert "small.pt's context" in error_of(page.main, settings(page, **knobs))
     assert not os.path.exists(out)
 
 

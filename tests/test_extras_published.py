@@ -10,7 +10,7 @@ import pytest
 import reference
 import safetensors.torch
 import torch
-from conftest import run
+from conftest import run, tiny_model
 
 import data
 from drafters import load_model
@@ -167,6 +167,9 @@ def spoil(w, config, what):
     if what == "heads":
         config["other"] = {"n_heads": 4}
         return ["n_heads is [2, 4]"]
+    if what == "odd heads":
+        w["rotary_emb.inv_freq"] = 10000.0 ** (-torch.arange(0, 6, 2) / 6)
+        return ["heads of 6 channels", "16"]
     if what == "no number":
         w["blocks.x.y"] = torch.ones(2)
         return ["'x'"]
@@ -185,6 +188,7 @@ KINDS = [
     "time",
     "rotary",
     "heads",
+    "odd heads",
     "no number",
     "no heads",
     "unknown layout",
@@ -453,6 +457,20 @@ def test_a_gpt2_sized_vocabulary_is_gpt2s_only_if_its_words_are(gpt2, tmp_path):
         meta[name] = published.read_model(folder)["meta"]
     assert meta["english"] == data.GPT2_META
     assert meta["other"] == {"tokenizer": "json", "vocab_size": V, "json": text, "eot": V - 1}
+
+
+def test_a_card_says_the_unit_of_the_validation_loss():
+    gpt = tiny_model(causal=True)
+    for config, unit in (
+        ({}, "nats per token"),
+        ({"method": "soft"}, "nats per token"),
+        ({"method": "t5", "learn": "text", "divergence": "kl_fwd"}, "nats per token"),
+        ({"method": "t5", "learn": "teacher", "divergence": "tvd"}, "tvd to its teacher"),
+        ({"method": "kd"}, "the loss of its distillation"),
+    ):
+        assert published.unit_of_loss(gpt, {"config": config}) == unit
+    bound = published.unit_of_loss(tiny_model(), {"config": {}})
+    assert bound == "nats per token, an upper bound"
 
 
 def test_what_is_published_has_a_card_with_its_numbers(tmp_path, error_of):

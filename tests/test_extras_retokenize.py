@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from conftest import run, save_tiny, tiny_model
+from conftest import needs_gpt2, run, save_tiny, tiny_model
 
 import data
 from extras import retokenize
@@ -18,10 +18,15 @@ X = torch.tensor([[0, 0, 2, 1], [2, 2, 0, 0]])  # aa|abb, abab|aa
 
 
 def test_text_is_cut_as_the_evaluators_tokenizer_cuts_it():
-    decode = data.encoder(MINE)[1]
-    y, is_new = retokenize.retokenized(X, 2, decode, data.encoder(EVALUATORS)[0])
+    y, is_new, n_characters = retokenize.retokenized(X, 2, MINE, EVALUATORS)
     assert y[0, :3].tolist() == [3, 1, 2] and y[1].tolist() == [1, 0, 1, 0, 3]
     assert is_new.tolist() == [[False, True, True, False, False], [False] * 4 + [True]]
+    assert n_characters == len("abb") + len("aa")
+    y, is_new, n_characters = retokenize.retokenized(X, 0, MINE, EVALUATORS)
+    assert y[0, :3].tolist() == [3, 1, 2] and is_new.sum() == 3 + 5
+    assert n_characters == len("abb") + len(
+        "babaa"
+    )  # nobody predicts the first aa, nor the first a
 
 
 @torch.no_grad()
@@ -47,6 +52,35 @@ def test_a_repeated_end_of_text_is_not_scored():
     once = retokenize.measure(torch.tensor([[0, 1, 2]]), 0, meta, evaluator, meta, 16)
     twice = retokenize.measure(torch.tensor([[0, 1, 2, 2]]), 0, meta, evaluator, meta, 16)
     assert once["genppl"] == pytest.approx(twice["genppl"])
+
+
+ENDED = {"tokenizer": "char", "vocab_size": 4, "itos": ["a", "b", "ab", "<end>"], "eot": 3}
+
+
+def test_an_end_of_text_is_the_evaluators_one_token_and_no_character():
+    """Its own tokenizer would read the five characters, if it knew them at all."""
+    x = torch.tensor([[0, 3, 2, 0, 3, 3]])  # a, end, aba, end, end
+    evaluators = {**EVALUATORS, "vocab_size": 5, "itos": [*EVALUATORS["itos"], "|"], "eot": 4}
+    y, is_new, n_characters = retokenize.retokenized(x, 0, ENDED, evaluators)
+    assert y.tolist() == [[1, 4, 1, 0, 1, 4, 4]] and is_new.all() and n_characters == 3
+    y, is_new, n_characters = retokenize.retokenized(x, 2, ENDED, evaluators)
+    assert y.tolist() == [[1, 4, 1, 0, 1, 4, 4]] and is_new.sum() == 5 and n_characters == 3
+    y, _, _ = retokenize.retokenized(x, 2, ENDED, EVALUATORS)  # which has no end-of-text
+    assert y.tolist() == [[1, 1, 0, 1]]
+
+
+@needs_gpt2
+def test_gpt2s_own_end_of_text_stays_one_token():
+    x = torch.tensor([[50256, 464, 3797, 50256, 50256]])  # The cat
+    y, _, n_characters = retokenize.retokenized(x, 0, data.GPT2_META, data.GPT2_META)
+    assert torch.equal(y, x) and n_characters == len("The cat")
+
+
+def test_texts_in_which_nothing_is_scored_end_in_one_line(error_of):
+    evaluator = tiny_model(V=4, causal=True)
+    for x in (X[:, :1], torch.tensor([[3, 3, 3]])):
+        args = x, 0, ENDED, evaluator, {**EVALUATORS, "eot": 0}, 16
+        assert "nothing that is scored" in error_of(retokenize.measure, *args)
 
 
 def test_the_command_prints_a_table_and_writes_json(tmp_path):

@@ -30,14 +30,15 @@ def case(tmp_path):
 
 
 def test_rouge_2_of_known_texts():
-    mean, error = extra.rouge_2_f1(["the cat sat", "the cat sat"], ["the cat sat", "a dog ran"])
-    assert mean == pytest.approx(0.5) and error == pytest.approx(0.5)
+    mean, error = extra.rouge_2_f1(["the cat sat"] * 8, ["the cat sat", "a dog ran"] * 4)
+    # Student's t of 7 degrees of freedom, times the standard error of eight zeros and ones
+    assert mean == pytest.approx(0.5) and error == pytest.approx(2.365 * 0.5 / 7**0.5, rel=0.03)
 
 
 def test_a_text_ends_with_its_end_of_text():
     meta = {"tokenizer": "char", "vocab_size": 5, "itos": LETTERS, "eot": 4}
-    assert extra.text_of(torch.tensor([0, 1, 2, 4, 3]), 1, meta) == "bc"
-    assert extra.text_of(torch.tensor([0, 1, 2, 3]), 2, meta) == "cd"
+    rows = [torch.tensor([4, 1, 2, 4, 3]), torch.tensor([4, 1, 2, 3])]  # they start with one
+    assert extra.texts_of(rows, 1, meta) == ["bc", "bcd"]
 
 
 def test_the_target_is_scored_alone_and_with_each_drafter(case, tmp_path, capsys):
@@ -56,9 +57,16 @@ def test_at_temperature_0_every_drafter_gives_the_targets_own_text(case):
 
 
 def test_mistakes_end_in_one_line(case, tmp_path, monkeypatch, error_of):
+    for knob, value in (("gamma", 0), ("top_k", -1), ("top_p", 0.0), ("batch_size", 0)):
+        wrong = types.SimpleNamespace(**{**vars(case), knob: value})
+        assert f"{knob} is {value}" in error_of(extra.main, wrong)
     case.length = 3
     assert "length is 3" in error_of(extra.evaluate, case)
+    case.length = 24
+    save_tiny(tmp_path / "small.pt", LETTERS, causal=True, block_size=16)
+    assert "small.pt's context" in error_of(extra.evaluate, case)
     case.length = 33
+    case.draft = ""
     assert "length is 33" in error_of(extra.evaluate, case)
     save_tiny(tmp_path / "d.pt", LETTERS, causal=False)
     case.ckpt = str(tmp_path / "d.pt")

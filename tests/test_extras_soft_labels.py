@@ -2,10 +2,12 @@
 python -m pytest tests/test_extras_soft_labels.py        soft labels: the loss, the files, the runs
 """
 
+import gc
 import json
 import math
 import os
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -197,6 +199,7 @@ def test_texts_of_an_api_teacher(markov, tmp_path, error_of):
     wrong = {"{}": "'tokens'", "[": "line 1", '{"tokens": ["?"], "top_logprobs": [{}]}': "'?'"}
     wrong['{"tokens": [], "top_logprobs": [{}]}'] = "0 tokens, 1 top_logprobs"
     wrong['{"tokens": ["a"], "top_logprobs": [{"a": "x"}]}'] = "a logprob is no number"
+    wrong['{"tokens": ["a"], "top_logprobs": [{"a": 0.9}]}'] = "a logprob is 0.9: a probability?"
     for text, words in wrong.items():
         path.write_text(text)
         assert words in error_of(S.soft_from_jsonl, str(path), str(tmp_path / "x"), meta, 4, 2)
@@ -289,10 +292,33 @@ def test_a_diffusion_model_is_no_drafter(teacher, markov, tmp_path, error_of):
     assert "is not a GPT" in error_of(S.main, settings(teacher, tmp_path / "out", drafter=ckpt))
 
 
-def test_fsdp_does_not_go_with_a_split_vocabulary(teacher, tmp_path, monkeypatch, error_of):
+def test_what_does_not_go_with_a_split_vocabulary(teacher, tmp_path, monkeypatch, error_of):
     monkeypatch.setenv("WORLD_SIZE", "2")
     cfg = settings(teacher, tmp_path, vocab_parallel=True, fsdp=True)
     assert "--vocab_parallel=True" in error_of(S.check_knobs, cfg)
+    cfg = settings(teacher, tmp_path, vocab_parallel=True, dropout=0.1)
+    assert "dropout is 0.1" in error_of(S.check_knobs, cfg)
+    cfg = settings(teacher, tmp_path, vocab_parallel=True, drafter="hf:mine")
+    S.check_head(tiny_model(causal=True, arch="lstm"), cfg)
+    assert "not that of hf:mine" in error_of(S.check_head, torch.nn.Linear(1, 1), cfg)
+
+
+def test_the_teacher_is_gone_when_the_student_trains(teacher, tmp_path, monkeypatch):
+    seen = []
+
+    def load(*args, **kw):
+        model, saved = load_model(*args, **kw)
+        seen.append(weakref.ref(model))
+        return model, saved
+
+    def fit(*args):
+        gc.collect()
+        seen.append(seen[0]())
+
+    monkeypatch.setattr(S, "load_model", load)
+    monkeypatch.setattr(S, "fit", fit)
+    S.main(settings(teacher, tmp_path / "out"))
+    assert seen[1:] == [None]
 
 
 # --------------------------------------------------------------------------------------------------

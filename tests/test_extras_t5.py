@@ -48,9 +48,9 @@ def tiny(tmp_path_factory):
     return [make("t5", root / str(i), i, words=WORDS[:3]) for i in (1, 2)]
 
 
-def bound(path, source, dtype=torch.float32):
+def decoder_of(path, source, dtype=torch.float32):
     model, _ = t5.load_model(path)
-    return model.to(dtype).bound_to(torch.tensor(source))
+    return model.to(dtype).encode(torch.tensor(source))
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def test_greedy_text_is_what_transformers_itself_generates(models):
     """Token for token, in float64, where no rounding decides."""
     theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(models[0][3:], dtype=torch.float64)
     source = torch.randint(3, 9, (3, 5), generator=seeded(0))
-    target = bound(models[0], source.tolist(), torch.float64)
+    target = decoder_of(models[0], source.tolist(), torch.float64)
     got = generate(target, torch.zeros(3, 1, dtype=torch.long), 12, temperature=0)
     want = theirs.generate(
         source,
@@ -76,7 +76,7 @@ def test_greedy_text_is_what_transformers_itself_generates(models):
 def test_cached_states_are_those_without_a_cache_after_tokens_are_forgotten(models):
     source = torch.randint(1, 9, (3, 4), generator=seeded(1))
     source[0, 2:] = 0  # a short source, padded
-    target = bound(models[0], source.tolist(), torch.float64)
+    target = decoder_of(models[0], source.tolist(), torch.float64)
     x = torch.randint(1, 9, (3, 16), generator=seeded(2))
     whole = target.hidden(x)
     cache = target.new_cache(3)
@@ -91,8 +91,8 @@ def test_cached_states_are_those_without_a_cache_after_tokens_are_forgotten(mode
 @torch.no_grad()
 def test_padding_of_a_source_changes_nothing(models):
     x = torch.tensor([[0, 3, 4]])
-    short = bound(models[0], [[3, 4, 5]]).hidden(x)
-    torch.testing.assert_close(bound(models[0], [[3, 4, 5, 0, 0]]).hidden(x), short)
+    short = decoder_of(models[0], [[3, 4, 5]]).hidden(x)
+    torch.testing.assert_close(decoder_of(models[0], [[3, 4, 5, 0, 0]]).hidden(x), short)
 
 
 @pytest.mark.parametrize("gamma", [1, 2])
@@ -100,11 +100,11 @@ def test_padding_of_a_source_changes_nothing(models):
 def test_speculation_keeps_the_distribution_given_a_source(name, gamma, tiny, monkeypatch):
     """By enumeration: a source of four tokens, the decoder's start, then three drawn ones."""
     source = [2, 1, 2, 1]
-    target = bound(tiny[0], [source])
+    target = decoder_of(tiny[0], [source])
     drafter = t5.load_model(tiny[1])[0] if name == "t5" else ours(name)
-    reader = t5.drafter_given(drafter, torch.tensor(source))
+    conditioned = t5.condition_drafter(drafter, torch.tensor(source))
     found = Paths(monkeypatch).distribution(
-        lambda: tuple(speculate(target, reader, torch.tensor([0]), 3, gamma=gamma).tolist())
+        lambda: tuple(speculate(target, conditioned, torch.tensor([0]), 3, gamma=gamma).tolist())
     )
     check_same(found, exact_distribution(target, [0], 3))
 
@@ -116,19 +116,19 @@ def test_greedy_text_with_drafts_is_the_targets_own(gamma, models):
     gpt = tiny_model(V=10, causal=True, block_size=32).double()
     x = torch.tensor([0])
     for source in torch.randint(3, 9, (4, 3), generator=seeded(0)):
-        given = target.bound_to(source[None])
-        want = generate(given, x[None], 20, temperature=0)[0]
+        decoder = target.encode(source[None])
+        want = generate(decoder, x[None], 20, temperature=0)[0]
         for made in (drafter, target, Lookup(10), Network(gpt)):
-            reader = t5.drafter_given(made, source)
-            got = speculate(given, reader, x, 20, gamma=gamma, temperature=0)
+            conditioned = t5.condition_drafter(made, source)
+            got = speculate(decoder, conditioned, x, 20, gamma=gamma, temperature=0)
             assert torch.equal(got, want)
 
 
 def test_lookup_copies_from_the_source_as_well():
-    reader = t5.drafter_given(Lookup(10), torch.tensor([3, 4, 5, 6, 7, 1]))
-    drafts, q = reader.propose(torch.tensor([0, 4, 5]), 3, {}, None)
+    conditioned = t5.condition_drafter(Lookup(10), torch.tensor([3, 4, 5, 6, 7, 1]))
+    drafts, q = conditioned.propose(torch.tensor([0, 4, 5]), 3, {}, None)
     assert drafts.tolist() == [6, 7, 1] and q[0].argmax() == 6
-    assert len(reader.propose(torch.tensor([0]), 3, {}, None)[0]) == 0
+    assert len(conditioned.propose(torch.tensor([0]), 3, {}, None)[0]) == 0
 
 
 def test_models_that_are_no_encoder_decoders_raise(tmp_path, error_of):
@@ -185,10 +185,10 @@ def alpha(path, drafter, rows):
     found = []
     for row in rows:
         source = row[:SOURCE]
-        given = target.bound_to(source[None])
-        text = generate(given, torch.zeros(1, 1, dtype=torch.long), 8, generator=seeded(5))
-        reader = t5.drafter_given(drafter, source)
-        found.append(metrics.overlap(given, reader, text, 1, {}, 1))
+        decoder = target.encode(source[None])
+        text = generate(decoder, torch.zeros(1, 1, dtype=torch.long), 8, generator=seeded(5))
+        conditioned = t5.condition_drafter(drafter, source)
+        found.append(metrics.overlap(decoder, conditioned, text, 1, {}, 1))
     return torch.cat(found).nanmean().item()
 
 
@@ -199,8 +199,8 @@ def test_the_loss_is_of_what_is_written_up_to_the_first_end(models):
     want = 0.0
     for row, n in ((rows[0], 3), (rows[1], 5)):
         x = row[None, 3 : 3 + n]
-        log_target = target.bound_to(row[None, :3])(x)[0].log_softmax(-1)
-        log_drafter = drafter.bound_to(row[None, :3])(x)[0].log_softmax(-1)
+        log_target = target.encode(row[None, :3])(x)[0].log_softmax(-1)
+        log_drafter = drafter.encode(row[None, :3])(x)[0].log_softmax(-1)
         want += (log_target.exp() * (log_target - log_drafter)).sum().item() / 8
     assert t5.t5_loss(drafter, rows, None, target, 3, 1).item() == pytest.approx(want, rel=1e-4)
     other = rows.clone()
@@ -266,6 +266,13 @@ def test_knobs_that_make_no_sense_raise_before_any_work(models, tmp_path, error_
     for change, said in (
         ({"task": "speak"}, "'sample'"),
         ({"learn": "x"}, "'text'"),
+        ({"smoothing": "x"}, "'laplace'"),
+        ({"ngram_n": 0}, "ngram_n is 0"),
+        ({"pseudo_tokens": 0}, "pseudo_tokens is 0"),
+        ({"learn": "text", "kd_data": "student"}, "wrote itself"),
+        ({"task": "sample", "gamma": -1}, "gamma is -1"),
+        ({"task": "sample", "top_p": 0.0}, "top_p is 0"),
+        ({"task": "eval", "top_k": -1}, "top_k is -1"),
         ({"dataset": "pydoc_char", "task": "kd"}, "pydoc_char"),
         ({"task": "sample", "target": models[0]}, "text to read"),
         ({"task": "eval", "target": models[0]}, "Name drafters"),
@@ -336,9 +343,15 @@ def test_summaries_and_the_table_of_drafters(models, tmp_path):
     report = json.loads((tmp_path / "eval" / "eval.json").read_text())
     rows = {row["drafter"]: row for row in report["rows"]}
     assert set(rows) == {"the target alone", drafter, target, ngram, "lookup"}
-    assert rows[target]["alpha"] == pytest.approx(1, abs=1e-3) and rows[target]["counted"] > 0.99
+    assert rows[target]["alpha"] == pytest.approx(1, abs=1e-3)
+    assert rows[target]["alpha_counted"] > 0.99
     assert 0.05 < rows[drafter]["alpha"] < 0.98
     assert all(0 <= row["rouge2"] <= 1 for row in rows.values())
+    assert rows["lookup"]["propose_rate"] < rows[target]["propose_rate"] == 1
+    for name in (target, "lookup"):  # rounds without a proposal are plain steps
+        row = rows[name]
+        args = row["alpha"], row["c"], row["gamma"], row["verify"], row["propose_rate"]
+        assert row["predicted"] == pytest.approx(metrics.predicted_speedup(*args))
     assert "ROUGE-2" in (tmp_path / "eval" / "eval.txt").read_text()
 
 
@@ -364,4 +377,4 @@ def test_a_small_t5_its_pairs_and_its_training_need_no_download(tmp_path):
     assert 1 < last < first < 7  # from log(400) = 6.0 on
     target, checkpoint = t5.load_model(str(tmp_path / "target" / "ckpt.pt"))
     assert data.same_vocabulary(checkpoint["meta"], corpus.meta) and checkpoint["meta"]["eot"] == 1
-    assert target.bound_to(torch.tensor([row[:24]]))(torch.tensor([[0]])).shape == (1, 1, 400)
+    assert target.encode(torch.tensor([row[:24]]))(torch.tensor([[0]])).shape == (1, 1, 400)

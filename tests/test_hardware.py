@@ -16,20 +16,20 @@ import eval as evaluation
 import sample as S
 import train
 from plumbing import hardware
-from plumbing.hardware import pick_device
+from plumbing.hardware import pick_device, pick_for_sampling
 
 
 def cpu(monkeypatch, float32, bfloat16):
     """Pretends to be a CPU of such rates, in TFLOP/s."""
     rates = {torch.float32: float32, torch.bfloat16: bfloat16}
-    monkeypatch.setattr(hardware, "product_rate", lambda device, dtype, n=256: rates[dtype])
-    hardware.multiplies_bfloat16.cache_clear()
+    monkeypatch.setattr(hardware, "matmul_tflops", lambda device, dtype, n=256: rates[dtype])
+    hardware.has_fast_bfloat16.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def measured_anew():
     yield
-    hardware.multiplies_bfloat16.cache_clear()
+    hardware.has_fast_bfloat16.cache_clear()
 
 
 def test_a_cpu_gets_bfloat16_only_where_it_multiplies_it_faster(monkeypatch):
@@ -48,6 +48,35 @@ def test_a_cpu_gets_bfloat16_only_where_it_multiplies_it_faster(monkeypatch):
         assert ("without fast bfloat16" in note) == (dtype == "float32")
 
 
+def test_a_gpt_on_a_cpu_is_sampled_in_float32_unless_asked_otherwise(monkeypatch):
+    cpu(monkeypatch, 0.36, 1.3)
+    for causal, dtype, picked in (
+        (True, "", "float32"),
+        (True, "bfloat16", "bfloat16"),
+        (False, "", "bfloat16"),
+        (False, "float32", "float32"),
+    ):
+        autocast, note = pick_for_sampling(causal, "cpu", dtype)
+        assert note == f"cpu (as asked), {picked}"
+        assert isinstance(autocast, torch.autocast) == (picked == "bfloat16")
+
+
+def test_a_report_says_what_was_computed_in_which_format(monkeypatch):
+    cpu(monkeypatch, 0.36, 1.3)
+    note = "cpu (as asked), bfloat16"
+    both = {"a": (tiny_model(), {}), "b": (tiny_model(causal=True), {})}
+    for models, parts, dtype, said in (
+        (both, ["nelbo"], "", "float32"),
+        (both, ["genppl"], "", "diffusion models sampled in bfloat16, all else in float32"),
+        (both, ["genppl"], "float32", "float32"),
+        (both, ["latency"], "bfloat16", "diffusion models and GPTs sampled in bfloat16, all else"),
+        ({}, ["genppl"], "", "float32"),
+    ):
+        cfg = types.SimpleNamespace(device="cpu", dtype=dtype)
+        found = evaluation.with_formats(note, models, parts, cfg)
+        assert found.startswith(f"cpu (as asked), {said}")
+
+
 def test_the_emulation_variables_reach_it():
     code = "from plumbing.hardware import pick_device; print(pick_device('cpu')[2])"
     out, _ = run("-c", code, env={"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"})
@@ -62,13 +91,13 @@ def test_a_gpu_without_bfloat16_gets_float32_and_the_reason(monkeypatch):
         (False, "cuda (a GPU is here, without fast bfloat16), float32"),
     ):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it, **_: has_it)
-        hardware.multiplies_bfloat16.cache_clear()
+        hardware.has_fast_bfloat16.cache_clear()
         assert pick_device()[2] == note
 
 
 def test_asking_for_emulated_bfloat16_says_how_much_slower_it_is(monkeypatch, capsys):
     cpu(monkeypatch, 0.11, 0.001)
-    hardware.say_how_slow.cache_clear()
+    hardware.warn_slow_bfloat16.cache_clear()
     for _ in range(2):  # said once
         assert pick_device("cpu", "bfloat16")[2] == "cpu (as asked), bfloat16"
     assert (
@@ -121,8 +150,8 @@ def test_nothing_runs_in_16_bits_where_they_are_emulated(markov, tmp_path, monke
         torch.ones(1).bfloat16()
 
 
-def test_product_rates_are_measured():
-    assert 1e-6 < hardware.product_rate("cpu", torch.float32, 64) < 100
+def test_the_speed_of_a_product_is_measured():
+    assert 1e-6 < hardware.matmul_tflops("cpu", torch.float32, 64) < 100
 
 
 def test_compiling_without_a_compiler_raises_with_the_way_out(monkeypatch, error_of):

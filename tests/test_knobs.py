@@ -30,6 +30,7 @@ OWN_IN = {
     ("dtype", "diffusion_drafter"),  # a GPT's cached step is fastest in float32
     ("gamma", "diffusion_drafter"),  # no trials
     ("gamma", "rouge"),
+    *(("batch_size", name) for name in ("dimo", "retokenize", "rouge")),  # of one process
     ("divergence", "t5"),  # mse is of SDTT
     *(("compile", name) for name in ("sample", "eval", "markov", "mauve", "page", "save_samples")),
 }

@@ -4,6 +4,7 @@ python -m pytest tests/test_speculative.py          text of a GPT, with a cache 
 
 import inspect
 import itertools
+import json
 import math
 
 import pytest
@@ -18,6 +19,7 @@ import speculative
 from drafters import Lookup, NGram
 from metrics import Rounds, best_gamma, overlap, predicted_speedup
 from model import draw, probabilities
+from plumbing import report
 from plumbing.randomness import seeded, uniform
 from speculative import Network, generate, speculate
 
@@ -438,6 +440,8 @@ def test_rounds_counts_what_a_hand_counts():
     assert rounds.tested.tolist() == [4, 2, 2]
     assert rounds.accepted.tolist() == [3, 2, 1]
     assert rounds.n_forwards == 4 and rounds.n_tokens == 10
+    # 3 + 3 + 3 + 1 were proposed; 7 and 8 after the rejected 6 were never tested
+    assert rounds.n_drafts == 10 and rounds.n_rejected == 2 and rounds.n_rounds_with_drafts == 4
     yes, no = True, False
     assert rounds.drafted == [yes, yes, no, no, yes, yes, yes, no, yes, no]
     assert metrics.acceptance(rounds) == pytest.approx(6 / 8)
@@ -452,6 +456,7 @@ def test_rounds_counts_no_draft_after_an_end_of_text():
     rounds.start(1)
     rounds(torch.tensor([0, 2]), torch.tensor([], dtype=torch.int64))  # nothing was proposed
     assert rounds.n_forwards == 2 and rounds.n_tokens == 3 and rounds.drafted == [False]
+    assert rounds.n_drafts == 3 and rounds.n_rejected == 0 and rounds.n_rounds_with_drafts == 1
 
 
 def test_counted_acceptance_is_the_overlap():
@@ -500,8 +505,48 @@ def test_overlap_is_unknown_where_nothing_is_proposed():
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     found = overlap(make_target(V=16), Lookup(16), text, 3, settings, batch_size=2)
     assert found.isnan().all()
-    mean, error = metrics.mean_and_error(found)
-    assert mean == 0 and math.isnan(error)
+    assert metrics.mean_and_error(found) == (None, None)
+
+
+def test_an_interval_is_students_and_takes_six_values():
+    quantiles = {5: 2.571, 6: 2.447, 9: 2.262, 19: 2.093, 999: 1.962}
+    for df, t in quantiles.items():
+        values = torch.arange(df + 1.0)
+        mean, error = metrics.mean_and_error(torch.cat([values, torch.tensor([math.nan])]))
+        deviation = (values.std() / (df + 1) ** 0.5).item()
+        assert mean == df / 2 and error == pytest.approx(t * deviation, rel=0.01)
+    assert metrics.mean_and_error(torch.arange(5.0)) == (2, None)
+
+
+def test_the_target_writes_its_texts_in_batches(monkeypatch):
+    sizes = []
+    real = metrics.generate
+
+    def generate(target, x, *args, **options):
+        sizes.append(len(x))
+        return real(target, x, *args, **options)
+
+    monkeypatch.setattr(metrics, "generate", generate)
+    monkeypatch.setattr(metrics, "drafter_row", lambda t, d, text, *_, **__: {"n": len(text)})
+    prompts = torch.randint(V, (5, 2), generator=seeded(0))
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    rows = metrics.drafters_table(make_target(), {"none": None}, prompts, 6, settings, 1, 2)
+    assert sizes == [2, 2, 1] and rows == [{"drafter": "none", "n": 5}]
+
+
+def test_a_drafter_that_never_proposes_has_a_row_of_none_and_a_plot():
+    class Silent(Lookup):
+        def propose(self, x, n, settings, generator):
+            return super().propose(x[:1], n, settings, generator)
+
+    prompts = torch.randint(V, (4, 8), generator=seeded(0))
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    args = (make_target(block_size=32), {"silent": Silent(V)}, prompts, 32, settings, 1, 4)
+    rows = json.loads(json.dumps(metrics.drafters_table(*args), allow_nan=False))
+    assert rows[0]["alpha"] is None and rows[0]["speedup_error"] is None
+    assert rows[0]["drafts"] == rows[0]["rejected"] == 0
+    assert "silent" in report.drafters_table(rows)[1]
+    report.plot_drafters({"drafters": rows}, report.pyplot())
 
 
 def test_predicted_speedup_by_hand():

@@ -22,7 +22,8 @@ import loop
 import model as M
 import train
 from drafters import load_model
-from plumbing.checkpoints import how_to_train, load_checkpoint, save_checkpoint
+from plumbing import runs
+from plumbing.checkpoints import checkpoint_hint, load_checkpoint, save_checkpoint
 
 slow = pytest.mark.slow
 
@@ -349,8 +350,8 @@ def test_checkpoints_that_are_missing_or_damaged_raise_in_one_line(pydoc, tmp_pa
 
 def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "python train.py config/train_pydoc_ar.py" in how_to_train("out/pydoc_ar")
-    assert "python distill.py config/sdtt_pydoc.py" in how_to_train("out/sdtt_pydoc")
+    assert "python train.py config/train_pydoc_ar.py" in checkpoint_hint("out/pydoc_ar")
+    assert "python distill.py config/sdtt_pydoc.py" in checkpoint_hint("out/sdtt_pydoc")
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_as_another(pydoc, tmp_path, error_of):
@@ -371,6 +372,15 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(pydoc, tmp_path, er
     other_text = {**saved, "meta": {**saved["meta"], "sha256": "0"}}
     save_checkpoint(tmp_path / "ckpt.pt", other_text)
     assert "is not the text" in said(init_from="resume", max_iters=9)
+
+
+def test_a_folder_that_cannot_be_a_runs_says_why(tmp_path, error_of):
+    (tmp_path / "file").write_text("")
+    assert "Take another --out_dir" in error_of(runs.claim, str(tmp_path / "file"))
+    assert "Take another --out_dir" in error_of(runs.claim, str(tmp_path / "file" / "run"))
+    (tmp_path / "ngram.txt").write_text("")
+    said = error_of(runs.check_unused, str(tmp_path))
+    assert "n-grams cannot be resumed" in said and "--init_from" not in said
 
 
 def test_a_checkpoint_of_another_vocabulary_raises_with_the_way_out(pydoc, tmp_path, error_of):
