@@ -30,7 +30,14 @@ from plumbing.checkpoints import load_checkpoint, load_weights, weights_of
 from plumbing.checks import check_distillation, check_teacher, check_text
 from plumbing.parallel import join_processes, leave_processes, on_first_process, wait_for_all
 from plumbing.randomness import seeded, uniform
-from plumbing.runs import check_folder, check_origin, claim, release, saved_of, write_chunks
+from plumbing.runs import (
+    check_folder,
+    check_origin,
+    checkpoint_to_resume,
+    claim,
+    release,
+    write_chunks,
+)
 from speculative import generate
 
 # --------------------------------------------------------------------------------------------------
@@ -357,7 +364,7 @@ def write_pseudo_data(target, corpus, cfg, device, rows_at_once=64):
 
 def make_drafter(cfg, meta, T, device, note):
     """-> the model to train, new, resumed or from a checkpoint, and what to resume from or None."""
-    saved = saved_of(cfg)
+    saved = checkpoint_to_resume(cfg)
     torch.manual_seed(cfg.seed)  # nn.init knows only the global generator
     if cfg.drafter in ("lstm", "cnn", "gpt"):
         config = GPTConfig(

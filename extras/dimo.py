@@ -26,7 +26,7 @@ from plumbing.checkpoints import load_checkpoint, weights_of
 from plumbing.checks import check_text
 from plumbing.hardware import pick_device
 from plumbing.randomness import seeded, uniform
-from plumbing.runs import check_folder, claim, release, saved_of
+from plumbing.runs import check_folder, checkpoint_to_resume, claim, release
 
 # --------------------------------------------------------------------------------------------------
 task = "train"  # 'train' | 'sample'
@@ -228,7 +228,7 @@ def train_student(cfg):
     T = teacher.config.block_size
     frequency = frequencies(corpus.train, teacher.config.vocab_size)
     student = student_of(teacher.to(device), frequency)
-    saved = saved_of(cfg)
+    saved = checkpoint_to_resume(cfg)
     if saved:
         student.load_state_dict(saved["model"])
     print_once(f"on {note}: the student writes in one step, the fake learns what it writes")

@@ -55,7 +55,7 @@ from plumbing.hardware import pick_device
 from plumbing.parallel import join_processes, leave_processes, on_first_process
 from plumbing.randomness import seeded
 from plumbing.report import table
-from plumbing.runs import check_folder, check_origin, release, saved_of, write_chunks
+from plumbing.runs import check_folder, check_origin, checkpoint_to_resume, release, write_chunks
 from sample import settings_of
 from speculative import Network, generate, speculate, until_eos
 
@@ -346,7 +346,7 @@ def make_drafter(cfg, meta, T, device, note):
     drafter, checkpoint = load_model(cfg.drafter, device, cfg.attention)
     if not data.same_vocabulary(meta, checkpoint["meta"]):
         raise UserError(f"The drafter {cfg.drafter} has another vocabulary than the text.")
-    saved = saved_of(cfg)
+    saved = checkpoint_to_resume(cfg)
     if saved:
         drafter.load_state_dict(saved["model"])
     n_params = sum(p.numel() for p in drafter.parameters())

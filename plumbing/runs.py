@@ -67,7 +67,7 @@ def to_resume(out_dir, name):
     return found
 
 
-def saved_of(cfg):
+def checkpoint_to_resume(cfg):
     """-> the checkpoint that a run without rounds goes on from, or None."""
     if cfg.init_from != "resume":
         return None
@@ -77,16 +77,21 @@ def saved_of(cfg):
 def check_unused(out_dir):
     """A new run never writes into the folder of another."""
     if files_of_run(out_dir):
-        hint = "Take another --out_dir, delete it, or continue it with --init_from=resume"
-        raise UserError(f"{out_dir} already holds a run. {hint} (n-grams cannot be resumed).")
+        hint = "Take another --out_dir, delete it, or continue it with --init_from=resume."
+        if files_of_run(out_dir, ["ngram.txt"]):
+            hint = "Take another --out_dir, or delete it: n-grams cannot be resumed."
+        raise UserError(f"{out_dir} already holds a run. {hint}")
 
 
 LOCKS = {}  # folder -> its lock, which dies with its process
 
 
 def claim(out_dir):
-    """Makes the folder. Raises UserError if another process is writing there."""
-    os.makedirs(out_dir, exist_ok=True)
+    """Makes the folder. Raises UserError if it cannot, or if another process is writing there."""
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+    except OSError as error:  # a file of that name, no permission
+        raise UserError(f"Cannot make {out_dir} ({error}). Take another --out_dir.") from None
     LOCKS[out_dir] = filelock.FileLock(os.path.join(out_dir, "lock"))
     try:
         LOCKS[out_dir].acquire(blocking=False)
@@ -104,9 +109,12 @@ def release(out_dir):
         LOCKS.pop(out_dir).release()
 
 
-# what a resumed run may change; everything else, what it has written depends on
-FREE = {"rounds", "out_dir", "init_from", "device", "dtype", "compile", "attention", "wandb"}
-FREE |= {"fsdp", "eval_interval", "eval_iters", "sample_interval", "learning_rate"}
+# Knobs that may differ when a run is resumed: where it is, how far it goes, what it runs on, how
+# often it reports, and the learning rate, which a user lowers where the loss became NaN. Any other
+# one, changed half-way, would make a run that no single command can repeat.
+MAY_CHANGE_ON_RESUME = {"out_dir", "init_from", "rounds", "device", "dtype", "compile", "attention"}
+MAY_CHANGE_ON_RESUME |= {"fsdp", "wandb", "eval_interval", "eval_iters", "sample_interval"}
+MAY_CHANGE_ON_RESUME |= {"learning_rate"}
 
 
 def check_folder(cfg, pattern, free=()):
@@ -119,7 +127,7 @@ def check_folder(cfg, pattern, free=()):
         return check_unused(cfg.out_dir)
     for path in to_resume(cfg.out_dir, pattern):
         was = load_checkpoint(path)["config"]
-        for key in sorted((vars(cfg).keys() & was.keys()) - FREE - set(free)):
+        for key in sorted((vars(cfg).keys() & was.keys()) - MAY_CHANGE_ON_RESUME - set(free)):
             value = getattr(cfg, key)
             if value != was[key]:
                 raise UserError(

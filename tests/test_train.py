@@ -22,6 +22,7 @@ import loop
 import model as M
 import train
 from drafters import load_model
+from plumbing import runs
 from plumbing.checkpoints import how_to_train, load_checkpoint, save_checkpoint
 
 slow = pytest.mark.slow
@@ -371,6 +372,15 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(pydoc, tmp_path, er
     other_text = {**saved, "meta": {**saved["meta"], "sha256": "0"}}
     save_checkpoint(tmp_path / "ckpt.pt", other_text)
     assert "is not the text" in said(init_from="resume", max_iters=9)
+
+
+def test_a_folder_that_cannot_be_a_runs_says_why(tmp_path, error_of):
+    (tmp_path / "file").write_text("")
+    assert "Take another --out_dir" in error_of(runs.claim, str(tmp_path / "file"))
+    assert "Take another --out_dir" in error_of(runs.claim, str(tmp_path / "file" / "run"))
+    (tmp_path / "ngram.txt").write_text("")
+    said = error_of(runs.check_unused, str(tmp_path))
+    assert "n-grams cannot be resumed" in said and "--init_from" not in said
 
 
 def test_a_checkpoint_of_another_vocabulary_raises_with_the_way_out(pydoc, tmp_path, error_of):
