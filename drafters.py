@@ -17,7 +17,7 @@ import data
 from configurator import UserError, choose, first_line, print_once
 from model import GPT, Block, GPTConfig, draw, probabilities
 from plumbing.checkpoints import (
-    how_to_train,
+    checkpoint_hint,
     load_checkpoint,
     load_weights,
     weights_of,
@@ -353,7 +353,7 @@ def load_model(path, device="cpu", attention="sdpa"):
         if not error.name.startswith("extras"):
             raise
         folder = os.path.dirname(path)
-        raise UserError(f"There is no checkpoint {path}. {how_to_train(folder)}") from None
+        raise UserError(f"There is no checkpoint {path}. {checkpoint_hint(folder)}") from None
     if saved:
         return module.from_checkpoint(saved, device, attention)
     return module.load_model(path, device, attention)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 import data
 import drafters
 from configurator import UserError, configure, first_line, print_once
-from plumbing.checkpoints import how_to_train
+from plumbing.checkpoints import checkpoint_hint
 
 # --------------------------------------------------------------------------------------------------
 ckpt = ""  # the checkpoint that becomes a folder
@@ -80,7 +80,7 @@ def read_model(path):
         names = "gpt2-xl, mdlm-owt, sdtt:kld:7, sdtt:scaling:md:3, sdtt:teacher:1M, hub:OWNER/NAME"
         raise UserError(
             f"There is no checkpoint {path}, nor is it a published model ({names}). "
-            + how_to_train(os.path.dirname(path))
+            + checkpoint_hint(os.path.dirname(path))
         )
     folder = path if os.path.isdir(path) else download(path)
     config, w = read_folder(folder)

@@ -30,7 +30,7 @@ def load_checkpoint(path):
     is missing or damaged.
     """
     if not os.path.isfile(path):
-        raise UserError(f"There is no checkpoint {path}. {how_to_train(os.path.dirname(path))}")
+        raise UserError(f"There is no checkpoint {path}. {checkpoint_hint(os.path.dirname(path))}")
     # under torchrun a process reads from the disk only the shards that it takes
     shared = "WORLD_SIZE" in os.environ
     try:
@@ -72,7 +72,7 @@ def load_weights(model, weights):
     model.load_state_dict(weights)
 
 
-def how_to_train(folder):
+def checkpoint_hint(folder):
     """
     -> what a folder without the checkpoint asked for has, or the command that makes it: a config
     whose out_dir it is says it in its docstring.
@@ -99,6 +99,7 @@ def paths_of(ckpt):
     for pattern in map(str.strip, ckpt.split(",")):
         found = matching(pattern) if "*" in pattern else [pattern]
         if not found:
-            raise UserError(f"No file matches {pattern}. {how_to_train(os.path.dirname(pattern))}")
+            hint = checkpoint_hint(os.path.dirname(pattern))
+            raise UserError(f"No file matches {pattern}. {hint}")
         paths += found
     return paths

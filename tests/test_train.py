@@ -23,7 +23,7 @@ import model as M
 import train
 from drafters import load_model
 from plumbing import runs
-from plumbing.checkpoints import how_to_train, load_checkpoint, save_checkpoint
+from plumbing.checkpoints import checkpoint_hint, load_checkpoint, save_checkpoint
 
 slow = pytest.mark.slow
 
@@ -350,8 +350,8 @@ def test_checkpoints_that_are_missing_or_damaged_raise_in_one_line(pydoc, tmp_pa
 
 def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "python train.py config/train_pydoc_ar.py" in how_to_train("out/pydoc_ar")
-    assert "python distill.py config/sdtt_pydoc.py" in how_to_train("out/sdtt_pydoc")
+    assert "python train.py config/train_pydoc_ar.py" in checkpoint_hint("out/pydoc_ar")
+    assert "python distill.py config/sdtt_pydoc.py" in checkpoint_hint("out/sdtt_pydoc")
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_as_another(pydoc, tmp_path, error_of):
