@@ -25,10 +25,11 @@ import torch
 
 import data
 import metrics
-from configurator import UserError, choose, configure
+from configurator import UserError, check_at_least, choose, configure
 from drafters import check_context, load_drafter, load_model
 from model import SAMPLERS
 from plumbing.checkpoints import paths_of
+from plumbing.checks import check_sampling_knobs
 from plumbing.hardware import compile_trunk, pick_for_sampling
 from plumbing.parallel import join_processes, leave_processes, rank_and_world
 from plumbing.report import tables, write_report
@@ -78,11 +79,10 @@ def parts_of(cfg):
     for part in parts:
         choose("what", part, PARTS)
     check_sampling(cfg)
-    check_each(cfg, ("eval_blocks", "draws", "latency_batch"), "at least 1", lambda v: v >= 1)
-    check_each(cfg, ("temperatures",), "at least 0", lambda v: v >= 0)
-    check_each(cfg, ("ar_top_p",), "above 0 and at most 1", lambda v: 0 < v <= 1)
-    if not cfg.ckpt and not cfg.samples:
-        raise UserError("There is nothing to evaluate. Give --ckpt=CKPT, --samples=FILE or both.")
+    check_at_least(cfg, eval_blocks=1, draws=1)
+    check_each(cfg, "latency_batch", "at least 1", lambda v: v >= 1)
+    check_each(cfg, "temperatures", "at least 0", lambda v: v >= 0)
+    check_each(cfg, "ar_top_p", "above 0 and at most 1", lambda v: 0 < v <= 1)
     others = sorted(set(parts) - SAMPLE_PARTS)
     if not cfg.ckpt and others:
         raise UserError(f"{others[0]} needs a model. Give --ckpt=CKPT, or leave {others[0]} out.")
@@ -92,10 +92,11 @@ def parts_of(cfg):
 
 
 def check_sampling(cfg):
-    """Raises UserError for sampling options that mean nothing."""
-    check_each(cfg, ("num_samples", "batch_size", "steps"), "at least 1", lambda v: v >= 1)
-    check_each(cfg, ("length", "temperature", "top_k"), "at least 0", lambda v: v >= 0)
-    check_each(cfg, ("top_p",), "above 0 and at most 1", lambda v: 0 < v <= 1)
+    """Raises UserError where nothing is to be evaluated, or nothing can be sampled."""
+    if not cfg.ckpt and not cfg.samples:
+        raise UserError("There is nothing to evaluate. Give --ckpt=CKPT, --samples=FILE or both.")
+    check_sampling_knobs(cfg)
+    check_each(cfg, "steps", "at least 1", lambda v: v >= 1)
     if cfg.length == 1:
         raise UserError("length is 1, but the first token of a sample is not scored. Use 2.")
     if cfg.sampler:
@@ -103,13 +104,11 @@ def check_sampling(cfg):
     choose("compile", cfg.compile, ("off", "on"))
 
 
-def check_each(cfg, names, what_is_allowed, allowed):
-    """Raises UserError unless every number of these knobs, single ones or lists, is allowed."""
-    for name in names:
-        value = getattr(cfg, name)
-        numbers = value if isinstance(value, list) else [value]
-        if not numbers or not all(allowed(number) for number in numbers):
-            raise UserError(f"{name} is {value}; it must be {what_is_allowed}.")
+def check_each(cfg, name, what_is_allowed, allowed):
+    """Raises UserError unless the list of this knob has numbers, all of them allowed."""
+    numbers = getattr(cfg, name)
+    if not numbers or not all(map(allowed, numbers)):
+        raise UserError(f"{name} is {numbers}; it must be {what_is_allowed}.")
 
 
 # --------------------------------------------------------------------------------------------------

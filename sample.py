@@ -16,9 +16,10 @@ import torch
 
 import data
 import metrics
-from configurator import UserError, check_at_least, choose, configure
+from configurator import UserError, choose, configure
 from drafters import check_context, load_drafter, load_model
 from plumbing.checkpoints import paths_of
+from plumbing.checks import check_sampling_knobs
 from plumbing.hardware import compile_trunk, pick_device, pick_for_sampling
 from plumbing.randomness import seeded
 from plumbing.terminal import Tracer, colored, print_samples
@@ -54,11 +55,7 @@ cfg = configure(globals())
 
 def check_knobs(cfg):
     """Raises UserError for a value with which nothing can be sampled."""
-    least = {"num_samples": 1, "length": 0, "steps": 0, "temperature": 0, "top_k": 0, "gamma": 0}
-    # an extra need not have them all
-    check_at_least(cfg, **{name: n for name, n in least.items() if hasattr(cfg, name)})
-    if not 0 < cfg.top_p <= 1:
-        raise UserError(f"top_p is {cfg.top_p}; it must be above 0 and at most 1.")
+    check_sampling_knobs(cfg)
     choose("compile", cfg.compile, ("off", "on"))
 
 

@@ -17,6 +17,7 @@ from configurator import UserError, check_at_least, choose, configure
 from drafters import load_model
 from metrics import GAMMAS, Rounds, acceptance, mean_and_error, race, tokens_per_forward
 from model import draw, probabilities
+from plumbing.checks import check_sampling_knobs
 from plumbing.hardware import pick_device
 from plumbing.randomness import seeded
 from plumbing.terminal import print_samples
@@ -159,7 +160,8 @@ def print_table(target, meta, drafter, settings, note, cfg):
 
 
 def main(cfg):
-    check_at_least(cfg, gamma=1, num_samples=1, temperature=0)
+    check_sampling_knobs(cfg)
+    check_at_least(cfg, gamma=1, draft_steps=1)
     target, meta, drafter, autocast, note = load(cfg)
     settings = settings_of(cfg)
     show = print_table if cfg.table else draw_texts

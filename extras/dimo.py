@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 
 import data
-from configurator import UserError, check_at_least, choose, configure, print_once, save_config
+from configurator import UserError, choose, configure, print_once, save_config
 from drafters import load_model
 from loop import check_loop, fit, hooks, validator
 from model import GPT, GPTConfig, draw_tokens, stratified
 from plumbing.checkpoints import load_checkpoint, weights_of
-from plumbing.checks import check_text
+from plumbing.checks import check_sampling_knobs, check_text
 from plumbing.hardware import pick_device
 from plumbing.randomness import seeded, uniform
 from plumbing.runs import check_folder, checkpoint_to_resume, claim, release
@@ -273,16 +273,9 @@ def samples_of(student, cfg):
     return torch.cat(parts)
 
 
-def check_sampling(cfg):
-    """Raises UserError for a value with which nothing can be sampled."""
-    check_at_least(cfg, num_samples=1, batch_size=1, temperature=0)
-    if not 0 < cfg.top_p <= 1:
-        raise UserError(f"top_p is {cfg.top_p}; it must be above 0 and at most 1.")
-
-
 def sample_student(cfg):
     """Prints samples, or saves them: one JSON object a line, the first says what they are."""
-    check_sampling(cfg)
+    check_sampling_knobs(cfg)
     device, autocast, note = pick_device(cfg.device, cfg.dtype)
     student, saved = load_student(cfg.ckpt, device, cfg.attention)
     meta = saved["meta"]

@@ -14,7 +14,7 @@ import torch
 
 import data
 import metrics
-from configurator import UserError, configure
+from configurator import UserError, check_at_least, configure
 from eval import (
     check_sampling,
     common_meta,
@@ -70,6 +70,7 @@ def true_nats(meta, T, causal):
 def evaluate(cfg):
     """-> {"likelihood": {path: ...}, "rows": [...], and what they were measured on}."""
     check_sampling(cfg)
+    check_at_least(cfg, eval_blocks=1, draws=1)
     device, note = join_processes(cfg)
     models = load_models(cfg, device)
     files = load_files(cfg)

@@ -18,6 +18,7 @@ from configurator import UserError, configure
 from drafters import load_model
 from metrics import evaluator_nats, scored_positions
 from plumbing.checkpoints import paths_of
+from plumbing.checks import check_sampling_knobs
 from plumbing.hardware import pick_device
 from plumbing.report import table
 
@@ -75,6 +76,7 @@ def measure(x, prefix, meta, evaluator, evaluator_meta, batch_size):
 
 
 def main(cfg):
+    check_sampling_knobs(cfg)
     if not cfg.samples:
         raise UserError("Name files of extras.save_samples: --samples=a.jsonl,b.jsonl")
     device, _, note = pick_device(cfg.device, "float32")  # what is reported is in float32

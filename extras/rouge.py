@@ -15,6 +15,7 @@ from configurator import UserError, check_at_least, configure
 from drafters import load_drafter, load_model
 from eval import sampling_context
 from plumbing.checkpoints import paths_of
+from plumbing.checks import check_sampling_knobs
 from plumbing.hardware import pick_device
 from plumbing.randomness import seeded
 from speculative import generate, speculate
@@ -129,7 +130,8 @@ def evaluate(cfg):
 
 
 def main(cfg):
-    check_at_least(cfg, num_samples=7)
+    check_sampling_knobs(cfg)
+    check_at_least(cfg, num_samples=7, gamma=1)
     report = evaluate(cfg)
     for who, (mean, error) in report.items():
         print(f"{who}: ROUGE-2 {mean:.3f} +- {error:.3f}")

@@ -16,7 +16,7 @@ import torch
 
 import data
 import sample
-from configurator import UserError, configure, print_once
+from configurator import UserError, check_at_least, configure, print_once
 from plumbing.parallel import join_processes, leave_processes, rank_and_world
 from speculative import draw_many, empty_templates, sampler_and_steps
 
@@ -50,8 +50,7 @@ def check_save(cfg, size):
     """size: tokens of a sample."""
     if not cfg.out:
         raise UserError("Where to? Give --out=FILE.jsonl.")
-    if cfg.batch_size < 1 or cfg.continuations < 1:
-        raise UserError("batch_size and continuations must be at least 1.")
+    check_at_least(cfg, continuations=1)
     if not 0 <= cfg.prefix < size:
         raise UserError(f"prefix is {cfg.prefix}; it must be from 0 to {size - 1}.")
     if cfg.num_samples % cfg.continuations:

@@ -1,10 +1,30 @@
 """
-What distill.py checks before any work: knobs that do not go together, a teacher and a text that do
-not.
+What scripts check before any work: what cannot be sampled, knobs of distill.py that do not go
+together, a teacher and a text that do not.
 """
 
 import data
 from configurator import UserError, check_at_least, choose
+
+# knobs with which text is drawn, and their least values
+LEAST = {
+    "num_samples": 1,
+    "batch_size": 1,
+    "length": 0,
+    "steps": 0,
+    "temperature": 0,
+    "top_k": 0,
+    "gamma": 0,
+}
+
+
+def check_sampling_knobs(cfg):
+    """Raises UserError for a value with which nothing can be sampled."""
+    # a script need not have them all, and steps that are a list are rows of its table
+    numbers = {name for name, value in vars(cfg).items() if isinstance(value, int | float)}
+    check_at_least(cfg, **{name: n for name, n in LEAST.items() if name in numbers})
+    if "top_p" in numbers and not 0 < cfg.top_p <= 1:
+        raise UserError(f"top_p is {cfg.top_p}; it must be above 0 and at most 1.")
 
 
 def check_distillation(cfg):

@@ -149,4 +149,7 @@ def test_models_and_prompts_that_do_not_fit_raise(models, tmp_path, error_of):
     assert "no room" in error_of(D.main, knobs(models, prompt="a" * 32))
     assert "33 tokens do not fit" in error_of(D.main, knobs(models, length=33))
     assert "gamma is 0" in error_of(D.main, knobs(models, gamma=0))
+    assert "draft_steps is 0" in error_of(D.main, knobs(models, draft_steps=0))
     assert "temperature is -1" in error_of(D.main, knobs(models, temperature=-1.0))
+    assert "top_p is 0" in error_of(D.main, knobs(models, top_p=0.0))
+    assert "top_k is -1" in error_of(D.main, knobs(models, top_k=-1))

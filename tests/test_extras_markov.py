@@ -54,3 +54,13 @@ def test_a_dataset_of_unknown_distribution_ends_in_one_line(pydoc, tmp_path, err
     kw = {"ckpt": "", "samples": str(tmp_path / "a.jsonl"), "device": "cpu"}
     cfg = type(extra.cfg)(**{**vars(extra.cfg), **kw})
     assert "use data/markov" in error_of(extra.evaluate, cfg)
+
+
+def test_knobs_that_measure_nothing_end_in_one_line(error_of):
+    for knob, value, words in (
+        ("ckpt", "", "nothing to evaluate"),
+        ("eval_blocks", 0, "eval_blocks is 0"),
+        ("draws", 0, "draws is 0"),
+    ):
+        cfg = type(extra.cfg)(**{**vars(extra.cfg), knob: value})
+        assert words in error_of(extra.evaluate, cfg)

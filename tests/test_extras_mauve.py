@@ -69,3 +69,4 @@ def test_mistakes_end_in_one_line(trained, monkeypatch, error_of):
     monkeypatch.setattr(extra.importlib.util, "find_spec", lambda name: True)
     assert "--evaluator=" in error_of(extra.evaluate, settings(ckpt=trained["diffusion"]))
     assert "steps is [0]" in error_of(extra.evaluate, settings(steps=[0]))
+    assert "nothing to evaluate" in error_of(extra.evaluate, settings(ckpt=""))

@@ -56,6 +56,9 @@ def test_at_temperature_0_every_drafter_gives_the_targets_own_text(case):
 
 
 def test_mistakes_end_in_one_line(case, tmp_path, monkeypatch, error_of):
+    for knob, value in (("gamma", 0), ("top_k", -1), ("top_p", 0.0), ("batch_size", 0)):
+        wrong = types.SimpleNamespace(**{**vars(case), knob: value})
+        assert f"{knob} is {value}" in error_of(extra.main, wrong)
     case.length = 3
     assert "length is 3" in error_of(extra.evaluate, case)
     case.length = 33
