@@ -27,7 +27,6 @@ import data
 import metrics
 from configurator import UserError, check_at_least, choose, configure
 from drafters import check_context, load_drafter, load_model
-from model import SAMPLERS
 from plumbing.checkpoints import paths_of
 from plumbing.checks import check_sampling_knobs
 from plumbing.hardware import compile_trunk, pick_for_sampling
@@ -99,8 +98,6 @@ def check_sampling(cfg):
     check_each(cfg, "steps", "at least 1", lambda v: v >= 1)
     if cfg.length == 1:
         raise UserError("length is 1, but the first token of a sample is not scored. Use 2.")
-    if cfg.sampler:
-        choose("sampler", cfg.sampler, (*SAMPLERS, "analytic"))
     choose("compile", cfg.compile, ("off", "on"))
 
 

@@ -99,10 +99,12 @@ def make_template(model, meta, cfg):
 
 def fill_in_template(meta, cfg):
     """-> (L,) int64: the text of infill, with one token for each blank."""
-    if cfg.length or not cfg.blank:
+    if cfg.length:
         raise UserError(
-            "--infill takes its length from the template, and --blank must not be empty."
+            f"length is {cfg.length}, but --infill is as long as its template. Leave --length out."
         )
+    if not cfg.blank:
+        raise UserError("--blank must not be empty: it marks the blanks of --infill.")
     encode, _ = data.encoder(meta)
     first, *others = data.read_text(cfg.infill).split(cfg.blank)
     if not others:
@@ -128,6 +130,12 @@ def text_end(row, n_known, eos):
     return len(row)
 
 
+def split_template(template, device):
+    """(L,) -> (n_known,), what a GPT continues, on the device; how many tokens are to follow."""
+    known = known_text(template[None])[0].to(device)
+    return known, len(template) - len(known)
+
+
 def settings_of(cfg):
     return {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p}
 
@@ -148,8 +156,7 @@ def draw_plain(model, checkpoint, template, n, cfg, watch=None):
 def draw_with_drafts(model, checkpoint, template, drafter, gamma, cfg, *, number=0, watch=None):
     """(L,) -> one text, (at most L,) int64 on the CPU; its number gives it a seed of its own."""
     device = model.wte.weight.device
-    known = known_text(template[None])[0].to(device)  # (n_known,)
-    n_new = len(template) - len(known)
+    known, n_new = split_template(template, device)
     eos = checkpoint["meta"].get("eot")
     generator = seeded(cfg.seed, number, device=device)
     options = {"generator": generator, "eos": eos, "watch": watch, **settings_of(cfg)}
@@ -162,8 +169,7 @@ def chosen_gamma(model, drafter, template, cfg):
     if cfg.gamma:
         return cfg.gamma
     device = model.wte.weight.device
-    known = known_text(template[None])[0].to(device)
-    n_new = len(template) - len(known)
+    known, n_new = split_template(template, device)
     generator = seeded(cfg.seed, "trial", device=device)
     return metrics.choose_gamma(model, drafter, known, n_new, settings_of(cfg), generator)
 
@@ -172,9 +178,9 @@ def chosen_gamma(model, drafter, template, cfg):
 # print
 
 
-def cost_line(texts, seconds, note, cfg):
-    """-> what the texts took."""
-    return f"{sum(map(len, texts))} tokens in {seconds:.2f} s on {note}, seed {cfg.seed}"
+def cost_line(n_new, seconds, note, cfg):
+    """-> what the texts took, which have n_new tokens that were not given."""
+    return f"{n_new} new tokens in {seconds:.2f} s on {note}, seed {cfg.seed}"
 
 
 def draft_line(n_drafted, rounds, gamma):
@@ -197,7 +203,9 @@ def sample_plain(model, checkpoint, template, note, cfg):
     began = time.perf_counter()
     texts = draw_plain(model, checkpoint, template, n, cfg, watch)
     seconds = time.perf_counter() - began
-    return [decode(text.tolist()) for text in texts], cost_line(texts, seconds, note, cfg)
+    n_known = int((template >= 0).sum())
+    n_new = sum(len(text) - n_known for text in texts)  # of infill: its blanks
+    return [decode(text.tolist()) for text in texts], cost_line(n_new, seconds, note, cfg)
 
 
 def sample_with_drafts(model, checkpoint, template, note, cfg):
@@ -228,8 +236,9 @@ def sample_with_drafts(model, checkpoint, template, note, cfg):
         shown = [colored(text.tolist(), green[: len(text)], decode) for text, green in pairs]
     else:
         shown = [decode(text.tolist()) for text in texts]
+    n_new = sum(len(text) - n_known for text in texts)
     n_drafted = sum(map(sum, drafted))
-    took = f"{cost_line(texts, seconds, note, cfg)}\n{draft_line(n_drafted, rounds, gamma)}"
+    took = f"{cost_line(n_new, seconds, note, cfg)}\n{draft_line(n_drafted, rounds, gamma)}"
     return shown, took
 
 

@@ -129,7 +129,7 @@ def draw_texts(target, meta, drafter, settings, note, cfg):
         options |= {"watch": rounds, **settings}
         texts.append(speculate(target, drafter, x, n_new, gamma=cfg.gamma, **options).cpu())
         n_drafted += sum(rounds.drafted)
-    took = cost_line(texts, time.perf_counter() - began, note, cfg)
+    took = cost_line(rounds.n_tokens, time.perf_counter() - began, note, cfg)
     took += "\n" + draft_line(n_drafted, rounds, cfg.gamma)
     decode = data.encoder(meta)[1]
     print_samples([cfg.ckpt], [([decode(text.tolist()) for text in texts], took)])

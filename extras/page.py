@@ -139,7 +139,8 @@ def record_plain(model, checkpoint, template, note, cfg):
     recorder = Recorder(template)
     [text] = sample.draw_plain(model, checkpoint, template, 1, cfg, recorder)
     run = describe(text.tolist(), recorder.events, decode, model.mask_id)
-    return run | {"took": sample.cost_line([text], recorder.events[-1][0], note, cfg)}
+    n_new = len(text) - run["step_of"].count(0)
+    return run | {"took": sample.cost_line(n_new, recorder.events[-1][0], note, cfg)}
 
 
 def record_with_drafts(model, checkpoint, template, note, cfg):
@@ -158,7 +159,8 @@ def record_with_drafts(model, checkpoint, template, note, cfg):
     rounds.start(run["step_of"].count(0))
     for _, tokens, drafts in recorder.events[1:]:
         rounds(torch.tensor(tokens), torch.tensor(drafts, dtype=torch.int64))
-    took = sample.cost_line([text], recorder.events[-1][0], note, cfg)
+    n_new = len(text) - run["step_of"].count(0)
+    took = sample.cost_line(n_new, recorder.events[-1][0], note, cfg)
     return run | {"took": f"{took}\n{sample.draft_line(sum(rounds.drafted), rounds, gamma)}"}
 
 

@@ -164,6 +164,7 @@ def test_sampling_commands(out, tmp_path):
     assert text_of(first)[0] == text_of(again)[0] != text_of(other)[0] and len(text_of(first)) == 2
     prompted, _ = run("sample.py", ckpt, "--prompt=The if statement", "--length=80", "--top_p=0.9")
     assert all(t.startswith("The if statement") for t in text_of(prompted))
+    assert f"\n{4 * (80 - len('The if statement'))} new tokens in " in prompted
     (tmp_path / "t.txt").write_text('"____" is a ______ of')
     filled, _ = run(
         "sample.py",
@@ -173,6 +174,7 @@ def test_sampling_commands(out, tmp_path):
         "--num_samples=1",
     )
     assert re.match(r'"[^░]{4}" is a [^░]{6} of', text_of(filled)[0], re.S)
+    assert "\n10 new tokens in " in filled
     traced, _ = run("sample.py", ckpt, "--trace=True", "--steps=4")
     assert "░" in traced and "0 of 32 tokens masked" in traced
     ar, _ = run(
@@ -250,6 +252,8 @@ def test_sampling_mistakes(out, error_of):
     assert "Use a diffusion" in refuse("ar", "--infill=a _ b")
     assert "Use a diffusion" in refuse("ar", "--infill=_")
     assert "--blank must not be empty" in refuse("d", "--infill=a_", "--blank=")
+    assert "length is 9, but" in refuse("d", "--infill=a_", "--length=9")
+    assert "sampler is 'best'" in refuse("none", "--sampler=best")  # before anything is loaded
     assert "top_p is 0.0" in refuse("d", "--top_p=0")
     assert "temperature is -1.0" in refuse("d", "--temperature=-1")
     assert "top_k is -1" in refuse("ar", "--top_k=-1")
