@@ -98,19 +98,18 @@ def tiny_shakespeare(folder):
             raise UserError(
                 f"Could not download {SHAKESPEARE_URL} ({error}). Save it as {path}."
             ) from None
-        check_hash(content, SHAKESPEARE_URL)
+        check_hash(content, SHAKESPEARE_URL, f"Try again, or save the right one as {path}")
         data.atomic_write(path, content)
     with open(path, "rb") as f:
-        check_hash(f.read(), path)
+        hint = "Delete it and try again; for a text of your own: data/text/prepare.py --input=FILE"
+        check_hash(f.read(), path, hint)
     return [functools.partial(parts_of, path)], SHAKESPEARE_URL
 
 
-def check_hash(content, where):
+def check_hash(content, where, hint):
+    """Raises UserError with the hint unless the content is tiny Shakespeare."""
     found = hashlib.sha256(content).hexdigest()
     if found != SHAKESPEARE_SHA256:
-        hint = (
-            "Delete it and try again; a text of your own is for data/text/prepare.py --input=FILE"
-        )
         raise UserError(f"{where} has sha256 {found}, not {SHAKESPEARE_SHA256}. {hint}.")
 
 
@@ -146,14 +145,18 @@ def vocabulary(tokenizer, found, n_words):
     """One of TOKENIZERS, what survey found -> the meta that data.encoder reads."""
     if tokenizer == "gpt2":
         return data.GPT2_META
-    chars = sorted(found.chars | set("\n" * (len(found.lengths) > 1)))
+    chars = found.chars
+    if len(found.lengths) > 1:
+        chars = chars | {"\n"}  # an empty line closes each text
+    chars = sorted(chars)
     if tokenizer == "char":
         return {"tokenizer": "char", "vocab_size": len(chars), "itos": chars}
     # the words, line breaks and runs of punctuation that, as one token each, save most characters'
     # tokens
     saved = {word: count * (len(word) - 1) for word, count in found.words.items() if len(word) > 1}
     n_words = n_words or min(max(sum(found.lengths) // 250, 256), 8000)
-    itos = chars + sorted(sorted(saved, key=lambda word: (-saved[word], word))[:n_words])
+    by_saving = sorted(saved, key=lambda word: (-saved[word], word))
+    itos = chars + sorted(by_saving[:n_words])
     return {"tokenizer": "pieces", "vocab_size": len(itos), "itos": itos}
 
 
@@ -170,7 +173,7 @@ def training_characters(lengths, val_fraction):
     return [0 if i % every == every - 1 else n for i, n in enumerate(lengths)]
 
 
-def write_texts(folder, texts, source, tokenizer, n_words=0, val_fraction=0.1, meta=None):
+def write_texts(folder, texts, source, tokenizer, *, n_words=0, val_fraction=0.1, meta=None):
     """
     texts -> folder/train.bin, val.bin, meta.json. n_words, val_fraction: as in
     data/text/prepare.py.
@@ -179,52 +182,58 @@ def write_texts(folder, texts, source, tokenizer, n_words=0, val_fraction=0.1, m
     end-of-text, or, where the vocabulary has none, an empty line.
     """
     found = survey(texts, words=tokenizer == "words")
-    to_train, total = training_characters(found.lengths, val_fraction), sum(found.lengths)
+    to_train = training_characters(found.lengths, val_fraction)
+    total = sum(found.lengths)
     if not 0 < sum(to_train) < total:
         raise UserError(
             f"{source} has {total} characters, too few to train on some and validate on others."
         )
-    taken = {k: meta[k] for k in (*data.VOCABULARY, "eot", "start") if k in meta} if meta else None
-    meta = {
-        **(taken or vocabulary(tokenizer, found, n_words)),
-        "source": source,
-        "sha256": found.sha256,
-    }
-    encode, dtype = data.encoder(meta)[0], data.token_dtype(meta["vocab_size"])
-    between = [meta["eot"]] if "eot" in meta else encode("\n\n") if len(texts) > 1 else []
-    counts = collections.Counter()
+    if meta:
+        meta = {key: meta[key] for key in (*data.VOCABULARY, "eot", "start") if key in meta}
+    else:
+        meta = vocabulary(tokenizer, found, n_words)
+    counts = write_bins(folder, texts, to_train, total, meta)
+    about = {"source": source, "sha256": found.sha256}
+    data.write_meta(folder, {**meta, **about, **counts})
+
+
+def write_bins(folder, texts, to_train, n_characters, meta):
+    """
+    texts, [characters of each to train on, ...], those of all texts, a vocabulary -> folder/
+    train.bin, val.bin; returns how many tokens they have. Only write_meta makes them loadable.
+    """
+    encode, _ = data.encoder(meta)
+    dtype = np.dtype(data.token_dtype(meta["vocab_size"]))
+    closing = []
+    if len(texts) > 1:
+        closing = [meta["eot"]] if "eot" in meta else encode("\n\n")
+    bar = tqdm(total=n_characters, unit="char", unit_scale=True, disable=n_characters < 1e7)
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm(total=total, unit="char", unit_scale=True, disable=total < 1e7)
-        )
-        bins = {
-            s: stack.enter_context(data.replacing(os.path.join(folder, f"{s}.bin")))
-            for s in ("train", "val")
-        }
-        for where, part in cut_in_two(texts, to_train):
-            ids = np.array(encode(part) if part else between, dtype)
-            bins[where].write(ids.data)
-            counts[f"{where}_tokens"] += len(ids)
-            bar.update(len(part))
+        stack.enter_context(bar)
+        bins = {}
+        for name in ("train", "val"):
+            replaced = data.replacing(os.path.join(folder, f"{name}.bin"))
+            bins[name] = stack.enter_context(replaced)
+        for text, n_train in zip(texts, to_train, strict=True):
+            used = set()
+            for name, part in cut_in_two(text(), n_train):
+                bins[name].write(np.array(encode(part), dtype).data)
+                bar.update(len(part))
+                used.add(name)
+            for name in used:
+                bins[name].write(np.array(closing, dtype).data)
+        counts = {f"{name}_tokens": f.tell() // dtype.itemsize for name, f in bins.items()}
         data.remove_meta(folder)
-    data.write_meta(folder, {**meta, **counts})
+    return counts
 
 
-def cut_in_two(texts, to_train):
-    """
-    texts, [characters of each to train on, ...] -> ("train" or "val", a part), ..., "" after each
-    of several.
-    """
-    for text, n in zip(texts, to_train, strict=True):
-        at, seen = 0, set()
-        for part in text():
-            cut = min(max(n - at, 0), len(part))
-            at += len(part)
-            halves = [
-                (where, half)
-                for where, half in (("train", part[:cut]), ("val", part[cut:]))
-                if half
-            ]
-            seen |= {where for where, _ in halves}
-            yield from halves
-        yield from ((where, "") for where in sorted(seen) if len(texts) > 1)
+def cut_in_two(parts, n_train):
+    """[part of a text, ...], its characters to train on -> ("train" or "val", a part), ..."""
+    left = n_train
+    for part in parts:
+        cut = min(left, len(part))
+        left -= cut
+        if cut:
+            yield "train", part[:cut]
+        if cut < len(part):
+            yield "val", part[cut:]

@@ -5,6 +5,7 @@ what prepare.py writes, what data reads, and what both refuse
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -166,6 +167,9 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, error_of):
     monkeypatch.setattr("urllib.request.urlopen", offline)
     said = error_of(texts.tiny_shakespeare, str(tmp_path))
     assert "no network" in said and f"{tmp_path}/input.txt" in said
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(b"a login page"))
+    said = error_of(texts.tiny_shakespeare, str(tmp_path))
+    assert "sha256" in said and "Delete" not in said and f"{tmp_path}/input.txt" in said
     assert os.listdir(tmp_path) == []
 
 

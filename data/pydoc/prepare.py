@@ -23,4 +23,4 @@ cfg = configure(globals())
 # --------------------------------------------------------------------------------------------------
 
 if __name__ == "__main__":
-    write_texts(out_dir, *python_reference(), "words", n_words)
+    write_texts(out_dir, *python_reference(), "words", n_words=n_words)

@@ -51,8 +51,8 @@ def main(cfg):
     meta = None
     if cfg.tokenizer not in TOKENIZERS:
         meta = meta_of_model(cfg.tokenizer)
-    files = files_of(cfg.input)
-    write_texts(cfg.out_dir, files, cfg.input, cfg.tokenizer, cfg.n_words, cfg.val_fraction, meta)
+    options = {"n_words": cfg.n_words, "val_fraction": cfg.val_fraction, "meta": meta}
+    write_texts(cfg.out_dir, files_of(cfg.input), cfg.input, cfg.tokenizer, **options)
 
 
 if __name__ == "__main__":
