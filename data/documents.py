@@ -23,7 +23,7 @@ def documents(hub, input, columns, sample_by="line"):
     sample_by: a row of a .txt file is its "line" or the whole "document". Raises UserError for what
     cannot be read.
     """
-    files = sorted(glob.glob(input))
+    files = sorted(path for path in glob.glob(input, recursive=True) if os.path.isfile(path))
     kinds = {READERS.get(os.path.splitext(file)[1]) for file in files}
     if input and not files:
         raise UserError(f"--input={input} matches no file.")
@@ -85,13 +85,11 @@ def write_documents(folder, train, val, vocab_size=GPT2_META["vocab_size"]):
     os.makedirs(folder, exist_ok=True)
     counts = {}
     for name, rows in (("train", train), ("val", val)):
-        n, at, n_batches = int(np.sum(rows["len"], dtype=np.int64)), 0, min(1024, len(rows))
-        out = np.memmap(
-            os.path.join(folder, f"{name}.bin.tmp"),
-            dtype=token_dtype(vocab_size),
-            mode="w+",
-            shape=(n,),
-        )
+        n = int(np.sum(rows["len"], dtype=np.int64))
+        n_batches = min(1024, len(rows))
+        path = os.path.join(folder, f"{name}.bin.tmp")
+        out = np.memmap(path, dtype=token_dtype(vocab_size), mode="w+", shape=(n,))
+        at = 0
         for i in tqdm(range(n_batches), desc=f"{name}.bin"):
             shard = rows.shard(num_shards=n_batches, index=i, contiguous=True).with_format("numpy")
             ids = np.concatenate(list(shard[:]["ids"]))

@@ -18,7 +18,7 @@ import sys
 # so that it runs from anywhere
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 import data
-from configurator import UserError, configure
+from configurator import UserError, check_at_least, configure
 from data.documents import documents, hold_out, write_documents
 
 # --------------------------------------------------------------------------------------------------
@@ -28,9 +28,7 @@ input = ""  # files of your own (a glob) instead of the download
 tokenizer = "gpt2"  # or hf:NAME_OR_FOLDER, also of an encoder-decoder such as T5
 prompt_tokens = 512  # of a prompt, TL;DR: included; an article is cut to fit
 prefix = "summarize: "  # of a source that an encoder reads
-summary_tokens = (
-    128  # of the row of an encoder-decoder: start, summary and end; a longer one is cut
-)
+summary_tokens = 128  # of an encoder-decoder: start, summary and end; a longer one is cut
 n_prompts = 1000  # at most; {"prompt", "reference"} a line, all exactly prompt_tokens long
 val_fraction = 0.05  # of the pairs of your own files; prompts come from these
 num_proc = os.cpu_count() or 1  # processes
@@ -42,13 +40,17 @@ COLUMNS = ["article", "highlights"]
 TLDR = "\nTL;DR:"
 
 
-def meta_of(tokenizer):
-    """-> the meta of its vocabulary; of an encoder-decoder's also what a row is."""
-    meta = data.hf_meta(tokenizer[3:]) if tokenizer.startswith("hf:") else data.GPT2_META
+def meta_of(cfg):
+    """-> the meta of the tokenizer's vocabulary; of an encoder-decoder's also what a row is."""
+    meta = data.GPT2_META
+    if cfg.tokenizer.startswith("hf:"):
+        meta = data.hf_meta(cfg.tokenizer.removeprefix("hf:"))
     if "eot" not in meta:
-        raise UserError(f"{tokenizer} has no token for the end of a text: pairs need one.")
-    rows = {"row": prompt_tokens + summary_tokens, "source_tokens": prompt_tokens, "prefix": prefix}
-    return meta | (rows if "pad" in meta else {})
+        raise UserError(f"{cfg.tokenizer} has no token for the end of a text: pairs need one.")
+    if "pad" not in meta:
+        return meta
+    row = cfg.prompt_tokens + cfg.summary_tokens
+    return meta | {"row": row, "source_tokens": cfg.prompt_tokens, "prefix": cfg.prefix}
 
 
 def encoder_of(meta):
@@ -72,11 +74,9 @@ def prompt_ids(article, prompt_tokens, meta=data.GPT2_META):
 
 
 def tokenize(row, prompt_tokens, meta=data.GPT2_META):
-    encode, ids, summary = (
-        encoder_of(meta),
-        prompt_ids(row["article"], prompt_tokens, meta),
-        row["highlights"].strip(),
-    )
+    encode = encoder_of(meta)
+    ids = prompt_ids(row["article"], prompt_tokens, meta)
+    summary = row["highlights"].strip()
     if "row" in meta:
         ids += [meta["pad"]] * (prompt_tokens - len(ids)) + [meta["start"], *encode(summary)]
         ids = ids[: meta["row"] - 1]
@@ -97,7 +97,8 @@ def prompts(pairs, prompt_tokens, meta=data.GPT2_META):
     encode, decode = data.encoder(meta)
     if "row" in meta:
         encode = lambda text: data.encode_prompt(meta, text)[:-1]  # noqa: E731
-    kept, left_out = [], collections.Counter(too_short=0, not_exact=0)
+    kept = []
+    left_out = collections.Counter(too_short=0, not_exact=0)
     for row in pairs:
         ids = prompt_ids(row["article"], prompt_tokens, meta)
         text = decode(ids)
@@ -114,49 +115,52 @@ def is_pair(row):
     return all((row[column] or "").strip() for column in COLUMNS)
 
 
-def splits():
+def splits(cfg):
     """-> Datasets of pairs: to train, to validate, to make prompts of."""
-    if input:
-        train, val = hold_out(documents(HUB, input, COLUMNS).filter(is_pair), val_fraction)
+    if cfg.input:
+        rows = documents(HUB, cfg.input, COLUMNS).filter(is_pair)
+        train, val = hold_out(rows, cfg.val_fraction)
         return train, val, val
-    found = [
-        documents({**HUB, "split": s}, input, COLUMNS) for s in ("train", "validation", "test")
-    ]
-    return [split.filter(is_pair) for split in found]
+    found = []
+    for name in ("train", "validation", "test"):
+        rows = documents({**HUB, "split": name}, cfg.input, COLUMNS)
+        found.append(rows.filter(is_pair))
+    return found
+
+
+def main(cfg):
+    check_at_least(cfg, summary_tokens=3, n_prompts=1, num_proc=1)
+    meta = meta_of(cfg)
+    n_tail = len(encoder_of(meta)(TLDR))
+    check_at_least(cfg, prompt_tokens=n_tail + 1)
+    train, val, test = splits(cfg)
+    # the download is in order of newspaper
+    kept, left_out = prompts(test.shuffle(seed=2357), cfg.prompt_tokens, meta)
+    if not kept:
+        raise UserError(
+            f"No article of {len(test)} fills --prompt_tokens={cfg.prompt_tokens} exactly. "
+            "Lower it."
+        )
+    options = {
+        "fn_kwargs": {"prompt_tokens": cfg.prompt_tokens, "meta": meta},
+        "remove_columns": test.column_names,
+        "desc": "tokenizing",
+        "num_proc": cfg.num_proc,
+    }
+    train = train.map(tokenize, **options)
+    val = val.map(tokenize, **options)
+    counts = write_documents(cfg.out_dir, train, val, meta["vocab_size"])
+    used = kept[: cfg.n_prompts]
+    data.write_jsonl(os.path.join(cfg.out_dir, "prompts.jsonl"), used)
+    about = {"source": cfg.input or HUB["path"], "train_pairs": len(train), "val_pairs": len(val)}
+    about |= {**counts, "prompt_tokens": cfg.prompt_tokens, "prompts": len(used), **left_out}
+    data.write_meta(cfg.out_dir, meta | about)
+    print(
+        f"{len(used)} prompts of {cfg.prompt_tokens} tokens, of {len(test)} articles: "
+        f"{left_out['too_short']} too short, {left_out['not_exact']} not the same when encoded "
+        f"again, {len(kept) - len(used)} not needed"
+    )
 
 
 if __name__ == "__main__":
-    if cfg.summary_tokens < 3 or cfg.n_prompts < 1 or cfg.num_proc < 1:
-        raise UserError("summary_tokens must be at least 3, n_prompts and num_proc at least 1.")
-    meta = meta_of(tokenizer)
-    n_tail = len(encoder_of(meta)(TLDR))
-    if prompt_tokens <= n_tail:
-        raise UserError(f"prompt_tokens is {prompt_tokens}; it must be at least {n_tail + 1}.")
-    *parts, test = splits()
-    # the download is in order of newspaper
-    kept, left_out = prompts(test.shuffle(seed=2357), prompt_tokens, meta)
-    if not kept:
-        raise UserError(
-            f"No article of {len(test)} fills --prompt_tokens={prompt_tokens} exactly. Lower it."
-        )
-    given = {"prompt_tokens": prompt_tokens, "meta": meta}
-    how = {
-        "fn_kwargs": given,
-        "remove_columns": test.column_names,
-        "desc": "tokenizing",
-        "num_proc": num_proc,
-    }
-    parts = [part.map(tokenize, **how) for part in parts]
-    counts = write_documents(out_dir, *parts, meta["vocab_size"])
-    data.write_jsonl(os.path.join(out_dir, "prompts.jsonl"), kept[:n_prompts])
-    meta |= {
-        "source": input or HUB["path"],
-        "train_pairs": len(parts[0]),
-        "val_pairs": len(parts[1]),
-    }
-    meta |= {**counts, "prompt_tokens": prompt_tokens, "prompts": len(kept[:n_prompts]), **left_out}
-    data.write_meta(out_dir, meta)
-    unused = f"{left_out['too_short']} too short, "
-    unused += f"{left_out['not_exact']} not the same when encoded again"
-    unused += f", {len(kept) - meta['prompts']} not needed"
-    print(f"{meta['prompts']} prompts of {prompt_tokens} tokens, of {len(test)} articles: {unused}")
+    main(cfg)

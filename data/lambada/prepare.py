@@ -44,7 +44,9 @@ def passages(texts, encode):
     A word is scored as its own tokens after the context's, so these must be the tokens of the whole
     passage.
     """
-    kept, lengths, left_out = [], collections.Counter(), collections.Counter()
+    kept = []
+    lengths = collections.Counter()
+    left_out = collections.Counter()
     for text in texts:
         parts = split_last_word(text)
         if not parts:
@@ -52,7 +54,9 @@ def passages(texts, encode):
             continue
         context, word = parts
         try:
-            head, tail, whole = encode(context), encode(word), encode(context + word)
+            head = encode(context)
+            tail = encode(word)
+            whole = encode(context + word)
         except UserError:  # a character that the vocabulary has not
             left_out["unknown_character"] += 1
             continue

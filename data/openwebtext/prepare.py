@@ -13,7 +13,7 @@ import sys
 # so that it runs from anywhere
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 import data
-from configurator import configure
+from configurator import check_at_least, configure
 from data.documents import documents, hold_out, write_documents
 
 # --------------------------------------------------------------------------------------------------
@@ -34,18 +34,28 @@ HUB = {
 def tokenize(row):
     bpe = data.gpt2()
     # the end-of-text token closes every document
-    ids = [
-        *bpe.encode_ordinary(row["text"]),
-        bpe.eot_token,
-    ]
+    ids = [*bpe.encode_ordinary(row["text"]), bpe.eot_token]
     return {"ids": ids, "len": len(ids)}
 
 
-if __name__ == "__main__":
+def has_text(row):
+    return row["text"] is not None
+
+
+def main(cfg):
+    check_at_least(cfg, num_proc=1)
     data.gpt2()  # a missing vocabulary shows here, in one line, not in every process
-    hub = {**HUB, "split": "train", "num_proc": num_proc}
-    found = documents(hub, input, ["text"], sample_by="document")
-    how = {"remove_columns": found.column_names, "desc": "tokenizing", "num_proc": num_proc}
-    parts = [part.map(tokenize, **how) for part in hold_out(found, val_fraction)]
-    counts = write_documents(out_dir, *parts)
-    data.write_meta(out_dir, {**data.GPT2_META, "source": input or HUB["path"], **counts})
+    hub = {**HUB, "split": "train", "num_proc": cfg.num_proc}
+    found = documents(hub, cfg.input, ["text"], sample_by="document")
+    if cfg.input:  # the download has a text in every row
+        found = found.filter(has_text)
+    options = {"remove_columns": found.column_names, "desc": "tokenizing"}
+    options["num_proc"] = cfg.num_proc
+    parts = [part.map(tokenize, **options) for part in hold_out(found, cfg.val_fraction)]
+    counts = write_documents(cfg.out_dir, *parts)
+    source = cfg.input or HUB["path"]
+    data.write_meta(cfg.out_dir, {**data.GPT2_META, "source": source, **counts})
+
+
+if __name__ == "__main__":
+    main(cfg)
