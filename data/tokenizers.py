@@ -6,6 +6,7 @@ tokenizer.json.
 import functools
 import hashlib
 import json
+import os
 
 from configurator import UserError, first_line
 
@@ -26,8 +27,8 @@ def gpt2():
         ) from None
 
 
-def the_package():
-    """-> transformers, told to be quiet. Raises UserError if it is missing."""
+def import_transformers():
+    """-> the package, told to be quiet. Raises UserError if it is missing."""
     try:
         import transformers
     except ImportError:
@@ -39,19 +40,21 @@ def the_package():
     return transformers
 
 
-def from_hub(kind, name, **how):
+def from_hub(kind, name, **options):
     """
     What transformers.KIND finds of a model NAME or folder: configuration, tokenizer or weights;
     safetensors only.
 
     Raises UserError if the package or the model is missing. No code of a model is ever executed.
     """
-    finder = getattr(the_package(), kind)
+    finder = getattr(import_transformers(), kind)
     try:
-        return finder.from_pretrained(name, trust_remote_code=False, **how)
+        return finder.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
-        hint = "A folder that this project exported is read without hf:, or as hub:OWNER/NAME."
-        raise UserError(f"hf:{name} cannot be loaded ({first_line(error)}). {hint}") from None
+        hint = ""
+        if os.path.isdir(name):
+            hint = " A folder that this project exported is read without hf:."
+        raise UserError(f"hf:{name} cannot be loaded ({first_line(error)}).{hint}") from None
 
 
 @functools.lru_cache  # an encoder is made often

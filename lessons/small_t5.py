@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))  # so that it 
 import data
 from configurator import UserError, configure
 from data.texts import python_reference
-from data.tokenizers import the_package
+from data.tokenizers import import_transformers
 
 # --------------------------------------------------------------------------------------------------
 out_dir = "out/t5"  # gets pairs.jsonl, and the folders small and tiny for hf:
@@ -141,7 +141,7 @@ def begin_with_what_copying_takes(model, head_size):
 if __name__ == "__main__":
     if vocab_size < 300 or sentences < 2:
         raise UserError("vocab_size must be at least 300, sentences at least 2.")
-    the_package()  # it is missing? Say so now
+    import_transformers()  # it is missing? Say so now
     said = prose()
     tokenizer = tokenizer_of(said, vocab_size)
     found = pairs(said, cfg)
