@@ -30,7 +30,12 @@ from drafters import check_context, load_drafter, load_model
 from plumbing.checkpoints import paths_of
 from plumbing.checks import check_sampling_knobs
 from plumbing.hardware import compile_trunk, pick_for_sampling
-from plumbing.parallel import join_processes, leave_processes, rank_and_world
+from plumbing.parallel import (
+    is_first_process,
+    join_processes,
+    leave_processes,
+    rank_and_world,
+)
 from plumbing.report import tables, write_report
 from speculative import draw_many, empty_templates, sampler_and_steps
 
@@ -539,7 +544,7 @@ def evaluate(cfg):
 
 def main(cfg):
     report = evaluate(cfg)
-    if rank_and_world()[0] == 0:
+    if is_first_process():
         print(tables(report))
         print(f"Saved in {cfg.out}: {', '.join(write_report(report, cfg.out))}")
     leave_processes()

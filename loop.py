@@ -18,7 +18,13 @@ import data
 from configurator import UserError, check_at_least, choose
 from plumbing.checkpoints import save_checkpoint
 from plumbing.hardware import compile_trunk, pick_device
-from plumbing.parallel import averaging, parallel, rank_and_world, whole_weights
+from plumbing.parallel import (
+    is_first_process,
+    no_sync_until_last,
+    parallel_loss,
+    rank_and_world,
+    whole_weights,
+)
 from plumbing.randomness import seeded
 from plumbing.training import Progress, restore, training_state
 from speculative import draw_samples, empty_templates, sampler_and_steps
@@ -60,7 +66,7 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
     n_forwards = cfg.gradient_accumulation_steps  # in a step, over all processes
 
     # DDP or FSDP around model and loss; before the optimizer, because FSDP shards the weights
-    batch_loss = parallel(model, loss, device, world, cfg.fsdp)
+    batch_loss = parallel_loss(model, loss, device, world, cfg.fsdp)
     optimizer = make_optimizer(model, cfg)
     # name of a weight -> its exponential moving average
     averaged = copy_weights(model) if cfg.ema else {}
@@ -86,7 +92,7 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
             if model.config.dropout:
                 # dropout can only use the global generator
                 torch.manual_seed(generator.initial_seed())
-            with averaging(batch_loss, cfg.fsdp, world, last=i + world >= n_forwards):
+            with no_sync_until_last(batch_loss, cfg.fsdp, world, last=i + world >= n_forwards):
                 with autocast:
                     # a rank adds up n_forwards / world losses, and DDP takes the mean over ranks:
                     # this factor makes that the mean over all forward passes
@@ -170,14 +176,14 @@ def validator(loss, corpus, length, cfg, device):
     return validate
 
 
-def evaluate(model, step, *, validate, steps_before, cfg, meta, made_for=None):
+def validate_and_show(model, step, *, validate, steps_before, cfg, meta, made_for=None):
     """-> the validation loss, in float32; prints a sample where one is due."""
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # the shapes vary
         val_loss = validate(model)
         if cfg.sample_interval and step % cfg.sample_interval == 0:
             generator = seeded(cfg.seed, "show", device=model.wte.weight.device)
             text = show_sample(model, generator, meta, made_for)  # all ranks: FSDP gathers blocks
-            if rank_and_world()[0] == 0:
+            if is_first_process():
                 tqdm.write(f"--- step {steps_before + step}\n{text}\n---")
     return val_loss
 
@@ -201,7 +207,7 @@ def save_run(state, val_loss, *, path, steps_before, cfg, model, meta, made_for=
         "meta": meta,
         "made_for": made_for,
     }
-    if rank_and_world()[0] == 0:
+    if is_first_process():
         save_checkpoint(path, checkpoint)
         step = steps_before + state["step"]
         tqdm.write(f"step {step}: validation loss {val_loss:.4f}, saved to {path}")
@@ -215,7 +221,7 @@ def hooks(model, validate, cfg, meta, *, name="ckpt.pt", made_for=None, steps_be
     """
     shared = {"steps_before": steps_before, "cfg": cfg, "meta": meta, "made_for": made_for}
     path = os.path.join(cfg.out_dir, name)
-    on_eval = functools.partial(evaluate, validate=validate, **shared)
+    on_eval = functools.partial(validate_and_show, validate=validate, **shared)
     save = functools.partial(save_run, path=path, model=model, **shared)
     return on_eval, save
 

@@ -18,7 +18,12 @@ from drafters import fit_ngram, load_model, new_model
 from loop import check_loop, fit, hooks, validator
 from model import GPTConfig, ar_loss, convert, diffusion_loss, nelbo
 from plumbing.checkpoints import load_checkpoint, load_weights
-from plumbing.parallel import join_processes, leave_processes, on_first_process, rank_and_world
+from plumbing.parallel import (
+    is_first_process,
+    join_processes,
+    leave_processes,
+    on_first_process,
+)
 from plumbing.runs import check_unused, claim, release, to_resume
 
 # --------------------------------------------------------------------------------------------------
@@ -172,7 +177,7 @@ def main(cfg):
         model = model.to(device)  # FSDP moves it to the GPUs itself, block by block
     n_params = sum(p.numel() for p in model.parameters())
     print_once(f"{n_params / 1e6:.2f} M parameters on {note}")
-    if rank_and_world()[0] == 0:
+    if is_first_process():
         claim(cfg.out_dir)
         save_config(cfg, cfg.out_dir, n_params=n_params, device_used=note)
 

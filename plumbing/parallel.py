@@ -55,9 +55,14 @@ def wait_for_all():
         dist.barrier()
 
 
+def is_first_process():
+    """Whether this is the one that writes and prints, also before the processes have joined."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def on_first_process(f):
-    """f() on the first process, also before they have joined; the others wait."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    """f() on the first process. The others wait for it, if they have joined; else they go on."""
+    if is_first_process():
         f()
     wait_for_all()
 
@@ -82,7 +87,7 @@ class LossModule(nn.Module):
         return self.loss(self.model, batch, generator)
 
 
-def parallel(model, loss, device, world, fsdp):
+def parallel_loss(model, loss, device, world, fsdp):
     """
     -> f(batch, generator): the loss, for gradients that are the mean over the processes. fsdp:
     shards the model.
@@ -110,27 +115,27 @@ def parallel(model, loss, device, world, fsdp):
     return functools.partial(loss, model)
 
 
-def averaging(loss_of, fsdp, world, last):
+def no_sync_until_last(batch_loss, fsdp, world, last):
     """
     -> a context for a backward pass: DDP averages the gradients over the processes in the last one
     of a step, and until then they add up here. (FSDP does it in every one.)
     """
     if last or world == 1 or fsdp:
         return contextlib.nullcontext()
-    return loss_of.no_sync()
+    return batch_loss.no_sync()
 
 
 @contextlib.contextmanager
-def whole_weights(loss_of, fsdp):
+def whole_weights(batch_loss, fsdp):
     """
     Inside, the weights that belong to no block are whole on every process, as in the loss's own
     forward.
     """
     if fsdp:
-        loss_of.unshard()
+        batch_loss.unshard()
     yield
     if fsdp:
-        loss_of.reshard()
+        batch_loss.reshard()
 
 
 def is_shard(x):

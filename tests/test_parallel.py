@@ -19,7 +19,7 @@ import loop
 import train
 from plumbing.checkpoints import load_checkpoint, save_checkpoint
 from plumbing.checks import check_distillation
-from plumbing.parallel import parallel
+from plumbing.parallel import parallel_loss
 
 pytestmark = pytest.mark.slow
 KNOBS = dict(eval_interval=2, eval_iters=1, gradient_accumulation_steps=4, ema=0.9, dtype="float32")
@@ -177,5 +177,5 @@ def test_what_does_not_go_with_shards_raises(tmp_path, monkeypatch, error_of):
     cfg = types.SimpleNamespace(**{**vars(D.cfg), "kd_data": "student", "fsdp": True})
     assert "--kd_data=student" in error_of(check_distillation, cfg)
     no_blocks = types.SimpleNamespace()
-    said = error_of(parallel, no_blocks, None, torch.device("cpu"), 2, True)
+    said = error_of(parallel_loss, no_blocks, None, torch.device("cpu"), 2, True)
     assert "--fsdp=False" in said
