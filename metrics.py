@@ -168,7 +168,7 @@ def mean_point(texts):
     return entropy.mean().item(), (nats.sum() / n_tokens.sum()).item()
 
 
-def resample(texts, generator):
+def bootstrap_sample(texts, generator):
     """(n, 3) -> as many of its rows, drawn with replacement."""
     return texts[torch.randint(len(texts), (len(texts),), generator=generator)]
 
@@ -176,24 +176,25 @@ def resample(texts, generator):
 def over_frontier(student, teacher, extend=False):
     """
     student (n, 3), teacher [(n, 3) at each temperature]: nats, scored tokens and entropy of each
-    text -> the student's perplexity over the teacher's at the same entropy. None where no
-    temperature gives the teacher that entropy, unless extend: its line goes on at its ends.
-
-    On the log scale, on the straight line between the two nearest temperatures.
+    text -> the student's perplexity over the teacher's at the same entropy: on the log scale, on
+    the straight line between the two temperatures whose entropies enclose it. None where no two
+    do, unless extend: the line goes on at its ends.
     """
     entropy, nats = mean_point(student)
     line = sorted(mean_point(texts) for texts in teacher)
     if not extend and not line[0][0] <= entropy <= line[-1][0]:
         return None
-    pieces = list(itertools.pairwise(line))
-    reach = [piece for piece in pieces if entropy <= piece[1][0]] or pieces[-1:]
-    (low, nats_low), (high, nats_high) = reach[0]
-    way = (entropy - low) / max(high - low, 1e-9)  # between the two: from 0 to 1
-    way = min(max(way, -1), 2)
-    return math.exp(nats - nats_low - (nats_high - nats_low) * way)
+    segments = list(itertools.pairwise(line))
+    enclosing = [segment for segment in segments if entropy <= segment[1][0]] or segments[-1:]
+    (low, nats_low), (high, nats_high) = enclosing[0]
+    fraction = (entropy - low) / max(high - low, 1e-9)  # between the two: from 0 to 1
+    # An extended line is trusted for one length of its segment: where the two entropies are almost
+    # equal its slope is noise, and exp of a far point on it would be all of the interval.
+    fraction = min(max(fraction, -1), 2)
+    return math.exp(nats - nats_low - (nats_high - nats_low) * fraction)
 
 
-def gain(student, teacher, seed, draws=400):
+def gain(student, teacher, seed, n_resamples=400):
     """
     -> over_frontier, and "low" and "high", its 95 % interval by bootstrap over the texts of both.
     All are None where the teacher has no such entropy.
@@ -202,13 +203,13 @@ def gain(student, teacher, seed, draws=400):
     if ratio is None:
         return {"ratio": None, "low": None, "high": None}
     generator = seeded(seed, "bootstrap")
-    drawn = []
-    for _ in range(draws):
-        drawn_teacher = [resample(texts, generator) for texts in teacher]
-        drawn_student = resample(student, generator)
-        # drawn texts may end a little before the student's entropy, so the line is extended
-        drawn.append(over_frontier(drawn_student, drawn_teacher, extend=True))
-    low, high = torch.tensor(drawn).quantile(torch.tensor([0.025, 0.975])).tolist()
+    ratios = []
+    for _ in range(n_resamples):
+        teacher_sample = [bootstrap_sample(texts, generator) for texts in teacher]
+        student_sample = bootstrap_sample(student, generator)
+        # the sampled line may end a little before the sampled entropy, so it is extended
+        ratios.append(over_frontier(student_sample, teacher_sample, extend=True))
+    low, high = torch.tensor(ratios).quantile(torch.tensor([0.025, 0.975])).tolist()
     return {"ratio": ratio, "low": low, "high": high}
 
 
@@ -216,21 +217,29 @@ def gain(student, teacher, seed, draws=400):
 # speed
 
 
-def seconds_per_sample(model, template, seed, repeats=3, **options):
+def median_seconds(f, *args, repeats=5):
+    """-> seconds of f(*args), the median of the repeats; a first call warms up."""
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        f(*args)
+        times.append(time.perf_counter() - began)
+    return sorted(times[1:])[repeats // 2]
+
+
+def draw_and_wait(model, template, options):
+    draw_samples(model, template, **options).cpu()  # waits for the device
+
+
+def seconds_per_sample(model, template, seed, **options):
     """
-    (B, L) int64, -1 at the blanks -> seconds that B samples take at once, over B: the median of the
-    repeats. options: those of draw_samples.
+    (B, L) int64, -1 at the blanks -> seconds that B samples take at once, over B. options: those of
+    draw_samples.
     """
     device = model.wte.weight.device
     template = template.to(device)
-    times = []
-    for i in range(repeats + 1):
-        generator = seeded(seed, i, device=device)
-        began = time.perf_counter()
-        x = draw_samples(model, template, generator=generator, **options)
-        x.cpu()  # waits for the device
-        times.append((time.perf_counter() - began) / len(template))
-    return sorted(times[1:])[repeats // 2]  # the first one warms up
+    options["generator"] = seeded(seed, "latency", device=device)  # every repeat draws others
+    return median_seconds(draw_and_wait, model, template, options, repeats=3) / len(template)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -307,16 +316,6 @@ def predicted_speedup(alpha, c, gamma, verify=1.0, propose_rate=1.0):
 GAMMAS = (1, 2, 3, 4, 6, 8)  # that are tried
 
 
-def median_seconds(f, *args, repeats=5):
-    """-> seconds of f(*args), the median; a first call warms up."""
-    times = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        f(*args)
-        times.append(time.perf_counter() - began)
-    return sorted(times[1:])[repeats // 2]
-
-
 def read_again(target, cache, x, n):
     """The target reads the last n of x (T,) once more, with its head; waits for the device."""
     cache.length = len(x) - n
@@ -381,8 +380,8 @@ def overlap(target, drafter, text, n_known, settings, batch_size):
     text (n, L) int64, written by the target after n_known tokens -> (n,): for each, the mean over
     its tokens of sum_x min(p, q), the probability that a draft is accepted.
 
-    For networks and n-grams all positions at once; a drafter that only proposes is asked at 16, and
-    counted where it proposes (nan: nowhere).
+    For networks and n-grams all positions at once; a drafter that only proposes is asked at 16
+    positions, of which those count where it proposes something (nan: none).
     """
     found = []
     for part in text.split(batch_size):
