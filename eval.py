@@ -77,7 +77,7 @@ SAMPLE_PARTS = {"genppl", "selfbleu", "frontier"}  # what saved samples are enou
 # what was asked for
 
 
-def parts_of(cfg):
+def wanted_parts(cfg):
     """-> the parts of `what`. Raises UserError for bad values, before any work."""
     parts = [part.strip() for part in cfg.what.split(",")]
     for part in parts:
@@ -132,8 +132,8 @@ def load_models(cfg, device):
 
 def load_files(cfg):
     """
-    -> [(samples (n, L) int64, what they are), ...]. Raises UserError unless all are texts of one
-    length, begin with prefixes of one length, and are equally many for each prefix.
+    -> [(samples, about), ...]. Raises UserError unless all are texts of one length, begin with
+    prefixes of one length, and are equally many for each prefix.
     """
     if not cfg.samples:
         return []
@@ -212,7 +212,8 @@ def prefix_of(files):
 
 
 # --------------------------------------------------------------------------------------------------
-# samples: pairs of (n, L) int64 and what they are, as files of saved samples have them
+# samples. (samples, about) is (n, L) int64 and a dict that says what they are: ckpt, steps, ...,
+# as the first line of a file of saved samples does (data.SAMPLES_ARE)
 
 
 def sampling_context(model, cfg):
@@ -237,7 +238,7 @@ def steps_to_try(causal, sampler, length, cfg):
 
 
 def draw_texts(models, length, cfg, temperatures, ar_top_p):
-    """-> [(samples, what they are), ...] of every model, number of steps and temperature."""
+    """-> [(samples, about), ...] of every model, number of steps and temperature."""
     texts = []
     for path, (model, checkpoint) in models.items():
         causal = model.config.causal
@@ -270,7 +271,7 @@ def draw_texts(models, length, cfg, temperatures, ar_top_p):
 
 
 def real_texts(corpus, length, files, cfg):
-    """-> validation text as such a pair: as much as there are samples that continue nothing."""
+    """-> (samples, about) of validation text: one for each sample, or each prefix."""
     sizes = [len(x) // about["continuations"] for x, about in files]
     x = data.blocks(corpus.val, length, max(sizes, default=cfg.num_samples))
     about = {"ckpt": "real text", "steps": None, "causal": False, "temperature": None}
@@ -279,7 +280,7 @@ def real_texts(corpus, length, files, cfg):
 
 
 def row_of(about):
-    """What samples are -> the columns of a table that say so."""
+    """about -> the columns of a table that say what samples are."""
     name = about["ckpt"] if about["top_p"] == 1 else f"{about['ckpt']}, top_p {about['top_p']:g}"
     keys = ("steps", "causal", "temperature", "sampler", "made_for", "s_per_sample")
     return {"model": name, "path": about["ckpt"]} | {k: about[k] for k in keys if k in about}
@@ -338,7 +339,7 @@ def self_bleu_of(x, about, n):
 
 
 def quality(texts, evaluator, meta, parts, cfg):
-    """[(samples, what they are), ...] -> a row for each: entropy and what is wanted of genppl..."""
+    """[(samples, about), ...] -> a row for each: entropy, and genppl and self-BLEU if wanted."""
     n_bleu = min(len(x) // about["continuations"] for x, about in texts)
     rows = []
     for x, about in texts:
@@ -355,25 +356,26 @@ def quality(texts, evaluator, meta, parts, cfg):
 
 def frontier(texts, evaluator, meta, cfg):
     """
-    [(samples, what they are), ..., real text] -> a row for each, and the gains over the first
-    model, the teacher.
+    [(samples, about), ...], real text last -> a row for each, and the gains over the first model,
+    the teacher.
     """
     rows = []
     lines = {}  # (model, steps) -> [(row, (n, 3)), ...], a point for each temperature
     for x, about in texts:
-        row, each = score(x, about, evaluator, meta, cfg)
+        row, per_text = score(x, about, evaluator, meta, cfg)
         row = row_of(about) | row | {"repeated": metrics.repeated(x[:, about["prefix"] :])}
         if row["steps"]:
             row["tokens_per_step"] = (x.size(1) - about["prefix"]) / row["steps"]
-            lines.setdefault((row["model"], row["steps"]), []).append((row, each))
+            lines.setdefault((row["model"], row["steps"]), []).append((row, per_text))
         rows.append(row)
     return rows, gains(lines, rows[-1]["entropy"], cfg.seed)
 
 
 def gains(lines, real_entropy, seed):
     """
-    {(model, steps): [(row, (n, 3)), ...]} -> a row for each line that the first model, the teacher,
-    has a frontier beside, at equal steps.
+    lines: {(model, steps): [(row, (n, 3)), ...]}, a point for each temperature. -> for each line of
+    another model than the first, the teacher: the row of one point, with its gain over the
+    teacher's line of as many steps. Lines without one are left out.
     """
     if not lines:  # samples of files that have no steps
         return []
@@ -384,9 +386,9 @@ def gains(lines, real_entropy, seed):
         if model == teacher or len(frontier_points) < 2:
             continue
         # at the temperature where the student is about as varied as real text
-        row, each = min(points, key=lambda point: abs(point[0]["entropy"] - real_entropy))
-        teacher_each = [each for _, each in frontier_points]
-        rows.append(row | metrics.gain(each, teacher_each, seed))
+        row, per_text = min(points, key=lambda point: abs(point[0]["entropy"] - real_entropy))
+        teacher_texts = [texts for _, texts in frontier_points]
+        rows.append(row | metrics.gain(per_text, teacher_texts, seed))
     return rows
 
 
@@ -447,7 +449,7 @@ def load_target(cfg, models, meta):
     return target, drafters, length
 
 
-def load_prompts(cfg, corpus, meta, length):
+def beginnings(cfg, corpus, meta, length):
     """-> (n, P) int64, what the target continues: --prompts, or beginnings of validation text."""
     if not cfg.prompts:
         return data.blocks(corpus.val, max(1, length // 8), cfg.num_samples)
@@ -460,11 +462,11 @@ def load_prompts(cfg, corpus, meta, length):
     return prompts
 
 
-def acceptance(target, drafters, prompts, length, cfg):
-    """{name: drafter}, prompts (n, P) int64 -> what metrics.drafters_table says of each drafter."""
+def rows_of_drafters(target, drafters, prompts, length, cfg):
+    """{name: drafter}, prompts (n, P) int64 -> a row of the table for each."""
     settings = {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p}
     with sampling_context(target, cfg):
-        return metrics.drafters_table(
+        return metrics.drafter_rows(
             target, drafters, prompts, length, settings, cfg.seed, cfg.batch_size
         )
 
@@ -513,7 +515,7 @@ def measure_samples(models, files, corpus, evaluator, parts, cfg):
 
 def evaluate(cfg):
     """-> dict: everything that eval.json holds."""
-    parts = parts_of(cfg)
+    parts = wanted_parts(cfg)
     device, note = join_processes(cfg)
 
     # all is loaded before any work, so that mistakes show at once
@@ -526,7 +528,7 @@ def evaluate(cfg):
         evaluator = load_evaluator(cfg, meta, device)
     if "acceptance" in parts:
         target, drafters, size = load_target(cfg, models, meta)
-        prompts = load_prompts(cfg, corpus, meta, size).to(device)
+        prompts = beginnings(cfg, corpus, meta, size).to(device)
 
     report = {"hardware": with_formats(note, models, parts, cfg)}
     report |= {"torch": torch.__version__, "seed": cfg.seed}
@@ -540,7 +542,7 @@ def evaluate(cfg):
         length = text_length(cfg, models, files, evaluator)
         report["latency"], report["timed"] = latencies(models, length, cfg)
     if "acceptance" in parts:
-        report["drafters"] = acceptance(target, drafters, prompts, size, cfg)
+        report["drafters"] = rows_of_drafters(target, drafters, prompts, size, cfg)
     return report
 
 

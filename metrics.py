@@ -471,7 +471,7 @@ def drafter_row(target, drafter, text, prompts, settings, *, seed, batch_size, n
     return row
 
 
-def drafters_table(target, drafters, prompts, size, settings, seed, batch_size):
+def drafter_rows(target, drafters, prompts, size, settings, seed, batch_size):
     """{name: drafter}, prompts (n, P) int64 -> a dict a drafter; their texts have `size` tokens."""
     generator = seeded(seed, "target", device=prompts.device)
     n_new = size - prompts.size(1)

@@ -80,7 +80,7 @@ def load_meta(dataset, *others):
         path = os.path.join(folder, name)
         if os.path.exists(path):
             continue
-        if name == "train.bin" and os.path.exists(os.path.join(folder, "passages.jsonl")):
+        if "train.bin" in others and holds_passages(folder):
             raise UserError(
                 f"{folder} has passages for extras.lambada, but no text to train on or to "
                 "validate with. Take another --dataset."
@@ -95,6 +95,12 @@ def load_meta(dataset, *others):
         why = first_line(error)
         raise UserError(f"{path} is damaged ({why}). {dataset_hint(folder)}") from None
     return folder, meta
+
+
+def holds_passages(folder):
+    """Whether it is LAMBADA's, prepared or not, or one that its prepare.py has written."""
+    is_lambada = os.path.basename(folder) == "lambada"
+    return is_lambada or os.path.exists(os.path.join(folder, "passages.jsonl"))
 
 
 def dataset_hint(folder):

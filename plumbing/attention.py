@@ -46,4 +46,5 @@ def flash_attention(q, k, v, causal):
     from flash_attn import flash_attn_func
 
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T, H, D)
-    return flash_attn_func(q, k, v, causal=causal).transpose(1, 2)  # its mask is for the last keys
+    # its causal mask aligns the last query with the last key, as ours does
+    return flash_attn_func(q, k, v, causal=causal).transpose(1, 2)

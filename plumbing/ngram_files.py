@@ -3,7 +3,6 @@ The counts of an n-gram as a text file: a line of JSON, then a line for each m-g
 its count, its tokens.
 """
 
-import itertools
 import json
 
 import numpy as np
@@ -27,9 +26,13 @@ def read_counts(path):
         about = json.loads(f.readline())
         numbers = np.array(f.read().split(), dtype=np.int64)
     sizes = about.pop("sizes")
-    ends = np.cumsum([0] + [size * (m + 1) for m, size in enumerate(sizes, 1)])
-    if len(numbers) != ends[-1]:
+    widths = [1 + m for m in range(1, len(sizes) + 1)]  # a count and m tokens
+    if len(numbers) != np.dot(sizes, widths):
         raise ValueError("its end is missing")
-    return about, [
-        numbers[a:b].reshape(-1, m + 2) for m, (a, b) in enumerate(itertools.pairwise(ends))
-    ]
+    tables = []
+    start = 0
+    for size, width in zip(sizes, widths, strict=True):
+        end = start + size * width
+        tables.append(numbers[start:end].reshape(size, width))
+        start = end
+    return about, tables

@@ -11,7 +11,7 @@ from data import atomic_write, write_json
 # tables
 
 
-def short(drafter):
+def drafter_name(drafter):
     """out/drafters/lstm/ckpt.pt -> out/drafters/lstm"""
     return drafter.removesuffix("/ckpt.pt").removesuffix("/ngram.txt")
 
@@ -72,19 +72,29 @@ def latency_table(rows):
 
 
 def drafters_table(rows):
-    names = ["drafter", "alpha", "+-", "gamma", "drafts", "rejected", "counted", "by position"]
-    names += ["tokens/forward", "c", "verify", "predicted", "measured"]
-    cells = []
+    lines = []
     for r in rows:
         positions = " ".join("-" if a is None else f"{a:.2f}" for a in r["counted_at"])
-        acceptance = [short(r["drafter"]), r["alpha"], r["alpha_error"], r["gamma"]]
-        counts = [r["drafts"], r["rejected"], r["alpha_counted"], positions]
-        counts.append(r["tokens_per_forward"])
         speed = f"{r['speedup']:.2f}"
         if r["speedup_error"] is not None:
             speed += f" +- {r['speedup_error']:.2f}"
-        cells.append([*acceptance, *counts, r["c"], r["verify"], r["predicted"], speed])
-    return table(names, cells)
+        line = {
+            "drafter": drafter_name(r["drafter"]),
+            "alpha": r["alpha"],
+            "+-": r["alpha_error"],
+            "gamma": r["gamma"],
+            "drafts": r["drafts"],
+            "rejected": r["rejected"],
+            "counted": r["alpha_counted"],
+            "by position": positions,
+            "tokens/forward": r["tokens_per_forward"],
+            "c": r["c"],
+            "verify": r["verify"],
+            "predicted": r["predicted"],
+            "measured": speed,
+        }
+        lines.append(line)
+    return table(list(lines[0]), [line.values() for line in lines])
 
 
 TABLES = {
@@ -210,7 +220,7 @@ def plot_frontier(report, plt):
 def plot_drafters(report, plt):
     """A bar a drafter: its acceptance rate, and the measured speed."""
     rows = report["drafters"]
-    names = [short(r["drafter"]) for r in rows]
+    names = [drafter_name(r["drafter"]) for r in rows]
     fig, axes = plt.subplots(1, 2, figsize=(11, 0.5 * len(rows) + 1.4), sharey=True)
     labels = {"alpha": "acceptance rate alpha", "speedup": "measured speed-up"}
     for ax, (key, label) in zip(axes, labels.items(), strict=True):
@@ -227,20 +237,15 @@ def plot_drafters(report, plt):
 
 
 def plots_of(report):
-    """-> {file name: the function that draws it}"""
-    plots = {}
-    if any("genppl" in r for r in report.get("rows", [])):
-        plots["eval.png"] = plot_quality
-        if report.get("latency"):
-            plots["latency.png"] = plot_latency
-    if report.get("frontier"):
-        plots["frontier.png"] = plot_frontier
-    if report.get("drafters"):
-        plots["drafters.png"] = plot_drafters
-    return plots
-
-
-ALL_PLOTS = ("eval.png", "latency.png", "frontier.png", "drafters.png")
+    """-> {file name: the function that draws it, None where nothing was measured for it}"""
+    scored = any("genppl" in r for r in report.get("rows", []))
+    timed = scored and report.get("latency")
+    return {
+        "eval.png": plot_quality if scored else None,
+        "latency.png": plot_latency if timed else None,
+        "frontier.png": plot_frontier if report.get("frontier") else None,
+        "drafters.png": plot_drafters if report.get("drafters") else None,
+    }
 
 
 def save_plot(fig, path):
@@ -252,11 +257,13 @@ def save_plot(fig, path):
 def write_report(report, folder):
     """-> what it wrote: eval.json, plots, and at last (make demo looks for it) eval.txt."""
     write_json(os.path.join(folder, "eval.json"), report)
-    plots = plots_of(report)
-    for name, draw in plots.items():
-        save_plot(draw(report, pyplot()), os.path.join(folder, name))
-    for name in set(ALL_PLOTS) - plots.keys():  # of an earlier run
-        if os.path.exists(os.path.join(folder, name)):
-            os.remove(os.path.join(folder, name))
+    drawn = []
+    for name, draw in plots_of(report).items():
+        path = os.path.join(folder, name)
+        if draw:
+            save_plot(draw(report, pyplot()), path)
+            drawn.append(name)
+        elif os.path.exists(path):  # of an earlier run
+            os.remove(path)
     atomic_write(os.path.join(folder, "eval.txt"), (tables(report) + "\n").encode())
-    return ["eval.json", *plots, "eval.txt"]
+    return ["eval.json", *drawn, "eval.txt"]

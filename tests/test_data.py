@@ -112,6 +112,7 @@ def test_passages_are_no_text_to_train_on(tmp_path, error_of):
     (tmp_path / "meta.json").write_text(json.dumps({"tokenizer": "char", "vocab_size": 2}))
     (tmp_path / "passages.jsonl").write_text("")
     assert "no text to train on" in error_of(data.load, str(tmp_path))
+    assert "no text to train on" in error_of(data.load, "lambada")  # before it is prepared, too
 
 
 def test_a_prompt_in_a_file_is_read_as_a_dataset_is(tmp_path, error_of):

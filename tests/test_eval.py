@@ -68,9 +68,9 @@ def test_scored_is_what_follows_the_prefix_up_to_the_first_end_of_text():
     expected = {0: ([1, 2, 3, 4, 7], [1, 3, 4, 6]), 3: ([3, 4, 7], [3, 4, 6])}
     for prefix, positions in expected.items():
         picked = [log_p[row, i - 1] for row, chosen in enumerate(positions) for i in chosen]
-        row, each = E.score(x, {"prefix": prefix}, evaluator, meta, settings())
+        row, per_text = E.score(x, {"prefix": prefix}, evaluator, meta, settings())
         assert row["genppl"] == pytest.approx(math.exp(-sum(picked) / len(picked)), rel=1e-5)
-        assert each[:, 1].tolist() == [len(chosen) for chosen in positions]
+        assert per_text[:, 1].tolist() == [len(chosen) for chosen in positions]
 
 
 def test_self_bleu_is_the_literal_one():

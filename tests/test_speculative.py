@@ -530,7 +530,7 @@ def test_the_target_writes_its_texts_in_batches(monkeypatch):
     monkeypatch.setattr(metrics, "drafter_row", lambda t, d, text, *_, **__: {"n": len(text)})
     prompts = torch.randint(V, (5, 2), generator=seeded(0))
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    rows = metrics.drafters_table(make_target(), {"none": None}, prompts, 6, settings, 1, 2)
+    rows = metrics.drafter_rows(make_target(), {"none": None}, prompts, 6, settings, 1, 2)
     assert sizes == [2, 2, 1] and rows == [{"drafter": "none", "n": 5}]
 
 
@@ -542,7 +542,7 @@ def test_a_drafter_that_never_proposes_has_a_row_of_none_and_a_plot():
     prompts = torch.randint(V, (4, 8), generator=seeded(0))
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     args = (make_target(block_size=32), {"silent": Silent(V)}, prompts, 32, settings, 1, 4)
-    rows = json.loads(json.dumps(metrics.drafters_table(*args), allow_nan=False))
+    rows = json.loads(json.dumps(metrics.drafter_rows(*args), allow_nan=False))
     assert rows[0]["alpha"] is None and rows[0]["speedup_error"] is None
     assert rows[0]["drafts"] == rows[0]["rejected"] == 0
     assert "silent" in report.drafters_table(rows)[1]
