@@ -34,6 +34,7 @@ from speculative import draw_samples, known_text, sampler_and_steps, speculate
 # what to write
 ckpt = "out/pydoc/ckpt.pt"  # several are shown side by side: a.pt,b.pt or out/x/round_*.pt
 prompt = ""  # text that the samples begin with, or FILE:path
+chat = False  # the prompt is a message, in the chat template of an hf: model
 infill = ""  # diffusion: a text with blanks to fill, one token each, or FILE:path
 blank = "_"  # what a blank looks like in infill
 num_samples = 4
@@ -84,8 +85,8 @@ def load(path, cfg):
 # template: the known tokens, and -1 where a token is to be drawn
 
 
-def make_template(model, meta, cfg):
-    """-> (L,) int64, from prompt, infill and length."""
+def make_template(model, meta, cfg, chat=False):
+    """-> (L,) int64, from prompt, infill and length. chat: the prompt is a message."""
     if cfg.prompt and cfg.infill:
         raise UserError(
             "Give either --prompt or --infill: a template with blanks may begin with any text."
@@ -93,7 +94,9 @@ def make_template(model, meta, cfg):
     if cfg.infill:
         return fill_in_template(meta, cfg)
     ids = []
-    if cfg.prompt or model.config.causal:
+    if chat:
+        ids = data.chat_prompt(meta, data.read_text(cfg.prompt))
+    elif cfg.prompt or model.config.causal:
         ids = data.encode_prompt(meta, data.read_text(cfg.prompt))  # at least a start token
     size = cfg.length or model.config.block_size
     if len(ids) >= size:
@@ -254,11 +257,15 @@ def main(cfg):
     check_knobs(cfg)
     if "WORLD_SIZE" in os.environ:
         raise UserError("On several GPUs samples go into a file: torchrun -m extras.save_samples")
+    if cfg.chat and not cfg.prompt:
+        raise UserError("--chat=True puts the prompt into a chat template: give a --prompt.")
     paths = paths_of(cfg.ckpt)
     loaded = [load(path, cfg) for path in paths]
     if cfg.trace and (len(paths) > 1 or loaded[0][0].config.causal):
         raise UserError("--trace shows masks disappearing: give one --ckpt, a diffusion model.")
-    templates = [make_template(model, checkpoint["meta"], cfg) for model, checkpoint, *_ in loaded]
+    templates = []
+    for model, checkpoint, *_ in loaded:
+        templates.append(make_template(model, checkpoint["meta"], cfg, cfg.chat))
 
     drawn = []
     draw = sample_with_drafts if cfg.draft else sample_plain

@@ -19,6 +19,7 @@ import torch
 from configurator import UserError, first_line
 from data.tokenizers import (
     GPT2_META,
+    chat_prompt,
     from_hub,
     gpt2,
     hf_config,

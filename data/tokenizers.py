@@ -95,6 +95,22 @@ def hf_meta(name):
     return meta | {key: i for key, i in special.items() if i is not None}
 
 
+def chat_prompt(meta, text):
+    """
+    -> the ids that a chat model continues with its answer to text: as the tokenizer's own chat
+    template puts it.
+    """
+    name = meta["tokenizer"].removeprefix("hf:")
+    if name == meta["tokenizer"]:
+        raise UserError("Only tokenizers of hf: models have a chat template: leave --chat out.")
+    tokenizer = hf_tokenizer(name)
+    if not tokenizer.chat_template:
+        raise UserError(f"hf:{name} has no chat template: leave --chat out.")
+    message = {"role": "user", "content": text}
+    prompt = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+    return tokenizer.encode(prompt, add_special_tokens=False)
+
+
 def json_encoder(meta):
     """
     meta with a tokenizer.json as its "json" -> encode, decode. Raises UserError without the

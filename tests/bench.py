@@ -39,7 +39,7 @@ import distill
 import loop
 import train
 from configurator import choose, configure
-from drafters import NGram
+from drafters import Lookup, NGram
 from metrics import Rounds, acceptance
 from model import GPT, GPTConfig, ar_loss, diffusion_loss, masked_nll, unmask
 from plumbing.hardware import compile_trunk, pick_device, store_for_decoding
@@ -75,7 +75,11 @@ ROWS = {
     "compiled_B": "decode_B with it",
     "speculate_A": "decode_A with 4 drafts of one layer; its reference has no cache",
     "speculate_B": "decode_B with them",
-    "ngram": "the trigrams of a million tokens, counted",
+    "lookup_copied": "a greedy text, which repeats itself, with lookup; reference: no drafts",
+    "lookup_prose": "at temperature 1, where little repeats",
+    "ngram_copied": "the greedy text with trigrams of the target's own texts",
+    "ngram_prose": "at temperature 1",
+    "counting": "the trigrams of a million tokens, counted",
     "memory": "what the published sizes need on 1, 8 and 64 GPUs",
 }
 SHAPES = {  # layers, width, V, batch size, length
@@ -346,6 +350,55 @@ def speculation(name, who, gamma=4):
     return {"ms": ms, "floor_ms": 1e3 * floor, "peak_mb": peak_mb()}
 
 
+def sharp_target():
+    """
+    -> a GPT of shape A with weights 5 times as large, so that it is far from uniform (2.6 nats) and
+    its greedy text soon repeats itself, and 40 of its texts.
+    """
+    target, x0 = make("A", True)
+    for p in target.eval().parameters():
+        if p.dim() == 2:
+            p.data.mul_(5)
+    generator = seeded(1)
+    starts = torch.randint(target.config.vocab_size, (40, 1), generator=generator)
+    return target, generate(target, starts, x0.size(1) - 2, generator=generator)
+
+
+@torch.no_grad()
+def drafting(kind, text, who, gamma=4):
+    """
+    kind 'lookup' | 'ngram', text 'copied' | 'prose' -> as decoding. The reference decodes the same
+    target without drafts, with the same KV cache.
+    """
+    pick_device(cfg.device, cfg.dtype)
+    target, texts = sharp_target()
+    store_for_decoding(target)
+    V = target.config.vocab_size
+    drafter = Lookup(V) if kind == "lookup" else NGram(3, V).fit(texts.numpy())
+    start = texts[0, :1]
+    n_new = texts.size(1) - 1
+    settings = {"temperature": 0.0 if text == "copied" else 1.0}
+    rounds = Rounds(gamma)
+
+    def write():
+        if who == "reference":
+            return generate(target, start[None], n_new, generator=seeded(0), **settings)
+        rounds.start(1)
+        options = {"gamma": gamma, "generator": seeded(0), "watch": rounds, **settings}
+        return speculate(target, drafter, start, n_new, **options)
+
+    ms = 1e3 * seconds(write, 3) / n_new
+    floor = bytes_of(target) / vector_rate() * rounds.n_forwards / max(rounds.n_tokens, 1)
+    measured = {"ms": ms, "floor_ms": 1e3 * floor, "peak_mb": peak_mb()}
+    if who == "ours":
+        per_text = n_new / rounds.n_tokens
+        proposed, rejected = rounds.n_drafts * per_text, rounds.n_rejected * per_text
+        measured["goes"] = (
+            f"{n_new} tokens: {proposed:.0f} drafts proposed, {rejected:.0f} rejected"
+        )
+    return measured
+
+
 def counting(who):
     """
     Trigrams of random tokens of V 50257, frequent ones more often. floor: numpy's sort of as many
@@ -367,8 +420,10 @@ def counting(who):
 def measure(row, who):
     """-> {"ms", "floor_ms", "peak_mb"} of one row, ours or the reference's."""
     work, _, name = row.partition("_")
-    if work == "ngram":
+    if work == "counting":
         return counting(who)
+    if work in ("lookup", "ngram"):
+        return drafting(work, name, who)
     if work in ("decode", "compiled"):
         return decoding(name, who, work == "compiled")
     if work == "speculate":

@@ -5,6 +5,7 @@ python -m pytest tests/test_extras_huggingface.py        decoders of transformer
 import itertools
 import json
 import math
+import shutil
 import sys
 import types
 
@@ -469,3 +470,25 @@ def test_a_text_of_your_own_in_the_tokens_of_any_model(models, tmp_path):
     assert data.same_vocabulary(corpus.meta, meta | {"tokenizer": "hf:elsewhere"})
     assert data.encoder(corpus.meta)[1](corpus.train[:6].tolist()) == "a b c d e f"
     assert data.encode_prompt(corpus.meta, "a b") == [WORDS.index("a"), WORDS.index("b")]
+
+
+def test_a_chat_is_the_prompt_in_the_template_of_the_tokenizer(models, tmp_path, error_of):
+    folder = tmp_path / "chat"
+    shutil.copytree(models[0][3:], folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    meta = huggingface.about(models[0])["meta"]
+    assert "no chat template" in error_of(data.chat_prompt, meta, "a b")
+    assert "leave --chat out" in error_of(data.chat_prompt, data.GPT2_META, "a b")
+    tokenizer.chat_template = (
+        "{% for m in messages %}e {{ m.content }} f {% endfor %}"
+        "{% if add_generation_prompt %}c{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    meta = huggingface.about(f"hf:{folder}")["meta"]
+    expected = [WORDS.index(word) for word in "eabfc"]
+    assert data.chat_prompt(meta, "a b") == expected
+    chat = ["--chat=True", "--num_samples=1", "--length=12"]
+    said, _ = run("sample.py", f"--ckpt=hf:{folder}", "--prompt=a b", *chat)
+    assert said.split("sample 1\n")[1].replace(" ", "").startswith("eabfc")
+    _, said = run("sample.py", f"--ckpt=hf:{folder}", *chat, ok=False)
+    assert "give a --prompt" in said
