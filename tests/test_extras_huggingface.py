@@ -492,3 +492,17 @@ def test_a_chat_is_the_prompt_in_the_template_of_the_tokenizer(models, tmp_path,
     assert said.split("sample 1\n")[1].replace(" ", "").startswith("eabfc")
     _, said = run("sample.py", f"--ckpt=hf:{folder}", *chat, ok=False)
     assert "give a --prompt" in said
+
+
+def test_the_table_of_ten_prompts_runs_beside_transformers(tmp_path):
+    size = {"rows": len(WORDS), "max_position_embeddings": 512}
+    path = make("llama", tmp_path / "chat", 1, **size)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path[3:])
+    tokenizer.chat_template = "{% for m in messages %}a {{ m.content }} b{% endfor %}"
+    tokenizer.save_pretrained(path[3:])
+    few = ["--n_prompts=3", "--n_new=8", "--gamma=2", "--seeds=2"]
+    said, _ = run("lessons/real_target.py", f"--ckpt={path}", f"--draft=lookup,{path}", *few)
+    assert "6 of 6 answers are the same by every method" in said
+    header = next(line for line in said.splitlines() if line.startswith("prompt "))
+    assert header.split()[3:5] == ["lookup", path]
+    assert "(2.67)" in said  # the target as its own drafter: 8 tokens in 3 rounds
