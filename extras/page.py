@@ -16,8 +16,9 @@ import data
 import metrics
 import sample
 from configurator import UserError, configure
-from drafters import check_context, load_drafter
+from drafters import Lookup, NGram, check_context, load_drafter
 from plumbing.checkpoints import paths_of
+from speculative import sampler_and_steps
 
 # --------------------------------------------------------------------------------------------------
 # what to write
@@ -69,6 +70,30 @@ def label_of(path):
     if name in ("ckpt", "ngram"):
         return os.path.basename(folder) or name
     return ", ".join(part for part in (os.path.basename(folder), name.replace("_", " ")) if part)
+
+
+def name_of_network(model):
+    """'GPT', 'LSTM', 'CNN', 'hf:NAME'."""
+    arch = model.config.arch
+    return arch if arch.startswith("hf:") else arch.upper()
+
+
+def name_of(model, checkpoint, cfg):
+    """'GPT', 'masked diffusion, 4 steps', 'SDTT student, 4 steps': what writes a text."""
+    if model.config.causal:
+        return name_of_network(model)
+    _, n_steps = sampler_and_steps(cfg.sampler, cfg.steps, checkpoint)
+    kind = "SDTT student" if checkpoint.get("made_for") else "masked diffusion"
+    return f"{kind}, {n_steps} steps" if n_steps > 1 else f"{kind}, 1 step"
+
+
+def name_of_drafter(drafter):
+    """'n-gram', 'lookup', or what kind of network it is."""
+    if isinstance(drafter, NGram):
+        return "n-gram"
+    if isinstance(drafter, Lookup):
+        return "lookup"
+    return name_of_network(drafter.model)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -146,12 +171,9 @@ def record_plain(model, checkpoint, template, note, cfg):
     return run | {"took": sample.cost_line(n_new, recorder.events[-1][0], note, cfg)}
 
 
-def record_with_drafts(model, checkpoint, template, note, cfg):
+def record_with_drafts(model, checkpoint, template, note, drafter, cfg):
     """As record_plain, of a text that a GPT writes with drafts."""
-    meta = checkpoint["meta"]
-    _, decode = data.encoder(meta)
-    drafter = load_drafter(cfg.draft, model, meta, cfg.attention)
-    check_context(drafter, cfg.draft, len(template))
+    _, decode = data.encoder(checkpoint["meta"])
     gamma = sample.chosen_gamma(model, drafter, template, cfg)
     args = model, checkpoint, template, drafter, gamma, cfg
     sample.draw_with_drafts(*args)  # warms up
@@ -185,7 +207,9 @@ def load_frontier(path):
 
 
 def write_page(path, runs, points):
-    """[what page_entry says of a text, with its name, ...], load_frontier's points -> the file."""
+    """
+    [what page_entry says of a text, with its name and path, ...], load_frontier's points -> file.
+    """
     with open(os.path.join(os.path.dirname(__file__), "page.html"), encoding="utf-8") as f:
         template = f.read()
     told = json.dumps({"runs": runs, "frontier": points}, separators=(",", ":"))
@@ -209,13 +233,16 @@ def main(cfg):
     for path, (model, checkpoint, autocast, note), template in zip(
         paths, loaded, templates, strict=True
     ):
-        label = label_of(path)
+        name = name_of(model, checkpoint, cfg)
         with torch.no_grad(), autocast:
             run = record_plain(model, checkpoint, template, note, cfg)
-            runs.append({"name": label, **run})
+            runs.append({"name": name, "path": path, **run})
             if cfg.draft and model.config.causal:
-                run = record_with_drafts(model, checkpoint, template, note, cfg)
-                runs.append({"name": f"{label}, drafts of {label_of(cfg.draft)}", **run})
+                drafter = load_drafter(cfg.draft, model, checkpoint["meta"], cfg.attention)
+                check_context(drafter, cfg.draft, len(template))
+                run = record_with_drafts(model, checkpoint, template, note, drafter, cfg)
+                name = f"{name} + {name_of_drafter(drafter)} drafts"
+                runs.append({"name": name, "path": f"{path} + {cfg.draft}", **run})
     write_page(cfg.out, runs, points)
 
 

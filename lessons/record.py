@@ -70,9 +70,9 @@ def token(parts, left, fill, ink):
 
 def head_of(run, left, wide, slow, seconds):
     """-> the SVG of what stands above a text: its name, what it took, and a bar."""
-    name, _, drafts = run["name"].partition(", drafts of ")
+    name, _, drafts = run["name"].partition(" + ")
     took = f"{len(run['ms'])} forward passes, {run['ms'][-1]:.0f} ms"
-    drafted = f"drafts of {drafts}" if drafts else ""
+    drafted = f"+ {drafts}" if drafts else ""
     out = []
     for y, kind, text in ((20, "name", name), (36, "soft", drafted), (52, "soft", took)):
         out.append(f'<text x="{left:g}" y="{y}" class="{kind}">{html.escape(text)}</text>')

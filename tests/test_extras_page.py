@@ -19,6 +19,7 @@ from conftest import ROOT, run, save_tiny, tiny_model
 import data
 import metrics
 import sample
+from drafters import Lookup, NGram
 from extras import page
 from model import unmask
 from plumbing.randomness import seeded
@@ -65,10 +66,10 @@ def texts_of_samples(paths, knobs):
         template = sample.make_template(model, checkpoint["meta"], plain)
         with torch.no_grad(), autocast:
             args = model, checkpoint, template, note, plain
-            drawn[page.label_of(path)] = sample.sample_plain(*args)[0][0]
+            name = "GPT" if model.config.causal else "masked diffusion, 4 steps"
+            drawn[name] = sample.sample_plain(*args)[0][0]
             if model.config.causal:
-                name = f"{page.label_of(path)}, drafts of {page.label_of(knobs['draft'])}"
-                drawn[name] = sample.sample_with_drafts(*args)[0][0]
+                drawn["GPT + GPT drafts"] = sample.sample_with_drafts(*args)[0][0]
     return drawn
 
 
@@ -250,6 +251,19 @@ def test_a_recording_of_the_page_has_the_same_text(told, tmp_path):
     bare = lambda text: sorted(c for c in text if c.strip())  # noqa: E731
     assert bare("".join(texts)) == bare("".join(drawn.values()))
     assert "<script" not in svg and "<img" not in svg
+
+
+def test_a_text_is_named_by_what_wrote_it():
+    model = tiny_model()
+    knobs = types.SimpleNamespace(sampler="", steps=0)
+    made_for = {"made_for": {"steps": 1, "sampler": "spread"}}
+    assert page.name_of(model, made_for, knobs) == "SDTT student, 1 step"
+    assert page.name_of(model, {}, knobs) == "masked diffusion, 64 steps"
+    knobs.steps = 4
+    assert page.name_of(model, made_for, knobs) == "SDTT student, 4 steps"
+    assert page.name_of(tiny_model(causal=True, arch="lstm"), {}, knobs) == "LSTM"
+    assert page.name_of_drafter(NGram(2, 5)) == "n-gram"
+    assert page.name_of_drafter(Lookup(5)) == "lookup"
 
 
 def test_a_recording_breaks_lines_where_the_text_does_and_at_its_edge():
