@@ -364,14 +364,18 @@ def trial(target, drafter, x, n_new, settings, generator):
 
 
 def choose_gamma(target, drafter, x, n_new, settings, generator):
-    """x (T,) int64, known text -> the gamma that is fastest by what a short trial tells."""
+    """
+    x (T,) int64, known text -> the gamma that is fastest by what a short trial tells; 0: plain
+    decoding is.
+    """
     n_trial = min(64, n_new)
     if n_trial <= max(GAMMAS):
         return min(4, n_new)
     text, rounds = trial(target, drafter, x, n_trial, settings, generator)
     costs = measure_costs(target, drafter, text, settings, generator)
     propose_rate = rounds.n_rounds_with_drafts / rounds.n_forwards
-    return best_gamma(acceptance(rounds), costs, propose_rate)[0]
+    gamma, speed = best_gamma(acceptance(rounds), costs, propose_rate)
+    return gamma if speed > 1 else 0
 
 
 @torch.no_grad()

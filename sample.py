@@ -47,7 +47,7 @@ top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
 top_p = 1.0  # keep the most probable tokens that hold this much probability
 # speculative decoding of a GPT, with the same distribution
 draft = ""  # what proposes tokens: a checkpoint, an ngram.txt or 'lookup'
-gamma = 0  # tokens proposed at a time; 0: the fastest in short trials
+gamma = 0  # tokens proposed at a time; 0: the fastest in a short trial, which may be none
 trace = False  # diffusion: show one sample appearing
 # the run
 seed = 1337
@@ -175,7 +175,7 @@ def draw_with_drafts(model, checkpoint, template, drafter, gamma, cfg, *, number
 
 
 def chosen_gamma(model, drafter, template, cfg):
-    """-> gamma; where it is open the fastest in short trials."""
+    """-> gamma; where it is open the fastest in short trials, 0 if none is faster than plain."""
     if cfg.gamma:
         return cfg.gamma
     device = model.wte.weight.device
@@ -195,6 +195,8 @@ def cost_line(n_new, seconds, note, cfg):
 
 def draft_line(n_drafted, rounds, gamma):
     """metrics.Rounds, how many tokens were drafted -> what the drafts were good for."""
+    if gamma == 0:
+        return "no drafts: in a short trial plain decoding was faster (--gamma=4 drafts anyway)"
     return (
         f"{n_drafted / max(rounds.n_tokens, 1):.0%} of the tokens were drafted; gamma {gamma}, "
         f"alpha {metrics.acceptance(rounds):.2f}, "

@@ -37,7 +37,7 @@ top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
 top_p = 1.0  # keep the most probable tokens that hold this much probability
 # speculative decoding of a GPT, with the same distribution
 draft = ""  # what proposes tokens: a checkpoint, an ngram.txt or 'lookup'
-gamma = 0  # tokens proposed at a time; 0: the fastest in short trials
+gamma = 0  # tokens proposed at a time; 0: the fastest in a short trial, which may be none
 # the run
 seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'

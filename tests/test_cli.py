@@ -213,6 +213,8 @@ def test_speculative_sampling_command(out, pydoc):
         said, _ = run(*greedy, f"--draft={draft}", f"--gamma={0 if draft == 'lookup' else 3}")
         for text, plain_text in zip(text_of(said), text_of(plain), strict=True):
             assert text.split("-" * 40)[0] == plain_text.split("-" * 40)[0]
+        if draft == "lookup" and "no drafts: in a short trial plain decoding was faster" in said:
+            continue  # the measured time decides
         assert re.search(r"% of the tokens were drafted; gamma \d+, alpha \d\.\d\d, ", said)
         assert re.search(r", \d+\.\d\d tokens per forward pass of the target; ", said)
         assert re.search(r"; \d+ drafts proposed, \d+ rejected", said)

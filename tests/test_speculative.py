@@ -575,14 +575,18 @@ def test_a_row_of_the_table_of_drafters(name):
     assert 1 <= row["tokens_per_forward"] <= row["gamma"] + 1
 
 
-def test_the_gamma_that_is_chosen_is_one_of_those_tried():
+def test_the_gamma_that_is_chosen_is_one_of_those_tried_or_none(monkeypatch):
     target = make_target(block_size=64)
     x = torch.tensor(PROMPT)
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     options = (settings, seeded(0))
     drafter = make_drafter("gpt", block_size=64)
-    assert metrics.choose_gamma(target, drafter, x, 50, *options) in metrics.GAMMAS
+    assert metrics.choose_gamma(target, drafter, x, 50, *options) in (0, *metrics.GAMMAS)
     assert metrics.choose_gamma(target, drafter, x, 3, *options) == 3  # too short to try
+    for c, expected in ((2.0, 0), (0.0, 8)):  # a draft costs two steps, or nothing
+        costs = dict.fromkeys(metrics.GAMMAS, (c, 1.0))
+        monkeypatch.setattr(metrics, "measure_costs", lambda *args, costs=costs: costs)
+        assert metrics.choose_gamma(target, drafter, x, 50, *options) == expected
 
 
 # --------------------------------------------------------------------------------------------------
