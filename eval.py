@@ -37,7 +37,7 @@ from plumbing.parallel import (
     rank_and_world,
 )
 from plumbing.report import tables, write_report
-from speculative import draw_many, empty_templates, sampler_and_steps
+from speculative import check_sampler, draw_many, empty_templates, sampler_and_steps
 
 # --------------------------------------------------------------------------------------------------
 what = "nelbo,genppl"  # any of nelbo, genppl, selfbleu, frontier, latency, acceptance
@@ -100,6 +100,7 @@ def check_sampling(cfg):
     if not cfg.ckpt and not cfg.samples:
         raise UserError("There is nothing to evaluate. Give --ckpt=CKPT, --samples=FILE or both.")
     check_sampling_knobs(cfg)
+    check_sampler(cfg.sampler)
     check_each(cfg, "steps", "at least 1", lambda v: v >= 1)
     if cfg.length == 1:
         raise UserError("length is 1, but the first token of a sample is not scored. Use 2.")

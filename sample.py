@@ -28,7 +28,7 @@ from plumbing.hardware import (
 )
 from plumbing.randomness import seeded
 from plumbing.terminal import Tracer, colored, print_samples
-from speculative import draw_samples, known_text, sampler_and_steps, speculate
+from speculative import check_sampler, draw_samples, known_text, sampler_and_steps, speculate
 
 # --------------------------------------------------------------------------------------------------
 # what to write
@@ -62,6 +62,7 @@ cfg = configure(globals())
 def check_knobs(cfg):
     """Raises UserError for a value with which nothing can be sampled."""
     check_sampling_knobs(cfg)
+    check_sampler(cfg.sampler)
     choose("compile", cfg.compile, ("off", "on"))
 
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 import data
-from configurator import UserError
-from model import DEFAULTS, draw, probabilities, unmask_any
+from configurator import UserError, choose
+from model import DEFAULTS, SAMPLERS, draw, probabilities, unmask_any
 from plumbing.parallel import map_over_ranks
 from plumbing.randomness import seeded, uniform
 
@@ -241,6 +241,12 @@ def empty_templates(model, meta, n, size):
     if model.config.causal:
         templates[:, 0] = data.start_token(meta)
     return templates
+
+
+def check_sampler(sampler):
+    """Raises UserError for one that does not exist. '': whatever the model was made for."""
+    if sampler:
+        choose("sampler", sampler, (*SAMPLERS, "analytic"))
 
 
 def sampler_and_steps(sampler, steps, checkpoint):

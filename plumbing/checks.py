@@ -5,7 +5,6 @@ together, a teacher and a text that do not.
 
 import data
 from configurator import UserError, check_at_least, choose
-from model import SAMPLERS
 
 # knobs with which text is drawn, and their least values
 LEAST = {
@@ -26,8 +25,6 @@ def check_sampling_knobs(cfg):
     check_at_least(cfg, **{name: n for name, n in LEAST.items() if name in numbers})
     if "top_p" in numbers and not 0 < cfg.top_p <= 1:
         raise UserError(f"top_p is {cfg.top_p}; it must be above 0 and at most 1.")
-    if getattr(cfg, "sampler", ""):
-        choose("sampler", cfg.sampler, (*SAMPLERS, "analytic"))
 
 
 def check_distillation(cfg):
