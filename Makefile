@@ -23,6 +23,8 @@ SDTT = out/$(DATASET)/sdtt
 EVAL = out/$(DATASET)/eval
 NGRAM = out/$(DATASET)/ngram
 ABOUT = data/$(DATASET)
+MAKE_NGRAM = train.py --arch=ngram --dataset=$(DATASET)
+GAMMA = 3
 ifeq ($(DATASET),pydoc)
 ABOUT = Python's language reference
 AR = out/pydoc_ar
@@ -39,6 +41,8 @@ TRAIN_DIFFUSION = config/train_shakespeare_char.py --max_iters=800
 DISTILL = config/sdtt_shakespeare_char.py --rounds=3 --iters_per_round=60
 EVALUATE = config/eval_shakespeare_char.py --steps=2,4,8
 EVALUATE_ANCESTRAL = config/eval_pydoc_ancestral.py --steps=2,4,8,16,64
+MAKE_NGRAM = distill.py config/kd_shakespeare_char.py --drafter=ngram --teacher=$(AR)/ckpt.pt
+GAMMA = 4
 PROMPT = --prompt='KING RICHARD'
 endif
 
@@ -62,8 +66,8 @@ demo: .venv/ready data/$(DATASET)/meta.json
 	    --ckpt=$(DIFFUSION)/ckpt.pt,$(SDTT)/round_2.pt,$(SDTT)/round_3.pt,$(AR)/ckpt.pt )
 	$(PY) -m extras.loss_plot --runs=$(AR),$(DIFFUSION),$(SDTT) --out=$(EVAL)/loss.png
 	@cat $(EVAL)/ancestral/eval.txt $(EVAL)/eval.txt
-	test -e $(NGRAM)/ngram.txt || $(PY) train.py --arch=ngram --dataset=$(DATASET) --out_dir=$(NGRAM)
-	$(PY) -m extras.page --ckpt=$(AR)/ckpt.pt,$(DIFFUSION)/ckpt.pt,$(SDTT)/round_1.pt --draft=$(NGRAM)/ngram.txt --gamma=3 \
+	test -e $(NGRAM)/ngram.txt || $(PY) $(MAKE_NGRAM) --out_dir=$(NGRAM)
+	$(PY) -m extras.page --ckpt=$(AR)/ckpt.pt,$(DIFFUSION)/ckpt.pt,$(SDTT)/round_1.pt --draft=$(NGRAM)/ngram.txt --gamma=$(GAMMA) \
 	    --steps=4 --temperature=0.7 $(PROMPT) --frontier=$(EVAL)/eval.json --out=$(EVAL)/page.html
 
 shakespeare:

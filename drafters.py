@@ -283,19 +283,19 @@ class Lookup:
         self.longest = longest
 
     def propose(self, x, n, settings, generator):
-        """(T,) int64 -> drafts (g,) with g <= n, q (g, V): see speculative.py."""
+        """(T,) int64 -> drafts (g,) with g <= n, q (g of (V,)): see speculative.py."""
         text = x.tolist()
         for m in range(self.longest, self.shortest - 1, -1):
+            end = text[-m:]
             for start in range(len(text) - m - 1, -1, -1):  # the latest match first
-                if text[start : start + m] == text[-m:]:
+                if text[start : start + m] == end:
                     # a match near the end goes on with itself: 0 1 0 1 is followed by 0 1 0 1 ...
                     period = len(text) - start - m
                     i = torch.arange(n, device=x.device) % period
                     drafts = x[start + m + i]
                     q = F.one_hot(drafts, self.V).float()  # all probability on that token
                     return drafts, q
-        nothing = x[:0]
-        return nothing, F.one_hot(nothing, self.V).float()
+        return x[:0], []
 
 
 def fit_ngram(tokens, corpus, n, smoothing, out_dir):
