@@ -75,10 +75,10 @@ ROWS = {
     "compiled_B": "decode_B with it",
     "speculate_A": "decode_A with 4 drafts of one layer; its reference has no cache",
     "speculate_B": "decode_B with them",
-    "lookup_copied": "a greedy text, which repeats itself, with lookup; reference: no drafts",
-    "lookup_prose": "at temperature 1, where little repeats",
-    "ngram_copied": "the greedy text with trigrams of the target's own texts",
-    "ngram_prose": "at temperature 1",
+    "lookup_copied": "A's greedy text, which repeats itself, with lookup; reference: no drafts",
+    "lookup_prose": "B's text at temperature 1, which does not",
+    "ngram_copied": "A's greedy text with trigrams of the target's own texts",
+    "ngram_prose": "B's text at temperature 1 with them",
     "counting": "the trigrams of a million tokens, counted",
     "memory": "what the published sizes need on 1, 8 and 64 GPUs",
 }
@@ -350,12 +350,12 @@ def speculation(name, who, gamma=4):
     return {"ms": ms, "floor_ms": 1e3 * floor, "peak_mb": peak_mb()}
 
 
-def sharp_target():
+def sharp_target(name):
     """
-    -> a GPT of shape A with weights 5 times as large, so that it is far from uniform (2.6 nats) and
-    its greedy text soon repeats itself, and 40 of its texts.
+    -> a GPT of that shape with weights 5 times as large, so that it is far from uniform, and 40 of
+    its texts. The greedy text of A soon repeats itself, B at temperature 1 has nothing to copy.
     """
-    target, x0 = make("A", True)
+    target, x0 = make(name, True)
     for p in target.eval().parameters():
         if p.dim() == 2:
             p.data.mul_(5)
@@ -371,7 +371,7 @@ def drafting(kind, text, who, gamma=4):
     target without drafts, with the same KV cache.
     """
     pick_device(cfg.device, cfg.dtype)
-    target, texts = sharp_target()
+    target, texts = sharp_target("A" if text == "copied" else "B")
     store_for_decoding(target)
     V = target.config.vocab_size
     drafter = Lookup(V) if kind == "lookup" else NGram(3, V).fit(texts.numpy())
