@@ -52,7 +52,9 @@ length = 0  # tokens, with the prompt; 0: the context; longer is allowed
 steps = [4, 8, 16, 32, 64, 128, 256]  # diffusion sampling steps, one row of the table each
 sampler = ""  # '' (own, or spread) | 'spread' | 'ancestral' | 'first_hitting' | 'confidence'
 temperature = 1.0  # 0: always the most probable token
+cooling = 1.0  # diffusion: the temperature of the last step over that of the first
 temperatures = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]  # for frontier
+coolings = [1.0]  # for frontier, of diffusion: each of them at every temperature
 top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
 top_p = 1.0  # keep the most probable tokens that hold this much probability
 ar_top_p = [1.0]  # for genppl: top_p of autoregressive samples, one row of the table each
@@ -86,6 +88,7 @@ def wanted_parts(cfg):
     check_at_least(cfg, eval_blocks=1, draws=1)
     check_each(cfg, "latency_batch", "at least 1", lambda v: v >= 1)
     check_each(cfg, "temperatures", "at least 0", lambda v: v >= 0)
+    check_each(cfg, "coolings", "at least 0", lambda v: v >= 0)
     check_each(cfg, "ar_top_p", "above 0 and at most 1", lambda v: 0 < v <= 1)
     others = sorted(set(parts) - SAMPLE_PARTS)
     if not cfg.ckpt and others:
@@ -238,20 +241,22 @@ def steps_to_try(causal, sampler, length, cfg):
     return [length] if causal or sampler == "first_hitting" else cfg.steps
 
 
-def draw_texts(models, length, cfg, temperatures, ar_top_p):
-    """-> [(samples, about), ...] of every model, number of steps and temperature."""
+def draw_texts(models, length, cfg, temperatures, coolings, ar_top_p):
+    """-> [(samples, about), ...] of every model, number of steps, cooling and temperature."""
     texts = []
     for path, (model, checkpoint) in models.items():
         causal = model.config.causal
         templates = empty_templates(model, checkpoint["meta"], cfg.num_samples, length)
         options = sampling_options(cfg, checkpoint)
-        settings = itertools.product(
-            steps_to_try(causal, options["sampler"], length, cfg),
-            ar_top_p if causal else [cfg.top_p],
-            temperatures,
-        )
-        for n_steps, top_p, temperature in settings:
-            options |= {"n_steps": n_steps, "top_p": top_p, "temperature": temperature}
+        step_numbers = steps_to_try(causal, options["sampler"], length, cfg)
+        top_ps = ar_top_p if causal else [cfg.top_p]
+        for n_steps, top_p, cooling, temperature in itertools.product(
+            step_numbers, top_ps, coolings, temperatures
+        ):
+            if cooling != coolings[0] and (causal or n_steps == 1):
+                continue  # no second step that could be colder
+            options |= {"n_steps": n_steps, "top_p": top_p}
+            options |= {"cooling": cooling, "temperature": temperature}
             began = time.perf_counter()
             with sampling_context(model, cfg):
                 x = draw_many(model, templates, cfg.batch_size, cfg.seed, **options)
@@ -261,6 +266,7 @@ def draw_texts(models, length, cfg, temperatures, ar_top_p):
                 "causal": causal,
                 "sampler": None if causal else options["sampler"],
                 "temperature": temperature,
+                "cooling": 1.0 if causal or n_steps == 1 else cooling,
                 "top_p": top_p,
                 "prefix": 0,
                 "continuations": 1,
@@ -275,7 +281,8 @@ def real_texts(corpus, length, files, cfg):
     """-> (samples, about) of validation text: one for each sample, or each prefix."""
     sizes = [len(x) // about["continuations"] for x, about in files]
     x = data.blocks(corpus.val, length, max(sizes, default=cfg.num_samples))
-    about = {"ckpt": "real text", "steps": None, "causal": False, "temperature": None}
+    about = {"ckpt": "real text", "steps": None, "causal": False}
+    about |= {"temperature": None, "cooling": None}
     prefix = prefix_of(files)  # what the samples continue: not scored here either
     return x, {**about, "top_p": 1, "prefix": prefix, "continuations": 1}
 
@@ -283,7 +290,7 @@ def real_texts(corpus, length, files, cfg):
 def row_of(about):
     """about -> the columns of a table that say what samples are."""
     name = about["ckpt"] if about["top_p"] == 1 else f"{about['ckpt']}, top_p {about['top_p']:g}"
-    keys = ("steps", "causal", "temperature", "sampler", "made_for", "s_per_sample")
+    keys = ("steps", "causal", "temperature", "cooling", "sampler", "made_for", "s_per_sample")
     return {"model": name, "path": about["ckpt"]} | {k: about[k] for k in keys if k in about}
 
 
@@ -361,35 +368,43 @@ def frontier(texts, evaluator, meta, cfg):
     the teacher.
     """
     rows = []
-    lines = {}  # (model, steps) -> [(row, (n, 3)), ...], a point for each temperature
+    lines = {}  # (model, steps, cooling) -> [(row, (n, 3)), ...], a point for each temperature
     for x, about in texts:
         row, per_text = score(x, about, evaluator, meta, cfg)
         row = row_of(about) | row | {"repeated": metrics.repeated(x[:, about["prefix"] :])}
         if row["steps"]:
             row["tokens_per_step"] = (x.size(1) - about["prefix"]) / row["steps"]
-            lines.setdefault((row["model"], row["steps"]), []).append((row, per_text))
+            key = (row["model"], row["steps"], row["cooling"])
+            lines.setdefault(key, []).append((row, per_text))
         rows.append(row)
     return rows, gains(lines, rows[-1]["entropy"], cfg.seed)
 
 
 def gains(lines, real_entropy, seed):
     """
-    lines: {(model, steps): [(row, (n, 3)), ...]}, a point for each temperature. -> for each line of
-    another model than the first, the teacher: the row of one point, with its gain over the
-    teacher's line of as many steps. Lines without one are left out.
+    lines: {(model, steps, cooling): [(row, (n, 3)), ...]}, a point for each temperature. -> for
+    each line of another model than the first, the teacher: the row of one point, with its gain over
+    the teacher's lines of as many steps. The teacher's own falling temperatures are compared with
+    its uniform one. Lines with nothing to compare are left out.
     """
     if not lines:  # samples of files that have no steps
         return []
     teacher = next(iter(lines))[0]
     rows = []
-    for (model, n_steps), points in lines.items():
-        frontier_points = lines.get((teacher, n_steps), [])
-        if model == teacher or len(frontier_points) < 2:
+    for (model, n_steps, cooling), points in lines.items():
+        if model == teacher and cooling == 1:
+            continue
+        teacher_lines = []
+        for (other, other_steps, other_cooling), other_points in lines.items():
+            enough = len(other_points) >= 2
+            same = (other, other_steps) == (teacher, n_steps)
+            if enough and same and (model != teacher or other_cooling == 1):
+                teacher_lines.append([texts for _, texts in other_points])
+        if not teacher_lines:
             continue
         # at the temperature where the student is about as varied as real text
         row, per_text = min(points, key=lambda point: abs(point[0]["entropy"] - real_entropy))
-        teacher_texts = [texts for _, texts in frontier_points]
-        rows.append(row | metrics.gain(per_text, teacher_texts, seed))
+        rows.append(row | metrics.gain(per_text, teacher_lines, seed))
     return rows
 
 
@@ -505,10 +520,10 @@ def measure_samples(models, files, corpus, evaluator, parts, cfg):
     real = real_texts(corpus, length, files, cfg)
     report = {"tokens_per_sample": length}
     if {"genppl", "selfbleu"} & set(parts):
-        drawn = draw_texts(models, length, cfg, [cfg.temperature], cfg.ar_top_p)
+        drawn = draw_texts(models, length, cfg, [cfg.temperature], [cfg.cooling], cfg.ar_top_p)
         report["rows"] = quality([*drawn, *files, real], evaluator, corpus.meta, parts, cfg)
     if "frontier" in parts:
-        drawn = draw_texts(models, length, cfg, cfg.temperatures, [cfg.top_p])
+        drawn = draw_texts(models, length, cfg, cfg.temperatures, cfg.coolings, [cfg.top_p])
         texts = [*drawn, *files, real]
         report["frontier"], report["gains"] = frontier(texts, evaluator, corpus.meta, cfg)
     return report

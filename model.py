@@ -463,6 +463,15 @@ def close_gaps(step_of):
     return torch.zeros_like(step_of).scatter(1, position, number)  # back to where they came from
 
 
+def step_temperature(step, n_steps, temperature, cooling):
+    """
+    -> the temperature of a step, from 1: `temperature` in the first, cooling * temperature in the
+    last. The first tokens are drawn with little context, and all later steps see them; the last
+    ones know their context, and nothing is built on them.
+    """
+    return temperature * (1 + (cooling - 1) * (step - 1) / max(n_steps - 1, 1))
+
+
 @torch.no_grad()
 def unmask(
     model,
@@ -471,6 +480,7 @@ def unmask(
     sampler="spread",
     *,
     temperature=1.0,
+    cooling=1.0,
     top_p=1.0,
     generator=None,
     watch=None,
@@ -478,15 +488,17 @@ def unmask(
     """
     (B, T) int64 -> (B, T): positions that hold mask_id are filled, the others stay.
 
-    watch(xt) is called after every step.
+    Each step has its own temperature, that of step_temperature. watch(xt) is called after each.
     """
     xt = xt.clone()
     step_of = close_gaps(unmask_steps(xt == model.mask_id, n_steps, sampler, generator))  # (B, T)
-    for step in range(1, int(step_of.max()) + 1):
+    n_steps = int(step_of.max())  # those in which something happens
+    for step in range(1, n_steps + 1):
         now = step_of == step  # (B, T)
         rows = now.any(dim=1)  # (B): the others need no forward pass: the network has no time input
         h = model.hidden(xt[rows])[now[rows]]  # (N, C), in the same order as xt[now]
-        xt[now] = draw_tokens(model, h, generator, temperature, top_p)
+        temp = step_temperature(step, n_steps, temperature, cooling)
+        xt[now] = draw_tokens(model, h, generator, temp, top_p)
         if watch:
             watch(xt)
     return xt
@@ -498,7 +510,7 @@ def unmask(
 
 @torch.no_grad()
 def unmask_by_confidence(
-    model, xt, n_steps, *, temperature=1.0, top_p=1.0, generator=None, watch=None
+    model, xt, n_steps, *, temperature=1.0, cooling=1.0, top_p=1.0, generator=None, watch=None
 ):
     """
     As unmask: every step draws all masked positions and keeps the most probable draws (MaskGIT,
@@ -513,7 +525,8 @@ def unmask_by_confidence(
         if not n_now.any():
             continue
         h = model.hidden(xt)[masked]  # (N, C)
-        tokens, p = draw_with_probability(model, h, generator, temperature, top_p)  # (N) both
+        temp = step_temperature(step, n_steps, temperature, cooling)
+        tokens, p = draw_with_probability(model, h, generator, temp, top_p)  # (N) both
         confidence = torch.full(xt.shape, -1.0, device=xt.device)  # below any probability
         confidence[masked] = p
         drawn = xt.masked_scatter(masked, tokens)
@@ -552,7 +565,7 @@ def unmask_any(model, xt, n_steps, sampler="spread", *, watch=None, **options):
     """
     (B, L) int64 -> (B, L): unmask with every sampler, and for any length. Past block_size windows
     slide by half a context, each filled given what the last one wrote (MDLM's semi-autoregressive
-    decoding). options: temperature, top_p, generator.
+    decoding). options: temperature, cooling, top_p, generator.
     """
     if model.config.causal:
         raise UserError("This is a GPT: it generates left to right and cannot fill in masks.")

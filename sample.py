@@ -43,6 +43,7 @@ length = 0  # tokens, with the prompt; 0: the context; longer is allowed
 steps = 0  # diffusion: forward passes; 0: what the checkpoint was made for, else 64
 sampler = ""  # '' (own, or spread) | 'spread' | 'ancestral' | 'first_hitting' | 'confidence'
 temperature = 1.0  # 0: always the most probable token
+cooling = 1.0  # diffusion: the temperature of the last step over that of the first
 top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
 top_p = 1.0  # keep the most probable tokens that hold this much probability
 # speculative decoding of a GPT, with the same distribution
@@ -151,6 +152,14 @@ def settings_of(cfg):
     return {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p}
 
 
+def check_cooling(models, cfg):
+    """Raises UserError where nothing has steps between which the temperature could fall."""
+    if cfg.cooling != 1 and all(model.config.causal for model in models):
+        raise UserError(
+            f"cooling is {cfg.cooling}, but a GPT has no steps of diffusion: use --temperature."
+        )
+
+
 def draw_plain(model, checkpoint, template, n, cfg, watch=None):
     """(L,) -> n texts, each (at most L,) int64 on the CPU."""
     device = model.wte.weight.device
@@ -159,6 +168,7 @@ def draw_plain(model, checkpoint, template, n, cfg, watch=None):
     templates = template.to(device).expand(n, -1)  # (n, L)
     generator = seeded(cfg.seed, device=device)
     options = {"generator": generator, "eos": eos, "watch": watch, **settings_of(cfg)}
+    options["cooling"] = cfg.cooling
     x = draw_samples(model, templates, steps, sampler, **options).cpu()
     n_known = int((template >= 0).sum())
     return [row[: text_end(row, n_known, eos)] for row in x]
@@ -264,6 +274,7 @@ def main(cfg):
         raise UserError("--chat=True puts the prompt into a chat template: give a --prompt.")
     paths = paths_of(cfg.ckpt)
     loaded = [load(path, cfg) for path in paths]
+    check_cooling([model for model, *_ in loaded], cfg)
     if cfg.trace and (len(paths) > 1 or loaded[0][0].config.causal):
         raise UserError("--trace shows masks disappearing: give one --ckpt, a diffusion model.")
     templates = []

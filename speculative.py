@@ -256,20 +256,22 @@ def sampler_and_steps(sampler, steps, checkpoint):
     return sampler or own["sampler"], steps or own["steps"]
 
 
-def draw_samples(model, template, n_steps=64, sampler="spread", *, top_k=0, eos=None, **options):
+def draw_samples(
+    model, template, n_steps=64, sampler="spread", *, cooling=1.0, top_k=0, eos=None, **options
+):
     """
     (B, L) int64 with -1 at the blanks -> (B, L) int64. options: temperature, top_p, generator,
     watch.
 
-    n_steps and sampler are for diffusion, which fills any blanks; top_k and eos for a GPT, whose
-    known tokens, at least one, stand at the beginning.
+    n_steps, sampler and cooling are for diffusion, which fills any blanks; top_k and eos for a GPT,
+    whose known tokens, at least one, stand at the beginning.
     """
     if model.config.causal:
         known = known_text(template)
         n_new = template.size(1) - known.size(1)
         return generate(model, known, n_new, top_k=top_k, eos=eos, **options)
     xt = template.masked_fill(template < 0, model.mask_id)
-    return unmask_any(model, xt, n_steps, sampler, **options)
+    return unmask_any(model, xt, n_steps, sampler, cooling=cooling, **options)
 
 
 def draw_batch(start, model, templates, batch_size, seed, options):

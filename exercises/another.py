@@ -87,11 +87,22 @@ def close_gaps(step_of):
 
 
 def unmask(
-    model, xt, n_steps, sampler="spread", *, temperature=1.0, top_p=1.0, generator=None, watch=None
+    model,
+    xt,
+    n_steps,
+    sampler="spread",
+    *,
+    temperature=1.0,
+    cooling=1.0,
+    top_p=1.0,
+    generator=None,
+    watch=None,
 ):
     step_of = close_gaps(unmask_steps(xt == model.mask_id, n_steps, sampler, generator))
-    for step in range(1, step_of.max().item() + 1):
-        p = probabilities(model(xt), temperature, top_p=top_p)
+    last = step_of.max().item()
+    temperatures = torch.linspace(temperature, temperature * cooling, last).tolist()
+    for step, now in enumerate(temperatures, 1):
+        p = probabilities(model(xt), now, top_p=top_p)
         xt = torch.where(step_of == step, draw(p, generator), xt)
         if watch is not None:
             watch(xt)

@@ -374,6 +374,9 @@ def grade_unmask(rng, noise):
     got = model.unmask(network, xt, 1, temperature=1.8, top_p=0.95, generator=noise)
     pairs = frequencies(got[:, :2].clamp(max=2), 3)
     yield Probe("temperature 1.8, top_p 0.95: how often which two tokens", pairs, 0.03)
+    got = model.unmask(network, xt, 2, temperature=1.8, cooling=0.2, generator=noise)
+    pairs = frequencies(got[:, :2].clamp(max=2), 3)
+    yield Probe("temperature 1.8, cooling 0.2, 2 steps: how often which two tokens", pairs, 0.03)
     calls = []
     model.unmask(network, xt[:50], 1000, generator=noise, watch=calls.append)
     yield Probe("2 masks, 1000 steps: how often watch is called", len(calls), 0, 2)

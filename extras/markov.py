@@ -41,6 +41,7 @@ length = 0  # tokens, with the prompt; 0: the context; longer is allowed
 steps = [1, 4, 16, 64]  # diffusion sampling steps, one row of the table each
 sampler = ""  # '' (own, or spread) | 'spread' | 'ancestral' | 'first_hitting' | 'confidence'
 temperature = 1.0  # 0: always the most probable token
+cooling = 1.0  # diffusion: the temperature of the last step over that of the first
 top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
 top_p = 1.0  # keep the most probable tokens that hold this much probability
 batch_size = 16  # sequences per forward pass, on each process
@@ -85,7 +86,7 @@ def evaluate(cfg):
         config = model.config
         found[path]["truth"] = true_nats(corpus.meta, config.block_size, config.causal)
 
-    drawn = draw_texts(models, size, cfg, [cfg.temperature], [cfg.top_p])
+    drawn = draw_texts(models, size, cfg, [cfg.temperature], [cfg.cooling], [cfg.top_p])
     rows = []
     for x, about in [*drawn, *files, real_texts(corpus, size, files, cfg)]:
         prefix = about["prefix"]  # real text, which is not the model's

@@ -39,6 +39,7 @@ length = 0  # tokens, with the prompt; 0: the context; longer is allowed
 steps = [16]  # diffusion sampling steps, one row of the table each
 sampler = ""  # '' (own, or spread) | 'spread' | 'ancestral' | 'first_hitting' | 'confidence'
 temperature = 1.0  # 0: always the most probable token
+cooling = 1.0  # diffusion: the temperature of the last step over that of the first
 top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
 top_p = 1.0  # keep the most probable tokens that hold this much probability
 batch_size = 16  # sequences per forward pass, on each process
@@ -90,7 +91,10 @@ def evaluate(cfg):
     real, _ = real_texts(corpus, size, files, cfg)
     real_features = features(real, evaluator, cfg.batch_size)
     rows = []
-    for x, about in [*draw_texts(models, size, cfg, [cfg.temperature], [cfg.top_p]), *files]:
+    for x, about in [
+        *draw_texts(models, size, cfg, [cfg.temperature], [cfg.cooling], [cfg.top_p]),
+        *files,
+    ]:
         written = features(x, evaluator, cfg.batch_size)
         row = row_of(about) | {"texts": len(x)}
         rows.append(row | {"mauve": mauve_score(real_features, written, cfg.seed)})
@@ -100,7 +104,7 @@ def evaluate(cfg):
 def main(cfg):
     report = evaluate(cfg)
     if is_first_process():
-        names = ["model", "steps", "temperature", "texts", "mauve"]
+        names = ["model", "steps", "temperature", "cooling", "texts", "mauve"]
         print("\n".join(table(names, [[row[k] for k in names] for row in report["rows"]])))
         print(f"beside {report['real_texts']} real texts, seed {report['seed']}")
         if cfg.out:

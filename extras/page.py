@@ -33,6 +33,7 @@ length = 0  # tokens, with the prompt; 0: the context; longer is allowed
 steps = 0  # diffusion: forward passes; 0: what the checkpoint was made for, else 64
 sampler = ""  # '' (own, or spread) | 'spread' | 'ancestral' | 'first_hitting' | 'confidence'
 temperature = 1.0  # 0: always the most probable token
+cooling = 1.0  # diffusion: the temperature of the last step over that of the first
 top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
 top_p = 1.0  # keep the most probable tokens that hold this much probability
 # speculative decoding of a GPT, with the same distribution

@@ -34,6 +34,7 @@ dataset = ""  # whose validation text: a name under data/ or a folder; '': what 
 steps = 0  # diffusion: forward passes; 0: what the checkpoint was made for, else 64
 sampler = ""  # '' (own, or spread) | 'spread' | 'ancestral' | 'first_hitting' | 'confidence'
 temperature = 1.0  # 0: always the most probable token
+cooling = 1.0  # diffusion: the temperature of the last step over that of the first
 top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
 top_p = 1.0  # keep the most probable tokens that hold this much probability
 # the run
@@ -84,8 +85,9 @@ def put_prefixes(templates, meta, dataset, cfg):
 
 def samples_header(cfg, *, causal, sampler, steps, note, dataset, meta):
     """-> what the first line of a file of samples says of them."""
-    absent = {"top_k": 0, "prefix": 0, "continuations": 1}  # a script need not have these knobs
-    keys = ("ckpt", "temperature", "top_k", "top_p", "seed", "prefix", "continuations")
+    # a script need not have these knobs
+    absent = {"cooling": 1.0, "top_k": 0, "prefix": 0, "continuations": 1}
+    keys = ("ckpt", "temperature", "cooling", "top_k", "top_p", "seed", "prefix", "continuations")
     header = {key: getattr(cfg, key, absent.get(key)) for key in keys}
     header |= {"causal": causal, "sampler": sampler, "steps": steps, "hardware": note}
     return header | {"dataset": dataset, "meta": meta}
@@ -116,6 +118,7 @@ def main(cfg):
                 n_steps=steps,
                 sampler=sampler,
                 temperature=cfg.temperature,
+                cooling=cfg.cooling,
                 top_k=cfg.top_k,
                 top_p=cfg.top_p,
             )

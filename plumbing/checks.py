@@ -13,6 +13,7 @@ LEAST = {
     "length": 0,
     "steps": 0,
     "temperature": 0,
+    "cooling": 0,
     "top_k": 0,
     "gamma": 0,
 }

@@ -50,12 +50,13 @@ def quality_table(rows):
 
 
 def frontier_table(rows):
-    names = ["model", "steps", "tokens_per_step", "temperature", "genppl", "entropy", "repeated"]
+    names = ["model", "steps", "tokens_per_step", "temperature", "cooling"]
+    names += ["genppl", "entropy", "repeated"]
     return table(names, [[r.get(k) for k in names] for r in rows])
 
 
 def gains_table(gains):
-    names = ["steps", "tokens_per_step", "temperature", "entropy"]
+    names = ["steps", "tokens_per_step", "temperature", "cooling", "entropy"]
     rows = []
     for r in gains:
         found = ["outside", ""]  # the teacher has no such entropy
@@ -188,23 +189,29 @@ def plot_latency(report, plt):
 def plot_frontier(report, plt):
     """
     Perplexity against entropy, a line over temperatures: a color a number of steps, a marker a
-    model, a solid line for the first model.
+    model, a solid line for the first model, a dotted one where the temperature falls.
     """
     fig, ax = plt.subplots(figsize=(10, 5))
     *rows, real = report["frontier"]
     models = list(dict.fromkeys(r["model"] for r in rows))
     markers = dict(zip(models, itertools.cycle("os^Dv"), strict=False))
     colors = {n_steps: f"C{i}" for i, n_steps in enumerate(dict.fromkeys(r["steps"] for r in rows))}
-    lines = dict.fromkeys((r["steps"], r["model"]) for r in rows)
-    # samples of a file may have no steps, and None does not sort
-    for n_steps, model in sorted(lines, key=lambda line: (line[0] or 0, line[1])):
-        line = [r for r in rows if (r["steps"], r["model"]) == (n_steps, model)]
+    lines = {}
+    for r in rows:
+        # samples of a file may have no steps, and None does not sort
+        lines.setdefault((r["steps"] or 0, r["model"], r.get("cooling", 1.0)), []).append(r)
+    for (n_steps, model, cooling), line in sorted(lines.items(), key=lambda pair: pair[0]):
+        style = "-" if model == models[0] else "--"
+        label = f"{model}, steps: {n_steps}" if n_steps else model
+        if cooling != 1:
+            style = ":"
+            label = f"{label}, cooling {cooling:g}"
         ax.plot(
             [r["entropy"] for r in line],
             [r["genppl"] for r in line],
-            ("-" if model == models[0] else "--") + markers[model],
-            color=colors[n_steps],
-            label=f"{model}, steps: {n_steps}" if n_steps else model,
+            style + markers[model],
+            color=colors[n_steps or None],
+            label=label,
             ms=4,
         )
     ax.plot(real["entropy"], real["genppl"], "*", color="black", ms=12, label="real text")

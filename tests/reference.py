@@ -200,13 +200,16 @@ def exact_ancestral_distribution(model, x, steps):
 
 
 @torch.no_grad()
-def exact_groups_distribution(model, x, groups):
-    """As above; groups: lists of positions that are unmasked one list after the other."""
+def exact_groups_distribution(model, x, groups, temperatures=None):
+    """
+    As above; groups: lists of positions that are unmasked one list after the other, each at a
+    temperature of its own.
+    """
     states = {tuple(x): 1.0}
-    for group in groups:
+    for group, temperature in zip(groups, temperatures or [1.0] * len(groups), strict=True):
         after = {}
         for y, weight in states.items():
-            p = model(torch.tensor([y]))[0].softmax(-1)  # (T, V)
+            p = (model(torch.tensor([y]))[0] / temperature).softmax(-1)  # (T, V)
             for tokens in itertools.product(range(model.mask_id), repeat=len(group)):
                 z = list(y)
                 chance = weight
@@ -218,12 +221,12 @@ def exact_groups_distribution(model, x, groups):
     return states
 
 
-def mean_over_orders(model, x, groups):
+def mean_over_orders(model, x, groups, temperatures=None):
     """As exact_groups_distribution, the mean over all orders of the groups."""
     mean = {}
     orders = list(itertools.permutations(groups))
     for order in orders:
-        for y, weight in exact_groups_distribution(model, x, order).items():
+        for y, weight in exact_groups_distribution(model, x, order, temperatures).items():
             add(mean, y, weight / len(orders))
     return mean
 

@@ -258,6 +258,7 @@ def test_sampling_mistakes(out, error_of):
     assert "sampler is 'best'" in refuse("none", "--sampler=best")  # before anything is loaded
     assert "top_p is 0.0" in refuse("d", "--top_p=0")
     assert "temperature is -1.0" in refuse("d", "--temperature=-1")
+    assert "cooling is 0.5, but a GPT" in refuse("ar", "--cooling=0.5")
     assert "top_k is -1" in refuse("ar", "--top_k=-1")
     assert "a diffusion model" in refuse("ar", "--trace=True")
     assert "diffusion model" in refuse("d", "--draft=lookup")

@@ -294,6 +294,30 @@ def test_first_hitting_is_the_limit_of_many_steps_of_each_sampler():
     assert distance(one_step, exact_distribution("spread", masked, 1)) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "groups, temperatures", [([[0, 2], [1]], [2.0, 0.5]), ([[0], [1], [2]], [2.0, 1.25, 0.5])]
+)
+def test_the_temperature_falls_evenly_from_the_first_step_to_the_last(groups, temperatures):
+    batch = all_masked(two_tokens(), N, 3)
+    settings = dict(temperature=2.0, cooling=0.25, generator=seeded(0))
+    rows = unmask(two_tokens(), batch, len(groups), **settings)
+    exact = functools.partial(reference.mean_over_orders, two_tokens(), TEMPLATES[0], groups)
+    assert total_variation(rows, exact(temperatures)) < CLOSE
+    assert distance(exact(temperatures), exact(temperatures[::-1])) > 2 * CLOSE  # not rising
+    assert distance(exact(temperatures), exact([2.0] * len(groups))) > 2 * CLOSE
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_cooling_to_0_ends_with_the_most_probable_tokens(sampler):
+    model = tiny_model()
+    seen = []
+    watch = lambda xt: seen.append(xt.clone())  # noqa: E731
+    settings = dict(cooling=0.0, generator=seeded(0), watch=watch)
+    x = unmask_any(model, all_masked(model, 1, 16), 4, sampler, **settings)
+    last = seen[-2] == model.mask_id
+    assert torch.equal(x[last], model(seen[-2]).argmax(-1)[last])
+
+
 def test_temperature_and_top_p_shape_every_draw():
     model = two_tokens()
     batch = all_masked(model, 500, 3)

@@ -19,6 +19,7 @@ from drafters import load_model
 from plumbing import checkpoints
 from plumbing.checkpoints import load_checkpoint, save_checkpoint
 from plumbing.randomness import seeded
+from plumbing.report import write_report
 
 
 def settings(**kw):
@@ -110,15 +111,22 @@ def test_a_student_is_compared_at_the_teachers_entropy():
     between = metrics.over_frontier(equal_texts(3.75, 2.0), TEACHER)
     assert between == pytest.approx(math.exp(2.0 - 2.25))
     assert metrics.over_frontier(equal_texts(3.1, 2.0), TEACHER) == pytest.approx(math.exp(0.9))
-    assert list(metrics.gain(equal_texts(3.75, 2.0), TEACHER, 0).values()) == pytest.approx(
+    assert list(metrics.gain(equal_texts(3.75, 2.0), [TEACHER], 0).values()) == pytest.approx(
         [math.exp(-0.25)] * 3
     )
+
+
+def test_a_student_is_compared_with_the_best_line_at_its_entropy():
+    better = [equal_texts(4.0, 2.5), equal_texts(3.6, 1.0)]  # at 3.75 nats 1.5625, TEACHER 2.25
+    for entropy, expected in ((3.75, 2.0 - 1.5625), (3.55, 2.0 - 1.65)):  # the second: TEACHER only
+        ratio, low, high = metrics.gain(equal_texts(entropy, 2.0), [TEACHER, better], 0).values()
+        assert [ratio, low, high] == pytest.approx([math.exp(expected)] * 3)
 
 
 def test_there_is_no_gain_where_the_teacher_has_no_such_entropy():
     for entropy in (2.9, 4.1):
         assert metrics.over_frontier(equal_texts(entropy, 2.0), TEACHER) is None
-        gain = metrics.gain(equal_texts(entropy, 2.0), TEACHER, 0)
+        gain = metrics.gain(equal_texts(entropy, 2.0), [TEACHER], 0)
         assert gain == {"ratio": None, "low": None, "high": None}
 
 
@@ -127,7 +135,7 @@ def test_the_interval_of_a_gain_holds_the_errors_of_both():
     noise = torch.randn(200, 2, 3, dtype=torch.float64, generator=seeded(0)) * scale
     student = equal_texts(3.75, 2.25)[:1] + noise[:, 0]
     teacher = [texts[:1] + noise[:, 1] for texts in TEACHER]
-    ratio, low, high = metrics.gain(student, teacher, 0).values()
+    ratio, low, high = metrics.gain(student, [teacher], 0).values()
     assert low < ratio < high and low < 1 < high and high - low < 0.15
 
 
@@ -260,6 +268,25 @@ def test_the_frontier_of_a_teacher_and_its_student(trained, tmp_path, error_of):
     assert "--evaluator=" in error_of(E.evaluate, settings(**kw))
 
 
+def test_a_frontier_over_falling_temperatures_beside_a_uniform_one(trained, tmp_path):
+    paths = f"{trained['diffusion']},{trained['ar']}"
+    kw = dict(steps=[1, 4], temperatures=[1.0, 0.3], coolings=[1.0, 0.5], what="frontier")
+    report = E.evaluate(settings(ckpt=paths, evaluator=trained["ar"], **kw))
+    *rows, _ = report["frontier"]
+    # nothing falls in one step, nor in a GPT
+    lines = [(r["steps"], r["cooling"]) for r in rows if r["temperature"] == 1.0]
+    assert lines == [(1, 1.0), (4, 1.0), (4, 0.5), (16, 1.0)]
+    falling, uniform = (
+        next(r for r in rows if (r["steps"], r["temperature"], r["cooling"]) == (4, 1.0, c))
+        for c in (0.5, 1.0)
+    )
+    assert falling["entropy"] < uniform["entropy"]
+    # the teacher's falling temperature is compared with its uniform one
+    assert [(r["steps"], r["cooling"]) for r in report["gains"]] == [(4, 0.5)]
+    write_report(report, str(tmp_path))
+    assert is_a_picture(tmp_path / "frontier.png")
+
+
 def without_seconds(rows):
     return [{k: v for k, v in row.items() if k != "s_per_sample"} for row in rows]
 
@@ -326,7 +353,7 @@ def save(path, model, **about):
     cfg = settings(**own | knobs_too, ckpt=model)
     models = E.load_models(cfg, "cpu")
     length = E.text_length(cfg, models, [])
-    ((x, first_line),) = E.draw_texts(models, length, cfg, [cfg.temperature], [cfg.top_p])
+    ((x, first_line),) = E.draw_texts(models, length, cfg, [cfg.temperature], [1.0], [cfg.top_p])
     checkpoint = models[model][1]
     first_line |= {"meta": checkpoint["meta"], "dataset": checkpoint["config"]["dataset"]}
     first_line |= {k: v for k, v in about.items() if k not in knobs_too}

@@ -8,16 +8,19 @@ def unmask(
     sampler="spread",
     *,
     temperature=1.0,
+    cooling=1.0,
     top_p=1.0,
     generator=None,
     watch=None,
 ):
     step_of = close_gaps(unmask_steps(xt == model.mask_id, n_steps, sampler, generator))  # (B, T)
-    for step in range(1, int(step_of.max()) + 1):
+    n_steps = int(step_of.max())
+    for step in range(1, n_steps + 1):
         now = step_of == step  # (B, T)
-        rows = now.any(dim=1)  # (B): nothing changes in the others, and the network sees no time
-        h = model.hidden(xt[rows])[now[rows]]  # (N, C), row by row, as xt[now] is
-        xt[now] = draw_tokens(model, h, generator, temperature, top_p)
+        rows = now.any(dim=1)  # (B): the others need no forward pass
+        h = model.hidden(xt[rows])[now[rows]]  # (N, C), in the order of xt[now]
+        temp = step_temperature(step, n_steps, temperature, cooling)
+        xt[now] = draw_tokens(model, h, generator, temp, top_p)
         if watch:
             watch(xt)
     return xt
