@@ -1,12 +1,13 @@
 """
-Di[M]O: a masked diffusion model becomes a student that writes a whole text in one step, by matching
-the distribution of its texts to the teacher's.
+Di[M]O: a masked diffusion model becomes a student that writes a whole text in one step, or in two,
+by matching the distribution of its texts to the teacher's.
 $ python -m extras.dimo config/dimo_pydoc.py                 (4 minutes on 2 AVX-512 cores)
-$ python -m extras.dimo --task=sample --ckpt=out/dimo_pydoc/ckpt.pt
+$ python -m extras.dimo --task=sample --ckpt=out/dimo_pydoc/ckpt.pt --steps=2
 $ python -m extras.dimo --task=sample --ckpt=out/dimo_pydoc/ckpt.pt --temperature=0.8 \
       --num_samples=64 --save=out/dimo/0.8.jsonl             (for eval.py --samples)
 
 Zhu et al. 2025, arXiv 2503.15457. The start is half_random, the losses fake_loss and student_loss.
+DIFFERS: stay_loss is ours. It keeps what the paper's student loses, the steps after the first.
 """
 
 import dataclasses
@@ -18,11 +19,20 @@ import torch
 import torch.nn.functional as F
 
 import data
-from configurator import UserError, choose, configure, print_once, save_config
+from configurator import UserError, check_at_least, choose, configure, print_once, save_config
+from distill import sdtt_loss
 from drafters import load_model
 from extras.save_samples import samples_header
 from loop import check_loop, fit, hooks, validator
-from model import GPT, GPTConfig, draw_tokens, stratified
+from model import (
+    GPT,
+    GPTConfig,
+    close_gaps,
+    draw_tokens,
+    step_temperature,
+    stratified,
+    unmask_steps,
+)
 from plumbing.checkpoints import load_checkpoint, weights_of
 from plumbing.checks import check_sampling_knobs, check_text
 from plumbing.hardware import pick_device
@@ -37,6 +47,7 @@ dataset = ""  # a name under data/, or a folder that a prepare.py wrote; '': the
 out_dir = "out/dimo"  # gets ckpt.pt
 init_from = "teacher"  # 'teacher' | 'resume' (out_dir)
 max_iters = 450  # optimizer steps, of the fake and of the student together
+stay_weight = 1.0  # of stay_loss; 0: a student of a single step, as in the paper
 # optimizer: AdamW
 batch_size = 16  # sequences per forward pass
 learning_rate = 5e-4
@@ -53,7 +64,9 @@ wandb = ""  # a project name: also log to Weights & Biases
 # sample
 ckpt = "out/dimo_pydoc/ckpt.pt"  # what --task=train has saved
 num_samples = 4
+steps = 1  # forward passes: it is made for 1 and 2, and as good as its teacher with more
 temperature = 1.0  # 0: always the most probable token
+cooling = 1.0  # the temperature of the last step over that of the first
 top_p = 1.0  # keep the most probable tokens that hold this much probability
 save = ""  # a .jsonl file: write the samples there, for eval.py --samples; '': print them
 # both
@@ -64,7 +77,16 @@ attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed,
 cfg = configure(globals())
 # --------------------------------------------------------------------------------------------------
 
-SAMPLING_KNOBS = ("task", "ckpt", "num_samples", "temperature", "top_p", "save")
+SAMPLING_KNOBS = (
+    "task",
+    "ckpt",
+    "num_samples",
+    "steps",
+    "temperature",
+    "cooling",
+    "top_p",
+    "save",
+)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -121,12 +143,30 @@ def half_random(student, B, T, generator):
     return noise.masked_fill(masked, student.mask_id)
 
 
-def write(student, B, T, generator, *, temperature=1.0, top_p=1.0):
+def write(student, B, T, generator):
     """-> (B, T, C) hidden states of a random start, (B, T) int64: the texts drawn from them."""
     h = student.hidden(half_random(student, B, T, generator))  # (B, T, C)
     with torch.no_grad():
-        y = draw_tokens(student, h.flatten(0, 1), generator, temperature, top_p)  # (B T)
+        y = draw_tokens(student, h.flatten(0, 1), generator)  # (B T)
     return h, y.view(B, T)
+
+
+@torch.no_grad()
+def write_in_steps(student, B, T, n_steps, generator, *, temperature=1.0, cooling=1.0, top_p=1.0):
+    """
+    -> (B, T) int64. The first step sees a random start and writes some positions, every n_steps-th;
+    the later ones see these and masks. They need no noise: the text itself says what to agree on.
+    """
+    x = torch.full((B, T), student.mask_id, device=student.frequency.device)
+    step_of = close_gaps(unmask_steps(x == student.mask_id, n_steps, "spread", generator))
+    n_steps = int(step_of.max())  # at most T
+    for step in range(1, n_steps + 1):
+        now = step_of == step  # (B, T), N of them
+        shown = half_random(student, B, T, generator) if step == 1 else x
+        h = student.hidden(shown)[now]  # (N, C)
+        temp = step_temperature(step, n_steps, temperature, cooling)
+        x[now] = draw_tokens(student, h, generator, temp, top_p)
+    return x
 
 
 # --------------------------------------------------------------------------------------------------
@@ -172,13 +212,24 @@ def student_loss(student, B, T, generator, teacher):
     return losses.sum() / max(len(losses), 1)
 
 
-def dimo_loss(student, x0, generator, teacher, fake_first=60, fake_turns=2):
+def stay_loss(student, x0, generator, teacher):
     """
-    (B, T) int64, of which only the shape counts -> nats, a mean over masked tokens.
+    (B, T) int64, real texts -> nats: where a text without noise is partly shown, the student stays
+    the teacher. These are the states that `spread` visits in 4 steps.
+
+    Only the first step needs to agree on one text among many. The later ones see it, and there the
+    teacher is right already; without this loss the student forgets it.
+    """
+    return sdtt_loss(student, x0, generator, teacher, dt=1 / 4, sampler="spread", k=1)
+
+
+def dimo_loss(student, x0, generator, teacher, stay_weight=1.0, *, fake_first=60, fake_turns=2):
+    """
+    (B, T) int64, real texts -> nats, a mean over masked tokens.
 
     The networks take turns: the fake `fake_first` times, then `fake_turns` times for each turn of
     the student. A fake that lags behind the student sends it nowhere. A validation is nobody's turn
-    and tells the student's loss.
+    and tells the student's loss. Texts matter to stay_loss only.
     """
     B, T = x0.shape
     if not student.training:
@@ -186,7 +237,10 @@ def dimo_loss(student, x0, generator, teacher, fake_first=60, fake_turns=2):
     student.turn += 1
     if student.turn <= fake_first or student.turn % (1 + fake_turns) != 0:
         return fake_loss(student, B, T, generator)
-    return student_loss(student, B, T, generator, teacher)
+    matching = student_loss(student, B, T, generator, teacher)
+    if stay_weight == 0:
+        return matching
+    return matching + stay_weight * stay_loss(student, x0, generator, teacher)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -196,6 +250,7 @@ def dimo_loss(student, x0, generator, teacher, fake_first=60, fake_turns=2):
 def check_training(cfg):
     """Raises UserError for a run that cannot be."""
     choose("init_from", cfg.init_from, ("teacher", "resume"))
+    check_at_least(cfg, stay_weight=0)
     if "WORLD_SIZE" in os.environ:
         raise UserError("The networks take turns, in one process: leave torchrun out.")
     check_loop(cfg)
@@ -234,10 +289,10 @@ def train_student(cfg):
     saved = checkpoint_to_resume(cfg)
     if saved:
         student.load_state_dict(saved["model"])
-    print_once(f"on {note}: the student writes in one step, the fake learns what it writes")
+    print_once(f"on {note}: the student learns to write in one step, the fake what it writes")
     # The fake is a part of the student, so one optimizer has both: whose turn it is not has no
     # gradient and stays as it is.
-    loss = functools.partial(dimo_loss, teacher=teacher)
+    loss = functools.partial(dimo_loss, teacher=teacher, stay_weight=cfg.stay_weight)
     get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
     validate = validator(loss, corpus, T, cfg, device)
     on_eval, save = hooks(student, validate, cfg, corpus.meta)
@@ -271,7 +326,8 @@ def samples_of(student, cfg):
         n = min(cfg.batch_size, cfg.num_samples - start)
         T = student.config.block_size
         generator = seeded(cfg.seed, "samples", start, device=student.wte.weight.device)
-        _, y = write(student, n, T, generator, temperature=cfg.temperature, top_p=cfg.top_p)
+        options = {"temperature": cfg.temperature, "cooling": cfg.cooling, "top_p": cfg.top_p}
+        y = write_in_steps(student, n, T, cfg.steps, generator, **options)
         parts.append(y.cpu())
     return torch.cat(parts)
 
@@ -279,6 +335,7 @@ def samples_of(student, cfg):
 def sample_student(cfg):
     """Prints samples, or saves them: one JSON object a line, the first says what they are."""
     check_sampling_knobs(cfg)
+    check_at_least(cfg, steps=1)
     device, autocast, note = pick_device(cfg.device, cfg.dtype)
     student, saved = load_student(cfg.ckpt, device, cfg.attention)
     meta = saved["meta"]
@@ -290,7 +347,7 @@ def sample_student(cfg):
             print(f"{'-' * 40} sample {i}\n{decode(row)}")
         return
     dataset = saved["config"]["dataset"]
-    about = {"sampler": "dimo", "steps": 1, "note": note, "dataset": dataset}
+    about = {"sampler": "dimo", "steps": cfg.steps, "note": note, "dataset": dataset}
     header = samples_header(cfg, causal=False, meta=meta, **about)
     lines = [{"tokens": row, "text": decode(row)} for row in rows]
     data.write_jsonl(cfg.save, [header, *lines])

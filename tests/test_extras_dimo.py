@@ -15,6 +15,7 @@ import data
 import loop
 import model as M
 import train
+from distill import spread_state
 from drafters import load_model
 from extras import dimo as D
 from plumbing.checkpoints import load_checkpoint
@@ -46,6 +47,27 @@ def dense_losses(student, teacher, start, y, yt):
     gap = (p * (log_fake - log_teacher).detach()).sum(-1)
     n = masked.sum()
     return (nats * masked).sum() / n, (gap * masked).sum() / n
+
+
+@torch.no_grad()
+def exact_two_steps(student, T):
+    """-> {tokens: probability} of two steps of `spread`, of which the first sees a random start."""
+    V = student.config.vocab_size
+    mask_id = student.mask_id
+    chance_of = {mask_id: 0.5} | {v: student.frequency[v].item() / 2 for v in range(V)}
+    exact = dict.fromkeys(itertools.product(range(V), repeat=T), 0.0)
+    for start in itertools.product(chance_of, repeat=T):
+        weight = math.prod(chance_of[v] for v in start)
+        p = student(torch.tensor([start]))[0].softmax(-1)  # (T, V)
+        for positions in (range(0, T, 2), range(1, T, 2)):  # either comes first
+            later = [i for i in range(T) if i not in positions]
+            for x in exact:
+                shown = torch.tensor([[mask_id if i in later else x[i] for i in range(T)]])
+                p_later = student(shown)[0].softmax(-1)
+                chance = math.prod(p[i, x[i]].item() for i in positions)
+                chance *= math.prod(p_later[i, x[i]].item() for i in later)
+                exact[x] += weight * chance / 2
+    return exact
 
 
 @torch.no_grad()
@@ -93,7 +115,7 @@ def test_the_losses_equal_the_dense_ones_and_the_networks_take_turns(monkeypatch
     parameters = dict(student.named_parameters())
     turns = []
     for turn in range(1, 10):
-        ours = D.dimo_loss(student, x0, seeded(turn), teacher, fake_first=3)
+        ours = D.dimo_loss(student, x0, seeded(turn), teacher, stay_weight=0, fake_first=3)
         y, masked = seen["masked"]
         yt = y.masked_fill(masked, student.mask_id)
         theirs_fake, theirs_student = dense_losses(student, teacher, seen["start"][1], y, yt)
@@ -113,6 +135,30 @@ def test_the_losses_equal_the_dense_ones_and_the_networks_take_turns(monkeypatch
     student.eval()
     D.dimo_loss(student, x0, seeded(0), teacher)
     assert student.turn == 9  # a validation is nobody's turn
+
+
+def test_the_student_stays_its_teacher_where_text_is_shown():
+    """stay_loss is KL(student || teacher) at the positions of one of 4 steps, and 0 for a copy."""
+    teacher = tiny_model(seed=3).requires_grad_(False)
+    x0 = torch.randint(7, (8, 16), generator=seeded(1))
+    copy = D.student_of(teacher, torch.full((7,), 1 / 7)).train()
+    assert D.stay_loss(copy, x0, seeded(2), teacher).item() == pytest.approx(0, abs=1e-6)
+
+    student = dimo_student()
+    xt, step_of = spread_state(x0, 1 / 4, 1, student.mask_id, seeded(2))
+    log_p = student(xt).log_softmax(-1)
+    dense = (log_p.exp() * (log_p - teacher(xt).log_softmax(-1))).sum(-1)
+    ours = D.stay_loss(student, x0, seeded(2), teacher)
+    torch.testing.assert_close(ours, dense[step_of > 0].mean())
+    n_shown = (xt != student.mask_id).sum(1)
+    assert sorted(n_shown.tolist()) == [0, 0, 4, 4, 8, 8, 12, 12]  # of 16
+
+    turn = dict(fake_first=0, fake_turns=0)
+    both = D.dimo_loss(student, x0, seeded(3), teacher, stay_weight=0.5, **turn)
+    generator = seeded(3)
+    matching = D.student_loss(student, 8, 16, generator, teacher)
+    stay = D.stay_loss(student, x0, generator, teacher)
+    torch.testing.assert_close(both, matching + 0.5 * stay)
 
 
 def test_teacher_and_fake_get_no_gradient_from_the_student():
@@ -137,12 +183,28 @@ def test_a_half_random_start_has_its_distribution_and_so_has_the_text_from_it():
     masks = torch.full((n, 3), student.mask_id)
     factorized = M.unmask(student, masks, 1, "spread", generator=seeded(7))
     assert total_variation(factorized, exact) > 0.02  # it is another distribution
+    y = D.write_in_steps(student, n, 3, 1, seeded(8))
+    assert total_variation(y, exact) < 0.014
 
 
-def test_a_dimo_student_makes_two_coins_agree_in_one_step():
+def test_two_steps_have_their_distribution_and_noise_only_in_the_first():
+    student = dimo_student(V=2, block_size=3, pos="learned").eval()
+    student.frequency.copy_(torch.tensor([0.2, 0.8]))
+    exact = exact_two_steps(student, 3)
+    assert sum(exact.values()) == pytest.approx(1, abs=1e-5)
+    n = 60_000
+    assert total_variation(D.write_in_steps(student, n, 3, 2, seeded(6)), exact) < 0.014
+    one_step = D.write_in_steps(student, n, 3, 1, seeded(6))
+    assert total_variation(one_step, exact) > 0.02  # it is another distribution
+    without_noise = torch.full((n, 3), student.mask_id)
+    without_noise = M.unmask(student, without_noise, 2, "spread", generator=seeded(7))
+    assert total_variation(without_noise, exact) > 0.02
+
+
+def test_a_dimo_student_makes_two_coins_agree_in_one_step_and_in_two():
     """
-    A factorized student gets half of them right. The teacher knows the distribution: what one coin
-    shows, the other does.
+    A factorized student gets half of them right in one step. The teacher knows the distribution:
+    what one coin shows, the other does.
     """
     torch.manual_seed(1)
     config = M.GPTConfig(block_size=2, vocab_size=2, n_layer=1, n_head=1, n_embd=16, causal=False)
@@ -164,11 +226,11 @@ def test_a_dimo_student_makes_two_coins_agree_in_one_step():
 
     masks = torch.full((2000, 2), teacher.mask_id)
     factorized = M.unmask(teacher, masks, 1, "spread", generator=seeded(1))
-    with torch.no_grad():
-        _, coupled = D.write(student.eval(), 2000, 2, seeded(1))
-    agree = [(x[:, 0] == x[:, 1]).float().mean().item() for x in (factorized, coupled)]
-    assert abs(agree[0] - 0.5) < 0.05 and agree[1] > 0.8
-    assert 0.3 < coupled.float().mean() < 0.7
+    coupled, in_two = (D.write_in_steps(student.eval(), 2000, 2, k, seeded(1)) for k in (1, 2))
+    texts = (factorized, coupled, in_two)
+    agree = [(x[:, 0] == x[:, 1]).float().mean().item() for x in texts]
+    assert abs(agree[0] - 0.5) < 0.05 and agree[1] > 0.8 and agree[2] > 0.95
+    assert 0.3 < coupled.float().mean() < 0.7 and 0.3 < in_two.float().mean() < 0.7
 
 
 def test_frequencies_are_fractions_of_the_corpus():
@@ -239,12 +301,12 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
 def test_saved_samples_are_those_that_eval_reads(student, tmp_path):
     ckpt = f"--ckpt={student}/ckpt.pt"
     command = ["-m", "extras.dimo", "--task=sample", ckpt, "--device=cpu"]
-    args = ["--num_samples=5", "--batch_size=2", "--temperature=0.8"]
+    args = ["--num_samples=5", "--batch_size=2", "--temperature=0.8", "--steps=2"]
     out, _ = run(*command, *args, f"--save={tmp_path}/x.jsonl")
     assert "5 samples saved" in out
     x, about = data.load_samples(str(tmp_path / "x.jsonl"))
     assert x.shape == (5, 16) and x.min() >= 0 and x.max() < 8
-    assert (about["temperature"], about["steps"], about["causal"]) == (0.8, 1, False)
+    assert (about["temperature"], about["steps"], about["causal"]) == (0.8, 2, False)
     assert (about["sampler"], about["top_k"], about["prefix"]) == ("dimo", 0, 0)
     run(*command, *args, f"--save={tmp_path}/again.jsonl")
     assert torch.equal(x, data.load_samples(str(tmp_path / "again.jsonl"))[0])
@@ -282,6 +344,7 @@ def test_mistakes_are_said_before_any_work(
     none = tmp_path / "none.pt"
     assert "extras.dimo config/dimo_pydoc.py" in said(**(sample | {"ckpt": str(none)}))
     assert "num_samples is 0" in said(**sample, num_samples=0)
+    assert "steps is 0" in said(**sample, steps=0)
     assert "temperature is -1.0" in said(**sample, temperature=-1.0)
     assert "top_p is 0.0" in said(**sample, top_p=0.0)
     monkeypatch.setenv("WORLD_SIZE", "2")
