@@ -68,7 +68,7 @@ demo: .venv/ready data/$(DATASET)/meta.json
 	@cat $(EVAL)/ancestral/eval.txt $(EVAL)/eval.txt
 	test -e $(NGRAM)/ngram.txt || $(PY) $(MAKE_NGRAM) --out_dir=$(NGRAM)
 	$(PY) -m extras.page --ckpt=$(AR)/ckpt.pt,$(DIFFUSION)/ckpt.pt,$(SDTT)/round_1.pt --draft=$(NGRAM)/ngram.txt --gamma=$(GAMMA) \
-	    --steps=4 --temperature=0.7 $(PROMPT) --frontier=$(EVAL)/eval.json --out=$(EVAL)/page.html
+	    --steps=4 --temperature=0.9 --cooling=0.3 $(PROMPT) --frontier=$(EVAL)/eval.json --out=$(EVAL)/page.html
 
 shakespeare:
 	$(MAKE) demo DATASET=shakespeare_char

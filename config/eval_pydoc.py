@@ -1,6 +1,6 @@
 """
-The last part of `make demo`: the diffusion model in 1, 2 and 4 steps over six temperatures, its
-students against that frontier, the GPT token by token; the GPT is the evaluator.
+The last part of `make demo`: the diffusion model in 1, 2 and 4 steps over five temperatures, uniform
+and falling, its students against that frontier, the GPT token by token; the GPT is the evaluator.
 
 $ python eval.py config/eval_pydoc.py
 """
@@ -9,5 +9,7 @@ ckpt = "out/pydoc/ckpt.pt,out/sdtt_pydoc/round_2.pt,out/sdtt_pydoc/round_3.pt,ou
 evaluator = "out/pydoc_ar/ckpt.pt"
 what = "nelbo,frontier,latency"
 steps = [1, 2, 4]
+temperatures = [1.0, 0.9, 0.8, 0.7, 0.6]
+coolings = [1.0, 0.3]
 draws = 2
 out = "out/demo"

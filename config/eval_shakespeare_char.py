@@ -13,5 +13,6 @@ evaluator = "out/shakespeare_char_ar/ckpt.pt"
 what = "nelbo,frontier"
 steps = [1, 2, 4, 8]
 temperatures = [1.0, 0.9, 0.8, 0.7]
+coolings = [1.0, 0.3]
 draws = 1
 out = "out/shakespeare_eval"
