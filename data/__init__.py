@@ -274,15 +274,77 @@ def natural_key(path):
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
+def open_text(path):
+    """
+    The one way to read a text or a .jsonl: UTF-8, without a byte order mark, every line ended by LF
+    alone, whatever ended it in the file.
+    """
+    return open(path, encoding="utf-8-sig")
+
+
+def unreadable(path, error):
+    """The OSError or UnicodeDecodeError that open_text or what it opened raised -> UserError."""
+    if isinstance(error, OSError):
+        return UserError(f"{path} cannot be read ({error.strerror}).")
+    start = error.start
+    try:
+        with open(path, "rb") as f:
+            f.read().decode()
+    except UnicodeDecodeError as of_whole:  # the other was of a part of the file
+        start = of_whole.start
+    return UserError(f"{path} is not UTF-8 ({error.reason} at byte {start}). Convert it first.")
+
+
+def read_text(text):
+    """'FILE:path' -> the file's text; anything else is the text itself."""
+    if not text.startswith("FILE:"):
+        return text
+    path = text.removeprefix("FILE:")
+    try:
+        with open_text(path) as f:
+            return f.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(path, error) from None
+
+
 def read_json(path):
-    with open(path, encoding="utf-8") as f:
+    with open_text(path) as f:
         return json.load(f)
+
+
+def numbered_rows(path):
+    """A .jsonl -> (number of its line, object), ...; blank lines are none. Raises ValueError."""
+    with open_text(path) as f:
+        for number, line in enumerate(f, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number}: no JSON ({error.msg})") from None
+            yield number, row
 
 
 def read_jsonl(path):
     """-> [object of a line, ...]"""
-    with open(path, encoding="utf-8") as f:
-        return [json.loads(line) for line in f]
+    return [row for _, row in numbered_rows(path)]
+
+
+def read_prompts(path):
+    """-> [(prompt, the text that should follow), ...]. Raises UserError."""
+    pairs = []
+    try:
+        for number, row in numbered_rows(path):
+            for key in ("prompt", "reference"):
+                if not (isinstance(row, dict) and isinstance(row.get(key), str)):
+                    raise ValueError(f"line {number}: no text {key!r}")
+            pairs.append((row["prompt"], row["reference"]))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} holds no prompts ({first_line(error)}). data/cnn_dailymail/prepare.py makes "
+            "them."
+        ) from None
+    return pairs
 
 
 def load_prompts(path, meta, limit):
@@ -290,19 +352,15 @@ def load_prompts(path, meta, limit):
     -> (n, P) int64, the texts that should follow. Only prompts of the commonest length, at most
     `limit`.
     """
-    try:
-        rows = [
-            (encode_prompt(meta, line["prompt"]), line["reference"]) for line in read_jsonl(path)
-        ]
-        P = collections.Counter(len(ids) for ids, _ in rows).most_common(1)[0][0]
-        rows = [row for row in rows if len(row[0]) == P][:limit]
-        if len(rows) < 7:
-            raise ValueError(f"only {len(rows)} of one length, {P} tokens; the intervals need 7")
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        why = str(error)[:80]
+    rows = [(encode_prompt(meta, prompt), reference) for prompt, reference in read_prompts(path)]
+    lengths = collections.Counter(len(ids) for ids, _ in rows)
+    P = max(lengths, key=lengths.get, default=0)
+    rows = [row for row in rows if len(row[0]) == P][:limit]
+    if len(rows) < 7:
         raise UserError(
-            f"{path} holds no prompts ({why}). data/cnn_dailymail/prepare.py makes them."
-        ) from None
+            f"{path} holds {len(rows)} prompts of one length, {P} tokens; the intervals need at "
+            "least 7."
+        )
     return torch.tensor([ids for ids, _ in rows]), [reference for _, reference in rows]
 
 
@@ -413,29 +471,3 @@ def write_meta(folder, meta):
     write_json(os.path.join(folder, "meta.json"), meta)
     sizes = f"{meta['train_tokens']:,} training and {meta['val_tokens']:,} validation tokens"
     print(f"{folder}: {sizes}, vocabulary of {meta['vocab_size']}")
-
-
-def read_text(text):
-    """'FILE:path' -> the file's text; anything else is the text itself."""
-    if not text.startswith("FILE:"):
-        return text
-    path = text.removeprefix("FILE:")
-    try:
-        with open(path, "rb") as f:
-            content = f.read()
-    except OSError as error:
-        raise UserError(f"{path} is not a file that can be read ({error.strerror}).") from None
-    return as_text(content, path)
-
-
-def as_text(content, where):
-    """
-    bytes -> str without a byte order mark, its lines ended as in a dataset, by LF alone. Raises
-    UserError if they are not UTF-8.
-    """
-    try:
-        return content.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where} is not UTF-8 ({error.reason} at byte {error.start}). Convert it first."
-        ) from None

@@ -36,7 +36,9 @@ def documents(hub, input, columns, sample_by="line"):
 
     try:
         if input:
-            more = {"sample_by": sample_by} if kinds == {"text"} else {}
+            # as data.open_text
+            text = {"sample_by": sample_by, "encoding": "utf-8-sig"}
+            more = text if kinds == {"text"} else {}
             found = datasets.load_dataset(kinds.pop(), data_files=files, split="train", **more)
         else:
             import huggingface_hub

@@ -54,7 +54,7 @@ def parts_of(path, size=2**22):
     """
     rest = ""
     try:
-        with open(path, encoding="utf-8-sig") as f:
+        with data.open_text(path) as f:
             while read := f.read(size):
                 if "\0" in read:
                     raise UserError(
@@ -67,11 +67,8 @@ def parts_of(path, size=2**22):
                 cut = found.end() if found else len(rest)
                 yield rest[:cut]
                 rest = rest[cut:]
-    except UnicodeDecodeError:
-        with open(path, "rb") as f:
-            data.as_text(f.read(), path)  # says where
-    except OSError as error:
-        raise UserError(f"Cannot read {path} ({error}).") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise data.unreadable(path, error) from None
     yield rest
 
 

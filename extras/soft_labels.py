@@ -14,7 +14,6 @@ vocab_parallel.py beside this file has it for a vocabulary that is split over pr
 
 import functools
 import hashlib
-import json
 import math
 import os
 import types
@@ -243,13 +242,12 @@ JSONL = (
 )
 
 
-def parse_line(line):
+def parse_row(row):
     """
-    A line of JSON, of one of the two shapes in JSONL or with one as its "logprobs" -> tokens [str],
+    An object of one of the two shapes in JSONL, or with one as its "logprobs" -> tokens [str],
     candidates [{str: float}] at each. Raises what Python raises if it is something else.
     """
-    text = json.loads(line)
-    text = text.get("logprobs") or text
+    text = row.get("logprobs") or row
     if "content" in text:
         tokens = [position["token"] for position in text["content"]]
         candidates = []
@@ -267,6 +265,23 @@ def parse_line(line):
         if positive:
             raise ValueError(f"a logprob is {positive[0]}: a probability?")
     return tokens, candidates
+
+
+def texts_of(path):
+    """A .jsonl -> (number of its line, tokens, candidates), ... Raises UserError with the line."""
+    try:
+        for number, row in data.numbered_rows(path):
+            try:
+                tokens, candidates = parse_row(row)
+            except KeyError as error:
+                raise ValueError(f"line {number}: {error} is missing. A line is {JSONL}") from None
+            except (AttributeError, TypeError, ValueError) as error:
+                raise ValueError(f"line {number}: no text with top_logprobs ({error})") from None
+            yield number, tokens, candidates
+    except (OSError, UnicodeDecodeError) as error:
+        raise data.unreadable(path, error) from None
+    except ValueError as error:
+        raise UserError(f"{path}, {error}.") from None
 
 
 def rows_of(tokens, candidates, id_of, L, K):
@@ -311,22 +326,16 @@ def soft_from_jsonl(path, folder, meta, L, K):
     writer.keep(0)  # nothing of an earlier attempt
     n_unknown = 0
     n_labels = 0
-    with open(path, "rb") as f:
-        for line_number, line in enumerate(f, 1):
-            try:
-                *rows, unknown = rows_of(*parse_line(line), id_of, L, K)
-            except KeyError as error:
-                raise UserError(
-                    f"{path}, line {line_number}: {error} is missing, or no token of the "
-                    f"vocabulary. A line is {JSONL}."
-                ) from None
-            except (AttributeError, TypeError, ValueError) as error:
-                raise UserError(
-                    f"{path}, line {line_number}, is not a text with top_logprobs ({error})."
-                ) from None
-            writer.add(*rows)
-            n_unknown += unknown
-            n_labels += int(np.isfinite(rows[2][:, :, 0]).sum())
+    for line_number, tokens, candidates in texts_of(path):
+        try:
+            *rows, unknown = rows_of(tokens, candidates, id_of, L, K)
+        except KeyError as error:
+            raise UserError(
+                f"{path}, line {line_number}: {error} is no token of the vocabulary."
+            ) from None
+        writer.add(*rows)
+        n_unknown += unknown
+        n_labels += int(np.isfinite(rows[2][:, :, 0]).sum())
     if not n_labels:
         why = "no position after a text's first has top_logprobs of the vocabulary"
         raise UserError(f"{path} holds no label: {why}.")

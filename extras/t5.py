@@ -36,7 +36,6 @@ from configurator import (
     check_at_least,
     choose,
     configure,
-    first_line,
     print_once,
 )
 from distill import divergence_between
@@ -642,14 +641,7 @@ def evaluate(cfg):
 
 def read_prompts(path, limit):
     """-> [(prompt, reference), ...], at least 7."""
-    try:
-        lines = data.read_jsonl(path)[:limit]
-        pairs = [(line["prompt"], line["reference"]) for line in lines]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{path!r} holds no prompts ({first_line(error)}). data/cnn_dailymail/prepare.py "
-            "makes them."
-        ) from None
+    pairs = data.read_prompts(path)[:limit]
     if len(pairs) < 7:
         raise UserError(f"{path} holds {len(pairs)} prompts; the intervals need at least 7.")
     return pairs

@@ -248,7 +248,7 @@ def test_sampling_mistakes(out, error_of):
     assert "no room in 32" in refuse("d", "--prompt=" + "x" * 32)
     assert "no blank '_'" in refuse("d", "--infill=no blanks")
     assert "either" in refuse("d", "--infill=_", "--prompt=x")
-    assert "not a file" in refuse("d", "--prompt=FILE:none.txt")
+    assert "none.txt cannot be read" in refuse("d", "--prompt=FILE:none.txt")
     assert "num_samples is 0" in refuse("d", "--num_samples=0")
     assert "has no" in refuse("d", "--prompt=\u4e16")
     assert "Use a diffusion" in refuse("ar", "--infill=a _ b")

@@ -116,11 +116,42 @@ def test_passages_are_no_text_to_train_on(tmp_path, error_of):
 
 
 def test_a_prompt_in_a_file_is_read_as_a_dataset_is(tmp_path, error_of):
-    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\n")
-    assert data.read_text(f"FILE:{tmp_path}/prompt.txt") == "one\ntwo\n"
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    (text,) = texts.files_of(str(path))
+    assert data.read_text(f"FILE:{path}") == "".join(text()) == "one\ntwo\nthree\n"
     assert data.read_text("a\r\n") == "a\r\n"
-    for path in (tmp_path, tmp_path / "none.txt"):
-        assert f"{path} is not a file" in error_of(data.read_text, f"FILE:{path}")
+    for other in (tmp_path, tmp_path / "none.txt"):
+        assert f"{other} cannot be read" in error_of(data.read_text, f"FILE:{other}")
+    path.write_bytes(b"x" * 300_000 + b"caf\xe9")  # more than is decoded at a time
+    for read in (lambda: data.read_text(f"FILE:{path}"), lambda: list(text())):
+        assert "is not UTF-8" in (said := error_of(read)) and "at byte 300003" in said
+
+
+def with_mark(rows):
+    """-> a .jsonl as some editors save it: a byte order mark, CR LF, blank lines."""
+    return b"\xef\xbb\xbf" + b"\r\n \r\n".join(json.dumps(row).encode() for row in rows) + b"\r\n"
+
+
+def test_a_jsonl_may_have_a_mark_cr_lf_and_blank_lines(tmp_path):
+    rows = [{"a": 1}, {"b": "\u2028\r\n"}]
+    (tmp_path / "a.jsonl").write_bytes(with_mark(rows))
+    assert list(data.numbered_rows(tmp_path / "a.jsonl")) == [(1, rows[0]), (3, rows[1])]
+
+
+def test_prompts_are_read_so_and_what_is_none_has_its_line(tmp_path, error_of):
+    path = tmp_path / "prompts.jsonl"
+    meta = {"tokenizer": "char", "vocab_size": 10, "itos": list("0123456789")}
+    pairs = [{"prompt": f"{i}", "reference": "x"} for i in range(7)]
+    path.write_bytes(with_mark(pairs))
+    x, references = data.load_prompts(path, meta, 9)
+    assert x[:, 0].tolist() == list(range(7)) and references == ["x"] * 7
+    path.write_bytes(with_mark(pairs[:6]))
+    assert "6 prompts of one length" in error_of(data.load_prompts, path, meta, 9)
+    for row, words in ("[]", "no text 'prompt'"), ("{", "no JSON"), ('{"prompt": 1}', "no text"):
+        path.write_bytes(with_mark(pairs) + row.encode())
+        said = error_of(data.load_prompts, path, meta, 9)
+        assert f"line 14: {words}" in said and "cnn_dailymail/prepare.py" in said
 
 
 def test_numbers_in_names_sort_as_numbers(tmp_path):
@@ -375,7 +406,7 @@ def refusals(tmp_path, name, asked):
 def store(path, rows):
     """Rows as .jsonl or .parquet, as the end of the path says."""
     if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path.write_bytes(with_mark(rows))
     else:
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
@@ -590,7 +621,7 @@ def test_a_toy_lambada_has_the_vocabulary_asked_for(tmp_path, pydoc, prepare):
         "it is\tthe end.",
         "na\u00efve word",
     ]
-    (tmp_path / "my.txt").write_text("\n".join(texts), encoding="utf-8")
+    (tmp_path / "my.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(texts).encode())
     said, _ = prepare(
         "lambada", input=tmp_path / "my.txt", vocabulary=pydoc, out_dir=tmp_path / "out"
     )

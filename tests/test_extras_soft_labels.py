@@ -196,6 +196,11 @@ def test_texts_of_an_api_teacher(markov, tmp_path, error_of):
     assert (soft.logp[1] == none).all()
     np.testing.assert_allclose(soft.logp[2, 1], [-0.1, -2.5], rtol=1e-6)
 
+    # as some editors save it
+    path.write_bytes(b"\xef\xbb\xbf" + chat.strip().encode() + b"\r\n\r\n")
+    S.soft_from_jsonl(str(path), str(tmp_path / "again"), meta, 4, 2)
+    assert (S.load_soft(str(tmp_path / "again")).ids == soft.ids[:2]).all()
+
     wrong = {"{}": "'tokens'", "[": "line 1", '{"tokens": ["?"], "top_logprobs": [{}]}': "'?'"}
     wrong['{"tokens": [], "top_logprobs": [{}]}'] = "0 tokens, 1 top_logprobs"
     wrong['{"tokens": ["a"], "top_logprobs": [{"a": "x"}]}'] = "a logprob is no number"
