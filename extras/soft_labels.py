@@ -12,6 +12,7 @@ Top-k logits as in metaseq (Zhang et al. 2022, arXiv 2205.01068). The loss is so
 vocab_parallel.py beside this file has it for a vocabulary that is split over processes.
 """
 
+import collections
 import functools
 import hashlib
 import math
@@ -26,8 +27,10 @@ from tqdm import tqdm
 
 import data
 from configurator import UserError, check_at_least, choose, configure
+from data.token_names import TokenNames
 from distill import make_drafter, start_folder
 from drafters import load_model
+from extras.soft_texts import check_known, identified, known_runs, rows_of, texts_of
 from extras.vocab_parallel import label_weights, sliced_logits, sliced_soft_cross_entropy
 from loop import check_loop, fit, hooks, validator
 from model import ar_loss
@@ -236,110 +239,34 @@ def soft_from_teacher(teacher, x, folder, meta, K, batch_size=16):
 # --------------------------------------------------------------------------------------------------
 # texts of an API teacher
 
-JSONL = (
-    '{"tokens": ["a", ...], "top_logprobs": [{"a": -0.1, ...}, ...]} or '
-    '{"content": [{"token": "a", "top_logprobs": [{"token": "a", "logprob": -0.1}, ...]}, ...]}'
-)
-
-
-def parse_row(row):
-    """
-    An object of one of the two shapes in JSONL, or with one as its "logprobs" -> tokens [str],
-    candidates [{str: float}] at each. Raises what Python raises if it is something else.
-    """
-    text = row.get("logprobs") or row
-    if "content" in text:
-        tokens = [position["token"] for position in text["content"]]
-        candidates = []
-        for position in text["content"]:
-            candidates.append({top["token"]: top["logprob"] for top in position["top_logprobs"]})
-    else:
-        tokens = text["tokens"]
-        candidates = [top or {} for top in text["top_logprobs"]]
-    if len(tokens) != len(candidates):
-        raise ValueError(f"{len(tokens)} tokens, {len(candidates)} top_logprobs")
-    for top in candidates:
-        if not all(isinstance(value, int | float) for value in top.values()):
-            raise ValueError("a logprob is no number")
-        positive = [value for value in top.values() if value > 0.01]  # below is rounding
-        if positive:
-            raise ValueError(f"a logprob is {positive[0]}: a probability?")
-    return tokens, candidates
-
-
-def texts_of(path):
-    """A .jsonl -> (number of its line, tokens, candidates), ... Raises UserError with the line."""
-    try:
-        for number, row in data.numbered_rows(path):
-            try:
-                tokens, candidates = parse_row(row)
-            except KeyError as error:
-                raise ValueError(f"line {number}: {error} is missing. A line is {JSONL}") from None
-            except (AttributeError, TypeError, ValueError) as error:
-                raise ValueError(f"line {number}: no text with top_logprobs ({error})") from None
-            yield number, tokens, candidates
-    except (OSError, UnicodeDecodeError) as error:
-        raise data.unreadable(path, error) from None
-    except ValueError as error:
-        raise UserError(f"{path}, {error}.") from None
-
-
-def rows_of(tokens, candidates, id_of, L, K):
-    """
-    A text's tokens, the candidates at each, {text of a token: id} -> for SoftWriter.add, n rows of
-    tokens (n, L), ids (n, L, K), logp (n, L, K); and how many candidates are not in the vocabulary:
-    they are left out. Raises KeyError for a token of the text that is not in it.
-    """
-    n = math.ceil(len(tokens) / L)
-    x = np.zeros((n, L), dtype=np.int64)
-    ids = np.zeros((n, L, K), dtype=np.int64)
-    logp = np.full((n, L, K), -np.inf)
-    n_unknown = 0
-    for i, (token, top) in enumerate(zip(tokens, candidates, strict=True)):
-        row = i // L
-        column = i % L
-        x[row, column] = id_of[token]  # what the teacher wrote, not what it found likeliest
-        known = [(value, id_of[text]) for text, value in top.items() if text in id_of]
-        n_unknown += len(top) - len(known)
-        known = sorted(known, key=lambda pair: -pair[0])[:K]
-        if column == 0 or not known:  # the first token of a row has no context in it
-            continue
-        ids[row, column] = known[0][1]
-        for k, (value, number) in enumerate(known):
-            ids[row, column, k] = number
-            logp[row, column, k] = value
-    return x, ids, logp, n_unknown
-
 
 def soft_from_jsonl(path, folder, meta, L, K):
     """
     Texts as API teachers give them, one JSON object a line (JSONL), -> folder, in rows of L tokens.
 
-    Candidates outside the vocabulary are left out (their probability goes missing) and counted; an
-    emitted token outside it raises UserError, as does a line that is something else.
+    Candidates that are not known (their probability goes missing) are left out, and so are tokens:
+    after one, a new row begins. Both are counted. Raises UserError if most tokens are not known, or
+    with the line that is something else.
     """
-    decode = data.encoder(meta)[1]
-    id_of = {decode([i]): i for i in range(meta["vocab_size"])}
-    # half characters of GPT-2 all have this text: it names none of them
-    id_of = {text: i for text, i in id_of.items() if "\ufffd" not in text}
+    names = TokenNames(meta)
     writer = SoftWriter(folder, L, K, meta)
     writer.keep(0)  # nothing of an earlier attempt
-    n_unknown = 0
-    n_labels = 0
+    counts = collections.Counter()
+    first = ""
     for line_number, tokens, candidates in texts_of(path):
-        try:
-            *rows, unknown = rows_of(tokens, candidates, id_of, L, K)
-        except KeyError as error:
-            raise UserError(
-                f"{path}, line {line_number}: {error} is no token of the vocabulary."
-            ) from None
-        writer.add(*rows)
-        n_unknown += unknown
-        n_labels += int(np.isfinite(rows[2][:, :, 0]).sum())
-    if not n_labels:
-        why = "no position after a text's first has top_logprobs of the vocabulary"
-        raise UserError(f"{path} holds no label: {why}.")
-    writer.finish(source=path, unknown_candidates=n_unknown)
+        positions, odd_tokens, odd_candidates = identified(tokens, candidates, names)
+        for run in known_runs(positions):
+            rows = rows_of(run, L, K)
+            writer.add(*rows)
+            counts["labels"] += int(np.isfinite(rows[2][:, :, 0]).sum())
+        counts["tokens"] += len(tokens)
+        counts["unknown_tokens"] += len(odd_tokens)
+        counts["unknown_candidates"] += len(odd_candidates)
+        if not first and (odd_tokens or odd_candidates):
+            name = (odd_tokens or odd_candidates)[0].decode(errors="replace")
+            first = f"line {line_number}, {name!r}"
+    check_known(path, counts, first)
+    writer.finish(source=path, **counts)
 
 
 # --------------------------------------------------------------------------------------------------

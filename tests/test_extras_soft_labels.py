@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import knobs, run, tiny_model
+from conftest import knobs, needs_gpt2, run, tiny_model
 
 import data
 import train
@@ -209,6 +209,61 @@ def test_texts_of_an_api_teacher(markov, tmp_path, error_of):
         path.write_text(text)
         assert words in error_of(S.soft_from_jsonl, str(path), str(tmp_path / "x"), meta, 4, 2)
     assert "holds no soft labels" in error_of(S.load_soft, str(tmp_path / "x"))
+
+
+def soft_of(path, folder, meta, L, K):
+    """What soft_from_jsonl makes of a .jsonl -> labels."""
+    S.soft_from_jsonl(str(path), str(folder), meta, L, K)
+    return S.load_soft(str(folder))
+
+
+def test_a_token_that_is_not_known_ends_a_row_and_is_counted(markov, tmp_path, capsys, error_of):
+    meta = data.load(markov).meta
+    a, b, c = meta["itos"][:3]
+    texts = [(a, [a]), (b, [c, "?!"]), ("?", [a]), (c, [c]), (a, [a, b]), ("!", [])]
+    (tmp_path / "api.jsonl").write_text(chat_line(texts))
+    soft = soft_of(tmp_path / "api.jsonl", tmp_path / "soft", meta, 4, 1)
+    assert soft.tokens.tolist() == [[0, 1, 0, 0], [2, 0, 0, 0]]
+    assert np.isfinite(soft.logp[..., 0]).tolist() == [[False, True, False, False]] * 2
+    assert soft.ids[:, 1, 0].tolist() == [2, 0]
+    assert (soft.meta["unknown_tokens"], soft.meta["unknown_candidates"]) == (2, 1)
+    (said,) = capsys.readouterr().out.splitlines()
+    assert "labels at 2 of 6 tokens; left out are 2 tokens and 1 candidates" in said
+    assert "first: line 1, '?'" in said
+    (tmp_path / "api.jsonl").write_text(chat_line([*texts, *texts[2:3] * 3]))
+    args = [str(tmp_path / "api.jsonl"), str(tmp_path / "other"), meta, 4, 1]
+    assert "another vocabulary? 5 of 9 tokens" in error_of(S.soft_from_jsonl, *args)
+
+
+@needs_gpt2
+def test_half_a_character_is_known_by_its_bytes(tmp_path):
+    """An emoji is two tokens of GPT-2, whose texts say nothing."""
+    halves = [b" x", b" \xf0\x9f\x98", b"\x8a", b" x"]
+    ids = [data.gpt2().encode_single_token(half) for half in halves]
+    for text in ("\ufffd", "bytes:\\xf0"):
+        names = [{"token": " x"}, *[{"token": text, "bytes": [*half]} for half in halves[1:3]]]
+        names = [*names, names[0] | {"bytes": None}]
+        content = [name | {"top_logprobs": [name | {"logprob": -0.5}]} for name in names]
+        line = json.dumps({"logprobs": {"content": content}})
+        (tmp_path / "api.jsonl").write_text(line)
+        soft = soft_of(tmp_path / "api.jsonl", tmp_path / "soft", data.GPT2_META, 4, 2)
+        assert soft.tokens.tolist() == [ids] and soft.ids[0, 1:, 0].tolist() == ids[1:]
+
+        without = line.replace('"bytes"', '"other"')
+        (tmp_path / "api.jsonl").write_text(without + "\n" + chat_line([(" x", [" x"])] * 3))
+        soft = soft_of(tmp_path / "api.jsonl", tmp_path / "soft", data.GPT2_META, 4, 2)
+        assert soft.meta["unknown_tokens"] == soft.meta["unknown_candidates"] == 2
+        assert soft.tokens.tolist() == [[ids[0]] * 3 + [0]]
+
+
+@needs_gpt2
+def test_a_server_may_tell_ids_or_pieces(tmp_path):
+    ids = data.gpt2().encode("Say: the caf\u00e9 ")
+    pieces = ["Say", ":", "\u0120the", "\u0120caf\u00c3\u00a9", "\u0120"]
+    for tokens in ([f"token_id:{i}" for i in ids], pieces):
+        (tmp_path / "api.jsonl").write_text(chat_line([(token, [token]) for token in tokens]))
+        soft = soft_of(tmp_path / "api.jsonl", tmp_path / "soft", data.GPT2_META, 5, 1)
+        assert soft.tokens.tolist() == [ids] and soft.ids[0, 1:, 0].tolist() == ids[1:]
 
 
 def test_a_student_learns_from_a_file_and_what_failed_does_not_stick(markov, tmp_path, error_of):
