@@ -119,7 +119,7 @@ def soft_loss(student, batch, generator, labels, missing="none", ce_weight=0.0, 
     # the label of position i is of token i, after those before it: position 0 has none
     ids = torch.from_numpy(labels.ids[rows, 1:]).to(x.device).long()  # (B, L - 1, K)
     logp = torch.from_numpy(labels.logp[rows, 1:]).to(x.device)  # (B, L - 1, K)
-    labelled = logp.amax(-1) > -math.inf  # (B, L - 1), N of them
+    labelled = logp.exp().sum(-1) > 0  # (B, L - 1), N of them: some probability is known
     y = x[:, 1:][labelled]  # (N): what the text says there
     ids = ids[labelled]  # (N, K)
     logp = logp[labelled]  # (N, K)

@@ -17,6 +17,8 @@ JSONL = (
     '{"tokens": ["a", ...], "top_logprobs": [{"a": -0.1, ...}, ...]} or '
     '{"content": [{"token": "a", "top_logprobs": [{"token": "a", "logprob": -0.1}, ...]}, ...]}'
 )
+ROUNDING = 0.01  # a server that computes in half precision may write so much more than 0
+NEVER = -87  # exp of less is 0 in float32; servers write -9999 for what they have not computed
 
 
 def name_of(token, octets=None):
@@ -26,32 +28,44 @@ def name_of(token, octets=None):
     return token.encode("utf-8", "surrogatepass")
 
 
+def known_logp(value):
+    """
+    A log-probability, or None for what says that it is not known: null, NaN, -9999. Raises
+    ValueError for what is none.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, int | float):
+        raise ValueError(f"a log-probability is {value!r}, no number")
+    if value > ROUNDING:
+        raise ValueError(f"a log-probability is {value}; log-probabilities are at most 0")
+    return min(value, 0.0) if value > NEVER else None
+
+
 def parse_row(row):
     """
     An object of one of the two shapes in JSONL, or with one as its "logprobs" -> the names of its
-    tokens, [(name, log-probability), ...] at each. Raises what Python raises if it is something
-    else.
+    tokens, [(name, log-probability), ...] of the candidates at each that have one. Raises what
+    Python raises if it is something else.
     """
     text = row.get("logprobs") or row
-    candidates = []
     if "content" in text:
-        tokens = [name_of(top["token"], top.get("bytes")) for top in text["content"]]
+        tokens = [name_of(position["token"], position.get("bytes")) for position in text["content"]]
+        tops = []
         for position in text["content"]:
-            tops = position["top_logprobs"]
-            named = [(name_of(top["token"], top.get("bytes")), top["logprob"]) for top in tops]
-            candidates.append(named)
+            top = position["top_logprobs"] or []
+            tops.append([(name_of(c["token"], c.get("bytes")), c["logprob"]) for c in top])
     else:
         tokens = [name_of(token) for token in text["tokens"]]
+        tops = []
         for top in text["top_logprobs"]:
-            candidates.append([(name_of(token), value) for token, value in (top or {}).items()])
-    if len(tokens) != len(candidates):
-        raise ValueError(f"{len(tokens)} tokens, {len(candidates)} top_logprobs")
-    for top in candidates:
-        if not all(isinstance(value, int | float) for _, value in top):
-            raise ValueError("a logprob is no number")
-        positive = [value for _, value in top if value > 0.01]  # below is rounding
-        if positive:
-            raise ValueError(f"a logprob is {positive[0]}: a probability?")
+            tops.append([(name_of(token), value) for token, value in (top or {}).items()])
+    if len(tokens) != len(tops):
+        raise ValueError(f"{len(tokens)} tokens, {len(tops)} top_logprobs")
+    candidates = []
+    for top in tops:
+        known = [(name, known_logp(value)) for name, value in top]
+        candidates.append([(name, logp) for name, logp in known if logp is not None])
     return tokens, candidates
 
 
@@ -66,8 +80,10 @@ def texts_of(path):
                 tokens, candidates = parse_row(row)
             except KeyError as error:
                 raise ValueError(f"line {number}: {error} is missing. A line is {JSONL}") from None
-            except (AttributeError, TypeError, ValueError) as error:
+            except (AttributeError, TypeError) as error:
                 raise ValueError(f"line {number}: no text with top_logprobs ({error})") from None
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
             yield number, tokens, candidates
     except (OSError, UnicodeDecodeError) as error:
         raise data.unreadable(path, error) from None
@@ -148,7 +164,7 @@ def check_known(path, counts, first):
         most = f"{counts['unknown_tokens']} of {counts['tokens']} tokens"
         raise UserError(f"{path} is of another vocabulary? {most} are {why}")
     if not counts["labels"]:
-        position = "no position after a text's first has top_logprobs of the vocabulary"
+        position = "no position after a text's first has a known log-probability of a known token"
         raise UserError(f"{path} holds no label: {position}.")
     labels = f"{path}: labels at {counts['labels']} of {counts['tokens']} tokens"
     if not first:

@@ -61,6 +61,7 @@ class Progress:
     def __init__(self, cfg, start, steps_before):
         self.out_dir = cfg.out_dir
         self.steps_before = steps_before
+        self.is_untrained = True  # no step has changed a weight
         self.rank, self.world = rank_and_world()
         self.log = None
         if self.rank == 0:
@@ -91,6 +92,7 @@ class Progress:
             dist.all_reduce(losses)
             losses /= self.world
         self.check_finite(losses.tolist(), step, lr)
+        self.is_untrained = False
         mean = losses.mean().item()
         speed = self.tokens / (time.perf_counter() - self.began)
         self.bar.set_postfix_str(f"loss {mean:.3f}, {speed:,.0f} tokens/s")
@@ -113,9 +115,14 @@ class Progress:
             return
         self.bar.close()
         at = self.steps_before + step + 2 - len(losses) + bad[0]
+        value = losses[bad[0]]
+        if self.is_untrained and bad[0] == 0:
+            raise UserError(
+                f"The loss is {value} at step {at}, before a step has changed any weight: it is "
+                "not the learning rate, but the data or the model that the run begins with."
+            )
         good = files_of_run(self.out_dir)
         hint = "No checkpoint was saved yet: start again with a lower --learning_rate."
         if good:
             hint = f"The last good one is {good[-1]}: --init_from=resume, a lower --learning_rate."
-        value = losses[bad[0]]
         raise UserError(f"The loss became {value} at step {at}, learning rate {lr:.2e}. {hint}")

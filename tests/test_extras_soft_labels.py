@@ -203,8 +203,9 @@ def test_texts_of_an_api_teacher(markov, tmp_path, error_of):
 
     wrong = {"{}": "'tokens'", "[": "line 1", '{"tokens": ["?"], "top_logprobs": [{}]}': "'?'"}
     wrong['{"tokens": [], "top_logprobs": [{}]}'] = "0 tokens, 1 top_logprobs"
-    wrong['{"tokens": ["a"], "top_logprobs": [{"a": "x"}]}'] = "a logprob is no number"
-    wrong['{"tokens": ["a"], "top_logprobs": [{"a": 0.9}]}'] = "a logprob is 0.9: a probability?"
+    wrong['{"tokens": ["a"], "top_logprobs": [{"a": "x"}]}'] = "'x', no number"
+    at_most_0 = "line 1: a log-probability is 0.9; log-probabilities are at most 0"
+    wrong['{"tokens": ["a"], "top_logprobs": [{"a": 0.9}]}'] = at_most_0
     for text, words in wrong.items():
         path.write_text(text)
         assert words in error_of(S.soft_from_jsonl, str(path), str(tmp_path / "x"), meta, 4, 2)
@@ -233,6 +234,40 @@ def test_a_token_that_is_not_known_ends_a_row_and_is_counted(markov, tmp_path, c
     (tmp_path / "api.jsonl").write_text(chat_line([*texts, *texts[2:3] * 3]))
     args = [str(tmp_path / "api.jsonl"), str(tmp_path / "other"), meta, 4, 1]
     assert "another vocabulary? 5 of 9 tokens" in error_of(S.soft_from_jsonl, *args)
+
+
+def test_null_nan_and_a_sentinel_are_log_probabilities_that_nobody_knows(markov, tmp_path):
+    meta = data.load(markov).meta
+    a, b, c = meta["itos"][:3]
+    unknown = (None, math.nan, -math.inf, -9999.0, -9999)
+    tops = [{a: -0.5, b: value, c: 1e-3} for value in unknown]
+    tops += [{a: value, b: value} for value in unknown]
+    text = {"tokens": [a] * 11, "top_logprobs": [None, *tops]}
+    (tmp_path / "api.jsonl").write_text(json.dumps(text))
+    soft = soft_of(tmp_path / "api.jsonl", tmp_path / "soft", meta, 11, 3)
+    assert soft.ids[0, 1:6].tolist() == [[2, 0, 2]] * 5  # c, a, and c again for none
+    assert soft.logp[0, 1:6].tolist() == [[0, -0.5, -math.inf]] * 5  # above 0 by rounding
+    assert (soft.logp[0, 6:] == -math.inf).all() and soft.meta["labels"] == 5
+
+
+@pytest.mark.parametrize("missing", WAYS)
+def test_labels_without_any_known_mass_do_not_count(missing):
+    """Also where they lie on the disk since before they were left out."""
+    tokens = torch.randint(7, (3, 9), generator=seeded(0))
+    _, ids, logp = labels(n=27)
+    soft = types.SimpleNamespace(
+        ids=ids.view(3, 9, 3).numpy(), logp=logp.view(3, 9, 3).float().numpy()
+    )
+    student = tiny_model(causal=True)
+    batch = torch.cat([tokens, torch.arange(3)[:, None]], 1)
+    soft.logp[0, 4] = soft.logp[2, 1] = -math.inf
+    want = S.soft_loss(student, batch, None, soft, missing=missing)
+    soft.logp[0, 4] = -9999
+    soft.logp[2, 1] = math.nan
+    got = S.soft_loss(student, batch, None, soft, missing=missing)
+    got.backward()
+    assert torch.equal(got, want)
+    assert all(torch.isfinite(p.grad).all() for p in student.parameters())
 
 
 @needs_gpt2

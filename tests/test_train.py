@@ -309,6 +309,18 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_and_checkpoint(
     assert load_checkpoint(tmp_path / "ckpt.pt")["step"] == 3
 
 
+def test_a_first_loss_that_is_not_finite_is_not_blamed_on_the_learning_rate(
+    pydoc, tmp_path, monkeypatch, error_of
+):
+    """Whatever the next ones are: all of them are read after some steps."""
+    nan = torch.tensor(float("nan"), requires_grad=True)
+    monkeypatch.setattr(train, "diffusion_loss", lambda *args, **kw: nan * 1)
+    for kw in ({}, {"max_iters": 12, "eval_interval": 12}):
+        said = error_of(train.main, knobs(tmp_path / str(len(kw)), dataset=pydoc, **kw))
+        assert "nan at step 1, before a step has changed any weight" in said
+        assert "the data or the model" in said and "--learning_rate" not in said
+
+
 def test_weights_that_are_not_finite_are_never_saved(pydoc, tmp_path, monkeypatch, error_of):
     """The loss of the last step was fine, its gradient was not."""
 
