@@ -12,7 +12,14 @@ from tqdm import tqdm
 from configurator import UserError
 from data import GPT2_META, remove_meta, token_dtype
 
-READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
+# each also compressed, .txt.gz
+READERS = {
+    ".parquet": "parquet",
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".txt": "text",
+}
 
 
 def documents(hub, input, columns, sample_by="line"):
@@ -24,22 +31,31 @@ def documents(hub, input, columns, sample_by="line"):
     cannot be read.
     """
     files = sorted(path for path in glob.glob(input, recursive=True) if os.path.isfile(path))
-    kinds = {READERS.get(os.path.splitext(file)[1]) for file in files}
+    kinds = {READERS.get(os.path.splitext(file.removesuffix(".gz"))[1]) for file in files}
     if input and not files:
         raise UserError(f"--input={input} matches no file.")
     if input and (len(kinds) > 1 or None in kinds):
         raise UserError(
-            f"--input={input} should match files of one kind of {', '.join(READERS)}, such as "
-            f"{files[0]}."
+            f"--input={input} should match files of one kind of {', '.join(READERS)} (or these as "
+            f".gz), such as {files[0]}."
         )
     import datasets  # not before: it takes seconds
 
     try:
         if input:
-            # as data.open_text
-            text = {"sample_by": sample_by, "encoding": "utf-8-sig"}
-            more = text if kinds == {"text"} else {}
-            found = datasets.load_dataset(kinds.pop(), data_files=files, split="train", **more)
+            more = {
+                "text": {"sample_by": sample_by, "encoding": "utf-8-sig"},  # as data.open_text
+                "csv": {
+                    "usecols": columns,
+                    "converters": dict.fromkeys(columns, str),  # 007 is a text
+                    "keep_default_na": False,  # and so is NA
+                },
+            }
+            kind = kinds.pop()
+            options = {"data_files": files, "split": "train", **more.get(kind, {})}
+            found = datasets.load_dataset(kind, **options)
+            if kind == "text" and any(file.endswith(".gz") for file in files):
+                found = found.map(without_mark)  # there the encoding is ignored
         else:
             import huggingface_hub
 
@@ -61,6 +77,10 @@ def documents(hub, input, columns, sample_by="line"):
             f"{input or hub['path']} has the columns {has}, but no column {missing[0]}."
         )
     return found
+
+
+def without_mark(row):
+    return {"text": row["text"].removeprefix("\ufeff")}
 
 
 def hold_out(rows, val_fraction):

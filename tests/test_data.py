@@ -4,6 +4,8 @@ python -m pytest tests/test_data.py
 what prepare.py writes, what data reads, and what both refuse
 """
 
+import csv
+import gzip
 import hashlib
 import io
 import json
@@ -612,6 +614,34 @@ def test_a_passage_of_which_a_word_is_no_tail_of_its_tokens_is_left_out():
     assert left_out == {"other_tokens_as_a_whole": 1, "one_word": 1, "unknown_character": 1}
 
 
+# runs data.documents on files one after the other, and prints the texts of each
+READ = """
+import json, sys
+from data.documents import documents
+for path in sys.argv[1:]:
+    print(json.dumps(list(documents({}, path, ["text"])["text"])))
+"""
+
+
+def test_tables_and_compressed_files_have_the_same_texts(tmp_path):
+    texts = ['one, "two"', "007", "NA", "caf\u00e9"]
+    table = io.StringIO()
+    csv.writer(table).writerows([["n", "text"], *enumerate(texts)])
+    mark = b"\xef\xbb\xbf"
+    files = {
+        "a.csv": mark + table.getvalue().encode(),
+        "a.txt": mark + "\r\n".join(texts).encode(),
+        "a.jsonl": with_mark([{"text": text} for text in texts]),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+    paths = sorted(tmp_path.iterdir())
+    said, _ = run("-c", READ, *paths, env=offline(tmp_path))
+    found = [json.loads(line) for line in said.splitlines() if line.startswith("[")]
+    assert found == [texts] * 6
+
+
 def test_a_toy_lambada_has_the_vocabulary_asked_for(tmp_path, pydoc, prepare):
     texts = [
         "the value of the name",
@@ -672,11 +702,15 @@ def test_documents_that_cannot_be_had_end_in_one_line(tmp_path, pydoc):
     store(tmp_path / "a.parquet", [{"text": "x y"}])
     (tmp_path / "broken.jsonl").write_text('{"text": "a b"}\n{"text": \n')
     (tmp_path / "latin.txt").write_bytes(b"a caf\xe9")
-    (tmp_path / "a.csv").write_text("text\na b\n")
+    (tmp_path / "a.csv").write_text("title\na b\n")
+    (tmp_path / "a.xml").write_text("<text>a b</text>")
+    (tmp_path / "b.txt.gz").write_text("a b")
     wanted = {
         "a.jsonl": ["title, body", "no column text"],
         "a.*": ["one kind"],
-        "a.csv": ["one kind", ".parquet", ".txt"],
+        "a.csv": ["a.csv", "not found: ['text']"],
+        "a.xml": ["one kind", ".parquet", ".csv", ".txt", ".gz"],
+        "b.txt.gz": ["b.txt.gz", "Not a gzipped file"],
         "none.txt": ["matches no file"],
         "broken.jsonl": ["broken.jsonl", "JSON parse error"],
         "latin.txt": ["latin.txt", "utf-8"],

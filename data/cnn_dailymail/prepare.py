@@ -2,7 +2,7 @@
 CNN / Daily Mail (See et al. 2017) as GPT-2 byte pairs: 300 K news articles, each with a summary to
 learn to write.
 $ python data/cnn_dailymail/prepare.py                        (minutes; downloads 0.8 GB)
-$ python data/cnn_dailymail/prepare.py --input='my/*.jsonl'  (or .parquet: `article`, `highlights`)
+$ python data/cnn_dailymail/prepare.py --input='my/*.jsonl'  (.parquet, .csv; article, highlights)
 $ python data/cnn_dailymail/prepare.py --tokenizer=hf:google/flan-t5-small \\
       --out_dir=data/cnn_dailymail_t5
 

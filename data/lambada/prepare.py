@@ -21,8 +21,8 @@ from data.documents import documents
 
 # --------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where passages.jsonl and meta.json go
-# files of your own (a glob) instead of the download: .txt, or .jsonl or .parquet with a column
-# `text`
+# files of your own (a glob) instead of the download: .txt, or .jsonl, .csv or .parquet with a
+# column `text`; also .txt.gz
 input = ""
 vocabulary = ""  # a dataset, as in train.py's --dataset, whose tokens count; '': GPT-2 byte pairs
 cfg = configure(globals())

@@ -2,7 +2,7 @@
 OpenWebText (Gokaslan & Cohen 2019) as GPT-2 byte pairs: 8 M documents, about 9 B tokens, 17 GB on
 disk.
 $ python data/openwebtext/prepare.py     (an hour on a big machine; needs about 80 GB while it runs)
-$ python data/openwebtext/prepare.py --input='my/*.parquet'  (or .jsonl, .txt: `text`)
+$ python data/openwebtext/prepare.py --input='my/*.parquet'  (or .jsonl, .csv, .txt: `text`; or .gz)
 
 Stopped half-way, it continues: downloads and tokenized shards stay in the cache of `datasets`.
 """
