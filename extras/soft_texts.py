@@ -14,8 +14,9 @@ import data
 from configurator import UserError, print_once
 
 JSONL = (
-    '{"tokens": ["a", ...], "top_logprobs": [{"a": -0.1, ...}, ...]} or '
-    '{"content": [{"token": "a", "top_logprobs": [{"token": "a", "logprob": -0.1}, ...]}, ...]}'
+    'a response of a chat or a completion API, or its "logprobs": '
+    '{"content": [{"token": "a", "top_logprobs": [{"token": "a", "logprob": -0.1}, ...]}, ...]} or '
+    '{"tokens": ["a", ...], "top_logprobs": [{"a": -0.1, ...}, ...]}'
 )
 ROUNDING = 0.01  # a server that computes in half precision may write so much more than 0
 NEVER = -87  # exp of less is 0 in float32; servers write -9999 for what they have not computed
@@ -42,13 +43,15 @@ def known_logp(value):
     return min(value, 0.0) if value > NEVER else None
 
 
-def parse_row(row):
+def parse_text(text):
     """
     An object of one of the two shapes in JSONL, or with one as its "logprobs" -> the names of its
     tokens, [(name, log-probability), ...] of the candidates at each that have one. Raises what
     Python raises if it is something else.
     """
-    text = row.get("logprobs") or row
+    text = text.get("logprobs", text)
+    if text is None:
+        raise ValueError('"logprobs" is null: ask the server for logprobs and top_logprobs')
     if "content" in text:
         tokens = [name_of(position["token"], position.get("bytes")) for position in text["content"]]
         tops = []
@@ -77,14 +80,16 @@ def texts_of(path):
     try:
         for number, row in data.numbered_rows(path):
             try:
-                tokens, candidates = parse_row(row)
+                # the answers of a whole response, or the line is one text
+                texts = [parse_text(text) for text in row.get("choices", [row])]
             except KeyError as error:
                 raise ValueError(f"line {number}: {error} is missing. A line is {JSONL}") from None
             except (AttributeError, TypeError) as error:
                 raise ValueError(f"line {number}: no text with top_logprobs ({error})") from None
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
-            yield number, tokens, candidates
+            for tokens, candidates in texts:
+                yield number, tokens, candidates
     except (OSError, UnicodeDecodeError) as error:
         raise data.unreadable(path, error) from None
     except ValueError as error:

@@ -218,6 +218,27 @@ def soft_of(path, folder, meta, L, K):
     return S.load_soft(str(folder))
 
 
+def test_a_whole_response_has_a_text_for_each_answer(markov, tmp_path, error_of):
+    meta = data.load(markov).meta
+    a, b, c = meta["itos"][:3]
+    content = json.loads(chat_line([(a, []), (b, [c])]))
+    chat = {"message": {"content": a + b}, "logprobs": content | {"refusal": None}}
+    legacy = {"tokens": [c, a], "token_logprobs": [None, -1], "top_logprobs": [None, {b: -0.5}]}
+    responses = [
+        {"id": "x", "choices": [chat, chat]},
+        {"choices": [{"text": c, "logprobs": legacy}]},
+    ]
+    path = tmp_path / "api.jsonl"
+    path.write_text("\n".join(map(json.dumps, responses)))
+    soft = soft_of(path, tmp_path / "soft", meta, 2, 1)
+    assert soft.tokens.tolist() == [[0, 1], [0, 1], [2, 0]]
+    assert soft.ids[:, 1, 0].tolist() == [2, 2, 1]
+
+    args = [str(path), str(tmp_path / "other"), meta, 2, 1]
+    path.write_text(json.dumps({"choices": [{"text": c, "logprobs": None}]}))
+    assert "ask the server for logprobs" in error_of(S.soft_from_jsonl, *args)
+
+
 def test_a_token_that_is_not_known_ends_a_row_and_is_counted(markov, tmp_path, capsys, error_of):
     meta = data.load(markov).meta
     a, b, c = meta["itos"][:3]
