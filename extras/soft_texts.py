@@ -163,11 +163,11 @@ def check_known(path, counts, first):
     Says how many tokens and candidates are not known, and the first of them. Raises UserError if no
     label is left, or if most tokens are not known.
     """
-    hint = "A server that tells `bytes` or token_id:N tells them apart."
-    why = f"no token of the vocabulary, or one of several (first: {first}). {hint}"
+    hint = "Ask the server for token_id:N, or for `bytes`."
+    why = f"no token of the vocabulary, or one of several (first: {first})"
     if 2 * counts["unknown_tokens"] > counts["tokens"]:
         most = f"{counts['unknown_tokens']} of {counts['tokens']} tokens"
-        raise UserError(f"{path} is of another vocabulary? {most} are {why}")
+        raise UserError(f"In {path} {most} are {why}. Is it another vocabulary? {hint}")
     if not counts["labels"]:
         position = "no position after a text's first has a known log-probability of a known token"
         raise UserError(f"{path} holds no label: {position}.")
@@ -175,4 +175,4 @@ def check_known(path, counts, first):
     if not first:
         return print_once(f"{labels}.")
     some = f"{counts['unknown_tokens']} tokens and {counts['unknown_candidates']} candidates"
-    print_once(f"{labels}; left out are {some}, each {why}")
+    print_once(f"{labels}; left out are {some}, each {why}. {hint}")

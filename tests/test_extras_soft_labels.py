@@ -254,7 +254,7 @@ def test_a_token_that_is_not_known_ends_a_row_and_is_counted(markov, tmp_path, c
     assert "first: line 1, '?'" in said
     (tmp_path / "api.jsonl").write_text(chat_line([*texts, *texts[2:3] * 3]))
     args = [str(tmp_path / "api.jsonl"), str(tmp_path / "other"), meta, 4, 1]
-    assert "another vocabulary? 5 of 9 tokens" in error_of(S.soft_from_jsonl, *args)
+    assert "5 of 9 tokens are no token" in error_of(S.soft_from_jsonl, *args)
 
 
 def test_null_nan_and_a_sentinel_are_log_probabilities_that_nobody_knows(markov, tmp_path):
