@@ -8,8 +8,9 @@ genppl      perplexity of a model's samples under --evaluator, an autoregressive
             beside the entropy of the same samples: a low perplexity with an entropy below that of
             real text is repetition, not quality
 selfbleu    how alike a model's samples are, by 1- to 4-grams: 1 is one text over and over
-frontier    genppl and entropy of every model at every number of steps and temperature, and how much
-            better the others are than the first, the teacher, at equal steps and equal entropy
+frontier    genppl and entropy of every model at every number of steps, temperature and cooling, and
+            how much better the others are than the first, the teacher, at its best, at equal steps
+            and equal entropy. (The teacher's own falling temperatures: than its uniform one)
 latency     seconds per sample: a diffusion model at each number of steps, a GPT with its KV cache
 acceptance  for a GPT and its drafters: how many of their tokens it accepts, how much faster it gets
 

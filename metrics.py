@@ -214,7 +214,7 @@ def gain(student, lines, seed, n_resamples=400):
             line_sample = [bootstrap_sample(texts, generator) for texts in line]
             # the sampled line may end a little before the sampled entropy, so it is extended
             found.append(over_frontier(student_sample, line_sample, extend=True))
-        ratios.append(max(found))
+        ratios.append(max(found))  # of noisy lines: the interval errs against the student
     low, high = torch.tensor(ratios).quantile(torch.tensor([0.025, 0.975])).tolist()
     return {"ratio": ratio, "low": low, "high": high}
 

@@ -488,7 +488,8 @@ def unmask(
     """
     (B, T) int64 -> (B, T): positions that hold mask_id are filled, the others stay.
 
-    Each step has its own temperature, that of step_temperature. watch(xt) is called after each.
+    Each step has its own temperature, that of step_temperature; a row whose steps are fewer than
+    another's ends before the last. watch(xt) is called after each step.
     """
     xt = xt.clone()
     step_of = close_gaps(unmask_steps(xt == model.mask_id, n_steps, sampler, generator))  # (B, T)
@@ -518,6 +519,7 @@ def unmask_by_confidence(
     """
     xt = xt.clone()
     n_all = (xt == model.mask_id).sum(dim=1)  # (B)
+    n_steps = min(n_steps, int(n_all.max()))  # a step without a token is none
     for step in range(1, n_steps + 1):
         masked = xt == model.mask_id  # (B, T), N of them
         n_left = n_all * (n_steps - step) // n_steps  # (B): the same fraction of each row's

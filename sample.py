@@ -19,7 +19,7 @@ import metrics
 from configurator import UserError, choose, configure
 from drafters import check_context, load_drafter, load_model
 from plumbing.checkpoints import paths_of
-from plumbing.checks import check_sampling_knobs
+from plumbing.checks import check_cooling, check_sampling_knobs
 from plumbing.hardware import (
     compile_trunk,
     pick_device,
@@ -150,14 +150,6 @@ def split_template(template, device):
 
 def settings_of(cfg):
     return {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p}
-
-
-def check_cooling(models, cfg):
-    """Raises UserError where nothing has steps between which the temperature could fall."""
-    if cfg.cooling != 1 and all(model.config.causal for model in models):
-        raise UserError(
-            f"cooling is {cfg.cooling}, but a GPT has no steps of diffusion: use --temperature."
-        )
 
 
 def draw_plain(model, checkpoint, template, n, cfg, watch=None):

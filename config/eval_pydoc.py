@@ -1,6 +1,7 @@
 """
-The last part of `make demo`: the diffusion model in 1, 2 and 4 steps over five temperatures, uniform
-and falling, its students against that frontier, the GPT token by token; the GPT is the evaluator.
+The last part of `make demo`: the diffusion model in 1, 2 and 4 steps over five temperatures,
+uniform and falling, its students against that frontier, the GPT token by token; the GPT is the
+evaluator.
 
 $ python eval.py config/eval_pydoc.py
 """

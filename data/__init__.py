@@ -385,7 +385,7 @@ def load_samples(path):
     """
     try:
         about, *lines = read_jsonl(path)
-        about = {"cooling": 1.0, **about}  # older files do not say it
+        about = {**about, "cooling": about.get("cooling") or 1.0}  # older files do not say it
         x = torch.tensor([line["tokens"] for line in lines])
         missing = SAMPLES_ARE - about.keys()
         if missing:

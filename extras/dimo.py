@@ -215,7 +215,8 @@ def student_loss(student, B, T, generator, teacher):
 def stay_loss(student, x0, generator, teacher):
     """
     (B, T) int64, real texts -> nats: where a text without noise is partly shown, the student stays
-    the teacher. These are the states that `spread` visits in 4 steps.
+    the teacher. These are the states that `spread` visits in 4 steps (the first of them, all masks,
+    is never sampled from; there the loss does no harm).
 
     Only the first step needs to agree on one text among many. The later ones see it, and there the
     teacher is right already; without this loss the student forgets it.

@@ -18,6 +18,7 @@ import sample
 from configurator import UserError, configure
 from drafters import Lookup, NGram, check_context, load_drafter
 from plumbing.checkpoints import paths_of
+from plumbing.checks import check_cooling
 from speculative import sampler_and_steps
 
 # --------------------------------------------------------------------------------------------------
@@ -199,8 +200,12 @@ def load_frontier(path):
     """An eval.json of eval.py --what=frontier -> its points, the last one real text."""
     keys = ("model", "steps", "temperature", "genppl", "entropy")
     try:
-        points = [{key: p.get(key) for key in keys} for p in data.read_json(path)["frontier"]]
-        return [point | {"model": label_of(point["model"])} for point in points]
+        points = []
+        for p in data.read_json(path)["frontier"]:
+            point = {key: p.get(key) for key in keys}
+            point["cooling"] = p.get("cooling") or 1.0  # older reports do not say it
+            points.append(point | {"model": label_of(point["model"])})
+        return points
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{path} holds no frontier ({error}). Make it with: eval.py --what=frontier"
@@ -226,6 +231,7 @@ def main(cfg):
     paths = paths_of(cfg.ckpt)
     points = load_frontier(cfg.frontier) if cfg.frontier else []
     loaded = [sample.load(path, cfg) for path in paths]
+    check_cooling([model for model, *_ in loaded], cfg)
     templates = [sample.make_template(model, saved["meta"], cfg) for model, saved, *_ in loaded]
     if cfg.draft and not any(model.config.causal for model, *_ in loaded):
         raise UserError("--draft makes a GPT faster; all of --ckpt are diffusion models.")

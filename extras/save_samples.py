@@ -17,6 +17,7 @@ import torch
 import data
 import sample
 from configurator import UserError, check_at_least, configure, print_once
+from plumbing.checks import check_cooling
 from plumbing.parallel import is_first_process, join_processes, leave_processes
 from speculative import draw_many, empty_templates, sampler_and_steps
 
@@ -89,6 +90,8 @@ def samples_header(cfg, *, causal, sampler, steps, note, dataset, meta):
     absent = {"cooling": 1.0, "top_k": 0, "prefix": 0, "continuations": 1}
     keys = ("ckpt", "temperature", "cooling", "top_k", "top_p", "seed", "prefix", "continuations")
     header = {key: getattr(cfg, key, absent.get(key)) for key in keys}
+    if causal or steps == 1:
+        header["cooling"] = 1.0  # there was no second step of diffusion
     header |= {"causal": causal, "sampler": sampler, "steps": steps, "hardware": note}
     return header | {"dataset": dataset, "meta": meta}
 
@@ -97,6 +100,7 @@ def main(cfg):
     sample.check_knobs(cfg)
     join_processes(cfg)
     model, checkpoint, autocast, note = sample.load(cfg.ckpt, cfg)
+    check_cooling([model], cfg)
     meta = checkpoint["meta"]
     size = cfg.length or model.config.block_size
     check_save(cfg, size)

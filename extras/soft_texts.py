@@ -19,7 +19,8 @@ JSONL = (
     '{"tokens": ["a", ...], "top_logprobs": [{"a": -0.1, ...}, ...]}'
 )
 ROUNDING = 0.01  # a server that computes in half precision may write so much more than 0
-NEVER = -87  # exp of less is 0 in float32; servers write -9999 for what they have not computed
+# exp of less is no normal float32; servers write -9999 for what they have not computed
+NEVER = -87
 
 
 def name_of(token, octets=None):
@@ -36,7 +37,7 @@ def known_logp(value):
     """
     if value is None:
         return None
-    if not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"a log-probability is {value!r}, no number")
     if value > ROUNDING:
         raise ValueError(f"a log-probability is {value}; log-probabilities are at most 0")

@@ -29,6 +29,7 @@ def gains_of(folder):
             f"{folder} holds no gains ({error}). Make them with: eval.py --what=frontier"
         ) from None
     own = [row for row in rows if row["steps"] == row["made_for"]]
+    own.sort(key=lambda row: -row["ratio"])  # of uniform and falling temperatures the best stays
     return {row["tokens_per_step"]: (row["ratio"], row["low"], row["high"]) for row in own}
 
 

@@ -28,6 +28,14 @@ def check_sampling_knobs(cfg):
         raise UserError(f"top_p is {cfg.top_p}; it must be above 0 and at most 1.")
 
 
+def check_cooling(models, cfg):
+    """Raises UserError where nothing has steps between which the temperature could fall."""
+    if cfg.cooling != 1 and all(model.config.causal for model in models):
+        raise UserError(
+            f"cooling is {cfg.cooling}, but a GPT has no steps of diffusion: use --temperature."
+        )
+
+
 def check_distillation(cfg):
     choose("method", cfg.method, ("sdtt", "kd"))
     choose("init_from", cfg.init_from, ("teacher", "resume"))

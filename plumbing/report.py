@@ -195,11 +195,13 @@ def plot_frontier(report, plt):
     *rows, real = report["frontier"]
     models = list(dict.fromkeys(r["model"] for r in rows))
     markers = dict(zip(models, itertools.cycle("os^Dv"), strict=False))
-    colors = {n_steps: f"C{i}" for i, n_steps in enumerate(dict.fromkeys(r["steps"] for r in rows))}
+    # samples of a file may have no steps, and None does not sort
+    step_numbers = dict.fromkeys(r["steps"] or 0 for r in rows)
+    colors = {n_steps: f"C{i}" for i, n_steps in enumerate(step_numbers)}
     lines = {}
     for r in rows:
-        # samples of a file may have no steps, and None does not sort
-        lines.setdefault((r["steps"] or 0, r["model"], r.get("cooling", 1.0)), []).append(r)
+        key = (r["steps"] or 0, r["model"], r["cooling"])
+        lines.setdefault(key, []).append(r)
     for (n_steps, model, cooling), line in sorted(lines.items(), key=lambda pair: pair[0]):
         style = "-" if model == models[0] else "--"
         label = f"{model}, steps: {n_steps}" if n_steps else model
@@ -210,7 +212,7 @@ def plot_frontier(report, plt):
             [r["entropy"] for r in line],
             [r["genppl"] for r in line],
             style + markers[model],
-            color=colors[n_steps or None],
+            color=colors[n_steps],
             label=label,
             ms=4,
         )

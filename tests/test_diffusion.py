@@ -307,13 +307,14 @@ def test_the_temperature_falls_evenly_from_the_first_step_to_the_last(groups, te
     assert distance(exact(temperatures), exact([2.0] * len(groups))) > 2 * CLOSE
 
 
+@pytest.mark.parametrize("n_steps", [4, 40])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_cooling_to_0_ends_with_the_most_probable_tokens(sampler):
+def test_cooling_to_0_ends_with_the_most_probable_tokens(sampler, n_steps):
     model = tiny_model()
     seen = []
     watch = lambda xt: seen.append(xt.clone())  # noqa: E731
     settings = dict(cooling=0.0, generator=seeded(0), watch=watch)
-    x = unmask_any(model, all_masked(model, 1, 16), 4, sampler, **settings)
+    x = unmask_any(model, all_masked(model, 1, 16), n_steps, sampler, **settings)
     last = seen[-2] == model.mask_id
     assert torch.equal(x[last], model(seen[-2]).argmax(-1)[last])
 

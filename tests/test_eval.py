@@ -577,7 +577,8 @@ def test_the_gains_of_several_seeds_become_a_plot(tmp_path):
         own = {"steps": 2, "made_for": 2, "tokens_per_step": 8.0}
         own |= {"ratio": ratio, "low": ratio - 0.1, "high": 1.0}
         outside = own | {"steps": 4, "made_for": 4, "tokens_per_step": 4.0, "ratio": None}
-        rows = [own, own | {"steps": 1}, outside]
+        worse = own | {"cooling": 0.3, "ratio": 0.9}
+        rows = [own, worse, own | {"steps": 1}, outside]
         (tmp_path / seed).mkdir()
         (tmp_path / seed / "eval.json").write_text(json.dumps({"gains": rows}))
     out, _ = run("lessons/gains.py", f"{tmp_path}/gains.png", f"{tmp_path}/a", f"{tmp_path}/b")
