@@ -79,7 +79,7 @@ def check_vocabulary(path, checkpoint, meta, dataset):
         V = checkpoint["meta"]["vocab_size"]
         raise UserError(
             f"{path} has another vocabulary ({V} tokens, {dataset} has {meta['vocab_size']}): "
-            f"data/text/prepare.py --tokenizer={path} takes it."
+            f"data/text/prepare.py {data.tokenizer_knob(path, checkpoint['meta'])} takes it."
         )
 
 

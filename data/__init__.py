@@ -26,7 +26,9 @@ from data.tokenizers import (
     hf_meta,
     hf_tokenizer,
     ids_encoder,
+    is_bare,
     json_encoder,
+    tokenizer_knob,
 )
 
 # what of a meta tells what its token ids mean

@@ -7,11 +7,27 @@ import functools
 import hashlib
 import json
 import os
+import re
 
 from configurator import UserError, first_line
 
 GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257, "eot": 50256}
 GPT2_PIECES = "08f8f6dd8cd5c8a2"  # what pieces_of says of its vocabulary
+
+
+def is_bare(name):
+    """
+    Whether it is a word, as 'gpt2': --tokenizer takes it for a tokenizer of ours, never for a file
+    or a model of this name.
+    """
+    return re.fullmatch(r"[\w-]*", name) is not None
+
+
+def tokenizer_knob(path, meta):
+    """What load_model takes, its meta -> the knob that prepares a text in its vocabulary."""
+    if meta["tokenizer"] == "gpt2":
+        return "--tokenizer=gpt2"
+    return f"--tokenizer={'./' if is_bare(path) else ''}{path}"
 
 
 def gpt2():

@@ -324,6 +324,45 @@ def test_the_longest_piece_that_fits_is_taken():
         assert [itos[i] for i in encode(text)] == literal and decode(encode(text)) == text
 
 
+def prepare_in(folder, tokenizer, ok=True):
+    """data/text/prepare.py --tokenizer=..., run in a folder that has a my.txt -> what it says."""
+    knobs = ["--input=my.txt", "--out_dir=out", f"--tokenizer={tokenizer}"]
+    script = os.path.join(ROOT, "data", "text", "prepare.py")
+    return run(script, *knobs, cwd=folder, ok=ok)[not ok]
+
+
+@needs_gpt2
+def test_a_bare_word_is_a_tokenizer_of_ours_whatever_lies_around(tmp_path, pydoc):
+    (tmp_path / "my.txt").write_text("one two " * 20)
+    (tmp_path / "words").mkdir()
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "char").write_text("no checkpoint")
+    shutil.copytree(pydoc, tmp_path / "mine")
+    for tokenizer, name in {"char": "char", "words": "pieces", "gpt2": "gpt2"}.items():
+        prepare_in(tmp_path, tokenizer)
+        assert data.load(str(tmp_path / "out")).meta["tokenizer"] == name
+    for word in ("gpt2-xl", "mine"):  # neither downloaded nor looked for
+        said = prepare_in(tmp_path, word, ok=False)
+        assert f"tokenizer is '{word}'; choose one of char, words, gpt2" in said
+        assert ("a path has a /: ./mine" in said) == (word == "mine") and said.count("\n") == 1
+
+
+def test_the_vocabulary_of_a_dataset_is_taken_by_its_path(tmp_path, pydoc):
+    (tmp_path / "my.txt").write_text("one two " * 20)
+    shutil.copytree(pydoc, tmp_path / "mine")
+    prepare_in(tmp_path, "./mine")
+    meta = data.load(str(tmp_path / "out")).meta
+    assert data.same_vocabulary(meta, data.load(pydoc).meta) and meta["source"] == "my.txt"
+
+
+def test_the_knob_that_takes_a_models_vocabulary_is_one_that_prepare_takes():
+    char = {"tokenizer": "char"}
+    for path in ("out/ckpt.pt", "hf:NAME", "hub:OWNER/NAME"):
+        assert data.tokenizer_knob(path, char) == f"--tokenizer={path}"
+    assert data.tokenizer_knob("mine", char) == "--tokenizer=./mine"
+    assert data.tokenizer_knob("gpt2-xl", data.GPT2_META) == "--tokenizer=gpt2"
+
+
 def test_text_that_cannot_be_used_raises_in_one_line(tmp_path, error_of):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 9)
     (tmp_path / "wide.txt").write_text("wide text", encoding="utf-16-le")
@@ -734,6 +773,7 @@ def test_pairs_that_cannot_be_made_end_in_one_line(tmp_path):
         ("one.jsonl", {}, ["hold out", "1 rows"]),
         ("news.jsonl", {}, ["--prompt_tokens=512", "Lower"]),
         ("news.jsonl", {"prompt_tokens": 3}, ["prompt_tokens is 3", "at least"]),
+        ("news.jsonl", {"tokenizer": "words"}, ["tokenizer is 'words'", "'gpt2'", "hf:NAME"]),
         ("", {}, ["Could not download abisee/cnn_dailymail", "--input="]),
     )
     out = {"out_dir": tmp_path / "out", "num_proc": 1}

@@ -18,7 +18,7 @@ import sys
 # so that it runs from anywhere
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 import data
-from configurator import UserError, check_at_least, configure
+from configurator import UserError, check_at_least, choose, configure
 from data.documents import documents, hold_out, write_documents
 
 # --------------------------------------------------------------------------------------------------
@@ -45,6 +45,8 @@ def meta_of(cfg):
     meta = data.GPT2_META
     if cfg.tokenizer.startswith("hf:"):
         meta = data.hf_meta(cfg.tokenizer.removeprefix("hf:"))
+    else:
+        choose("tokenizer", cfg.tokenizer, ("gpt2", "hf:NAME_OR_FOLDER"))
     if "eot" not in meta:
         raise UserError(f"{cfg.tokenizer} has no token for the end of a text: pairs need one.")
     if "pad" not in meta:

@@ -21,7 +21,7 @@ from drafters import load_model
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin and meta.json go
 input = ""  # UTF-8: a file, a folder (all that is in it) or a glob
 tokenizer = "words"  # 'char' | 'words' (frequent ones, and characters) | 'gpt2' (byte pairs) | that
-# of a model: a checkpoint, a published model's folder, hf:NAME
+# of a model: hf:NAME, or the path of a checkpoint, of a model's folder or of a dataset
 n_words = 0  # of tokenizer 'words'; 0: one for 250 characters, but from 256 to 8000
 val_fraction = 0.1  # of the text
 cfg = configure(globals())
@@ -30,15 +30,20 @@ cfg = configure(globals())
 
 def meta_of_model(name):
     """
-    A checkpoint, a folder or hf:NAME -> its meta, whose vocabulary the text is to be written in.
+    hf:NAME, or the path of a checkpoint, a model's folder or a dataset -> its meta, whose
+    vocabulary the text is to be written in. Raises UserError for anything else.
     """
+    if data.is_bare(name):
+        there = f"; a path has a /: ./{name}" if os.path.exists(name) else ""
+        raise UserError(
+            f"tokenizer is {name!r}; choose one of {', '.join(TOKENIZERS)}, or that of a model: "
+            f"hf:NAME, or the path of a checkpoint, a model's folder or a dataset{there}."
+        )
     if name.startswith("hf:"):
         return data.hf_meta(name[3:].partition("@")[0])
-    try:
-        return load_model(name)[1]["meta"]
-    except UserError as error:
-        known = ", ".join(TOKENIZERS)
-        raise UserError(f"tokenizer is {name!r}: none of {known}, and no model ({error})") from None
+    if os.path.exists(os.path.join(name, "meta.json")):
+        return data.load_meta(name)[1]
+    return load_model(name)[1]["meta"]
 
 
 def main(cfg):
