@@ -78,7 +78,12 @@ def load_meta(dataset, *others):
             "No dataset is named, and the model tells none. Name one, of its vocabulary: "
             "--dataset=NAME"
         )
-    folder = dataset if os.path.isdir(dataset) else os.path.join(os.path.dirname(__file__), dataset)
+    folder = os.path.join(os.path.dirname(__file__), dataset)
+    # of two folders of this name, here and under data/, the one here if it is a dataset
+    if os.path.isdir(dataset) and not os.path.isdir(folder):
+        folder = dataset
+    if os.path.exists(os.path.join(dataset, "meta.json")):
+        folder = dataset
     for name in ("meta.json", *others):
         path = os.path.join(folder, name)
         if os.path.exists(path):

@@ -110,6 +110,18 @@ def test_what_is_missing_or_too_short_is_named(pydoc, tmp_path, error_of):
     )
 
 
+def test_a_folder_that_is_no_dataset_does_not_hide_one_of_its_name(tmp_path, monkeypatch, error_of):
+    monkeypatch.chdir(tmp_path)
+    for name in ("openwebtext", "mine"):
+        (tmp_path / name).mkdir()
+    assert os.path.join("data", "openwebtext", "meta.json") in error_of(
+        data.load_meta, "openwebtext"
+    )
+    assert "mine/meta.json is missing. Write it again" in error_of(data.load_meta, "mine")
+    (tmp_path / "openwebtext" / "meta.json").write_text('{"tokenizer": "char"}')
+    assert data.load_meta("openwebtext")[0] == "openwebtext"
+
+
 def test_passages_are_no_text_to_train_on(tmp_path, error_of):
     (tmp_path / "meta.json").write_text(json.dumps({"tokenizer": "char", "vocab_size": 2}))
     (tmp_path / "passages.jsonl").write_text("")
