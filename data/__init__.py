@@ -198,17 +198,24 @@ def piece_encoder(itos):
     [piece, ...] -> encode(str) -> [int]: from left to right, always the longest piece that fits.
     """
     stoi = {piece: i for i, piece in enumerate(itos)}
-    longest = max(map(len, itos))
+    # two characters -> the lengths of the pieces that begin with them, longest first: trying all
+    # lengths would take the square of the longest piece's
+    lengths = {}
+    for piece in sorted(itos, key=len, reverse=True):
+        found = lengths.setdefault(piece[:2], [])
+        if len(piece) not in found[-1:]:
+            found.append(len(piece))
 
     def spelled(text):
         ids = []
         i = 0
         while i < len(text):
-            n = min(longest, len(text) - i)
-            while text[i : i + n] not in stoi:  # it ends: every character is a piece
-                n -= 1
-            ids.append(stoi[text[i : i + n]])
-            i += n
+            for n in (*lengths.get(text[i : i + 2], ()), 1):  # every character is a piece
+                piece = text[i : i + n]
+                if piece in stoi:
+                    break
+            ids.append(stoi[piece])
+            i += len(piece)
         return ids
 
     # If no piece goes on from one segment into the next, as none of ours does, a segment's ids are

@@ -26,6 +26,8 @@ SHAKESPEARE_URL = (
 )
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TOKENIZERS = ("char", "words", "gpt2")
+# characters of a word: a text without white space is no word. Lines of a table are.
+LONGEST_WORD = 100
 
 # --------------------------------------------------------------------------------------------------
 # where texts come from. A text is a function that yields its parts, from the start at every call.
@@ -124,6 +126,7 @@ def survey(texts, words, kept=2**20):
     """
     found = types.SimpleNamespace(lengths=[], chars=set(), words=collections.Counter())
     digest = hashlib.sha256()
+    bar = progress("read")
     for text in texts:
         found.lengths.append(0)
         for part in text():
@@ -131,11 +134,19 @@ def survey(texts, words, kept=2**20):
             found.chars |= set(part)
             digest.update(part.encode())
             if words:
-                found.words.update(re.findall(r" ?\w+|\n\s*|[^\w\s]+| +", part))
+                pieces = re.findall(r" ?\w+|\n\s*|[^\w\s]+| +", part)
+                found.words.update(word for word in pieces if len(word) <= LONGEST_WORD)
+            bar.update(len(part))
             if len(found.words) > kept:
                 found.words = collections.Counter(dict(found.words.most_common(kept // 2)))
+    bar.close()
     found.sha256 = digest.hexdigest()
     return found
+
+
+def progress(doing, total=None):
+    """-> a bar of characters, which appears when it takes longer than a moment."""
+    return tqdm(desc=doing, total=total, unit="char", unit_scale=True, delay=2)
 
 
 def vocabulary(tokenizer, found, n_words):
@@ -204,7 +215,7 @@ def write_bins(folder, texts, to_train, n_characters, meta):
     closing = []
     if len(texts) > 1:
         closing = [meta["eot"]] if "eot" in meta else encode("\n\n")
-    bar = tqdm(total=n_characters, unit="char", unit_scale=True, disable=n_characters < 1e7)
+    bar = progress("write", n_characters)
     with contextlib.ExitStack() as stack:
         stack.enter_context(bar)
         bins = {}

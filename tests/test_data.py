@@ -4,6 +4,8 @@ python -m pytest tests/test_data.py
 what prepare.py writes, what data reads, and what both refuse
 """
 
+import base64
+import collections
 import csv
 import gzip
 import hashlib
@@ -319,6 +321,59 @@ def test_words_that_stay_rare_are_forgotten_when_there_are_too_many():
     assert (
         len(found.words) <= 20 and found.words[" often"] >= 10 and found.lengths == [5 * len(part)]
     )
+
+
+# 20,000 characters each that no white space, or nothing else, cuts into words
+LETTERS = np.random.default_rng(1)
+UNCUT = {
+    "dna": "".join(LETTERS.choice(list("ACGT"), 20_000)),
+    "chinese": "".join(map(chr, 0x4E00 + LETTERS.zipf(1.5, 20_000) % 3000)),
+    "base64": base64.b64encode(LETTERS.bytes(15_000)).decode(),
+    "spaces": "a" + " " * 20_000 + "\n" * 20_000 + "b",
+    "a word first": "word " + "x" * 20_000,
+}
+
+
+@pytest.mark.parametrize("name", UNCUT)
+def test_a_text_without_words_is_prepared_in_a_moment(tmp_path, name):
+    (tmp_path / "mine.txt").write_text(UNCUT[name], encoding="utf-8")
+    corpus, decode = own_text(tmp_path, input=tmp_path / "mine.txt")
+    assert decode(corpus.train) + decode(corpus.val) == UNCUT[name]
+    assert max(map(len, corpus.meta["itos"])) <= texts.LONGEST_WORD
+    if name in ("dna", "chinese"):
+        assert sorted(corpus.meta["itos"]) == sorted(set(UNCUT[name]))
+
+
+def test_a_vocabulary_with_a_piece_as_long_as_a_text_still_spells():
+    dna = UNCUT["dna"]
+    encode, decode = data.encoder({"tokenizer": "pieces", "itos": [*"ACGT", dna, "GA"]})
+    assert encode(dna) == [4] and encode("GATTA") == [5, 3, 3, 0]
+    ids = encode(dna[1:] + dna)
+    assert decode(ids) == dna[1:] + dna and ids[-1] == 4
+
+
+def test_the_words_of_the_language_reference_stay_what_they_are():
+    """The lines of its tables are words, too: what is prepared again has the ids that it had."""
+    (text,), _ = texts.python_reference()
+    words = re.findall(r" ?\w+|\n\s*|[^\w\s]+| +", *text())
+    assert texts.survey([text], words=True).words == collections.Counter(words)
+
+
+def test_a_bar_shows_how_far_both_readings_are(tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text("one two three " * 100)
+    bars = []
+
+    class Bar(texts.tqdm):
+        def __init__(self, **kw):
+            super().__init__(**kw)
+            bars.append(self)
+
+    monkeypatch.setattr(texts, "tqdm", Bar)
+    own_text(tmp_path, input=tmp_path / "mine.txt")
+    assert [(bar.desc, bar.total, bar.n) for bar in bars] == [
+        ("read", None, 1400),
+        ("write", 1400, 1400),
+    ]
 
 
 def test_the_longest_piece_that_fits_is_taken():
