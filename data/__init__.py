@@ -23,6 +23,7 @@ from data.tokenizers import (
     from_hub,
     gpt2,
     hf_config,
+    hf_encode,
     hf_meta,
     hf_tokenizer,
     ids_encoder,
@@ -33,6 +34,8 @@ from data.tokenizers import (
 
 # what of a meta tells what its token ids mean
 VOCABULARY = ("tokenizer", "vocab_size", "itos", "json", "pieces", "transition")
+# tokens of a file that are looked at when it is loaded: a file of another vocabulary shows here
+CHECKED = 2**24
 
 # --------------------------------------------------------------------------------------------------
 # reading
@@ -54,6 +57,12 @@ def load(dataset):
             bins[name] = np.memmap(path, dtype=dtype, mode="r")
         except ValueError as error:  # an empty file, or half a token
             raise UserError(f"{path} is damaged ({error}). {dataset_hint(folder)}") from None
+        largest = bins[name][:CHECKED].max()
+        if largest >= meta["vocab_size"]:
+            raise UserError(
+                f"{path} holds token {largest}, but meta.json names {meta['vocab_size']} tokens. "
+                + dataset_hint(folder)
+            )
     if "train_pairs" in meta:
         for tokens in bins.values():
             tokens.starts = pair_starts(tokens, meta)
@@ -175,8 +184,8 @@ def encoder(meta):
         return (lambda text: bpe.encode(text, allowed_special={"<|endoftext|>"})), bpe.decode
     if meta["tokenizer"].startswith("hf:"):
         tokenizer = hf_tokenizer(meta["tokenizer"][3:])
-        encode = functools.partial(tokenizer.encode, add_special_tokens=False)
-        n = len(tokenizer)
+        encode = functools.partial(hf_encode, meta, add_special_tokens=False)
+        n = max(tokenizer.get_vocab().values()) + 1
 
         def decode(ids):
             # an id past the last token is a row of the head that only pads it
@@ -266,7 +275,7 @@ def encode_prompt(meta, text):
     if "pieces" not in meta:
         return encoder(meta)[0](text)
     # with what the tokenizer puts around a text
-    ids = hf_tokenizer(meta["tokenizer"][3:]).encode(text)
+    ids = hf_encode(meta, text)
     if "pad" in meta:  # an encoder reads it whole, and the decoder starts
         return ids + start
     closed = len(ids) > 1 and ids[-1] == meta.get("eot")
@@ -454,15 +463,20 @@ def atomic_write(path, content):
 def write(folder, train, val, meta):
     """Token ids and meta -> folder/train.bin, val.bin, meta.json."""
     dtype = token_dtype(meta["vocab_size"])
-    if not (len(train) and len(val)):
-        raise UserError(
-            f"The text has {len(train)} training and {len(val)} validation tokens. Give a longer "
-            "one."
-        )
+    check_counts(len(train), len(val))
     remove_meta(folder)
     for name, ids in (("train", train), ("val", val)):
         atomic_write(os.path.join(folder, f"{name}.bin"), np.ascontiguousarray(ids, dtype=dtype))
     write_meta(folder, {**meta, "train_tokens": len(train), "val_tokens": len(val)})
+
+
+def check_counts(n_train, n_val):
+    """Raises UserError for a dataset without tokens to train on or to validate with."""
+    if not (n_train and n_val):
+        raise UserError(
+            f"The text has {n_train} training and {n_val} validation tokens. Give a longer one, or "
+            "another --tokenizer."
+        )
 
 
 def write_json(path, what):

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configurator import UserError
-from data import GPT2_META, remove_meta, token_dtype
+from data import GPT2_META, check_counts, remove_meta, token_dtype
 
 # each also compressed, .txt.gz
 READERS = {
@@ -104,10 +104,11 @@ def write_documents(folder, train, val, vocab_size=GPT2_META["vocab_size"]):
     Both go through a memory map, in 1024 batches, and are renamed when whole. Only write_meta makes
     them loadable.
     """
+    n_train = int(np.sum(train["len"], dtype=np.int64))
+    n_val = int(np.sum(val["len"], dtype=np.int64))
+    check_counts(n_train, n_val)
     os.makedirs(folder, exist_ok=True)
-    counts = {}
-    for name, rows in (("train", train), ("val", val)):
-        n = int(np.sum(rows["len"], dtype=np.int64))
+    for name, rows, n in (("train", train, n_train), ("val", val, n_val)):
         n_batches = min(1024, len(rows))
         path = os.path.join(folder, f"{name}.bin.tmp")
         out = np.memmap(path, dtype=token_dtype(vocab_size), mode="w+", shape=(n,))
@@ -118,8 +119,7 @@ def write_documents(folder, train, val, vocab_size=GPT2_META["vocab_size"]):
             out[at : at + len(ids)] = ids
             at += len(ids)
         out.flush()
-        counts[f"{name}_tokens"] = n
     remove_meta(folder)
     for name in ("train", "val"):
         os.replace(os.path.join(folder, f"{name}.bin.tmp"), os.path.join(folder, f"{name}.bin"))
-    return counts
+    return {"train_tokens": n_train, "val_tokens": n_val}

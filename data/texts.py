@@ -231,6 +231,7 @@ def write_bins(folder, texts, to_train, n_characters, meta):
             for name in used:
                 bins[name].write(np.array(closing, dtype).data)
         counts = {f"{name}_tokens": f.tell() // dtype.itemsize for name, f in bins.items()}
+        data.check_counts(*counts.values())
         data.remove_meta(folder)
     return counts
 

@@ -9,7 +9,7 @@ import json
 import os
 import re
 
-from configurator import UserError, first_line
+from configurator import UserError, first_line, print_once
 
 GPT2_META = {"tokenizer": "gpt2", "vocab_size": 50257, "eot": 50256}
 GPT2_PIECES = "08f8f6dd8cd5c8a2"  # what pieces_of says of its vocabulary
@@ -67,15 +67,41 @@ def from_hub(kind, name, **options):
     try:
         return finder.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
+        if "backend tokenizer" in str(error):  # it looked for a tokenizer's files, in vain
+            raise no_tokenizer(name) from None
         hint = ""
         if os.path.isdir(name):
             hint = " A folder that this project exported is read without hf:."
         raise UserError(f"hf:{name} cannot be loaded ({first_line(error)}).{hint}") from None
 
 
+def no_tokenizer(name):
+    """-> the UserError for a model whose tokenizer was forgotten."""
+    return UserError(
+        f"hf:{name} has no tokenizer (no tokenizer.json, tokenizer.model or vocab.json). Save the "
+        "one that it was trained with beside it: tokenizer.save_pretrained(FOLDER)"
+    )
+
+
 @functools.lru_cache  # an encoder is made often
 def hf_tokenizer(name):
-    return from_hub("AutoTokenizer", name)
+    """Raises UserError if there is none: transformers makes one of special tokens then."""
+    tokenizer = from_hub("AutoTokenizer", name)
+    texts = tokenizer.get_vocab().keys() - tokenizer.all_special_tokens
+    if len(texts) < 2 and not has_tokenizer_files(name, tokenizer):
+        raise no_tokenizer(name)
+    return tokenizer
+
+
+def has_tokenizer_files(name, tokenizer):
+    """Whether a model NAME or folder has one of the files with a tokenizer's vocabulary."""
+    for file in ("tokenizer.json", *tokenizer.vocab_files_names.values()):
+        try:
+            import_transformers().utils.cached_file(name, file)
+            return True
+        except OSError:
+            continue
+    return False
 
 
 @functools.lru_cache  # one load of a model asks three times
@@ -98,17 +124,57 @@ def hf_meta(name):
     tokenizer = hf_tokenizer(name)
     config = hf_config(name)
     vocabulary = tokenizer.get_vocab()  # {piece: id}
-    pieces = pieces_of(vocabulary)
-    rows = config.get_text_config(decoder=True).vocab_size
-    vocab_size = min(max(vocabulary.values()) + 1, rows)
-    if (pieces, vocab_size) == (GPT2_PIECES, GPT2_META["vocab_size"]):
-        return GPT2_META
-    meta = {"tokenizer": f"hf:{name}", "vocab_size": vocab_size, "pieces": pieces}
     special = {"eot": tokenizer.eos_token_id, "start": tokenizer.bos_token_id}
     if config.is_encoder_decoder:
         special["start"] = config.decoder_start_token_id
         special["pad"] = config.pad_token_id
-    return meta | {key: i for key, i in special.items() if i is not None}
+    special = {key: i for key, i in special.items() if i is not None}
+
+    rows = config.get_text_config(decoder=True).vocab_size
+    vocab_size = min(max(vocabulary.values()) + 1, rows)
+    check_rows(name, rows, tuple(special.values()))
+    pieces = pieces_of(vocabulary)
+    if (pieces, vocab_size) == (GPT2_PIECES, GPT2_META["vocab_size"]):
+        return GPT2_META
+    return {"tokenizer": f"hf:{name}", "vocab_size": vocab_size, "pieces": pieces, **special}
+
+
+@functools.lru_cache  # says it once
+def check_rows(name, rows, special):
+    """
+    Says which tokens of its tokenizer a model of so many rows does not have: some that were added
+    later. Raises UserError if one of them is special, for these come without being asked for.
+    """
+    missing = {i: piece for piece, i in hf_tokenizer(name).get_vocab().items() if i >= rows}
+    if not missing:
+        return
+    some = ", ".join(f"{missing[i]!r} ({i})" for i in sorted(missing)[:3])
+    said = f"hf:{name} has an embedding of {rows} tokens, but its tokenizer has more: {some}"
+    for i in special:
+        if i in missing:
+            raise UserError(
+                f"{said}. Texts begin or end with {missing[i]!r}: give it a row, in transformers "
+                f"by model.resize_token_embeddings({max(missing) + 1})."
+            )
+    print_once(f"{said}. A text with one of these raises an error.")
+
+
+def hf_encode(meta, text, **options):
+    """-> [int]. Raises UserError for a token that the model has no row for."""
+    tokenizer = hf_tokenizer(meta["tokenizer"].removeprefix("hf:"))
+    ids = tokenizer.encode(text, **options)
+    check_ids(ids, meta, tokenizer.convert_ids_to_tokens)
+    return ids
+
+
+def check_ids(ids, meta, token_of):
+    """Raises UserError if one is not below the vocabulary's size, and names its token."""
+    largest = max(ids, default=0)
+    if largest >= meta["vocab_size"]:
+        raise UserError(
+            f"The text has {token_of(largest)!r}, token {largest}, which the model cannot write: "
+            f"it has {meta['vocab_size']} tokens. Leave it out of the text."
+        )
 
 
 def chat_prompt(meta, text):
@@ -124,7 +190,7 @@ def chat_prompt(meta, text):
         raise UserError(f"hf:{name} has no chat template: leave --chat out.")
     message = {"role": "user", "content": text}
     prompt = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
-    return tokenizer.encode(prompt, add_special_tokens=False)
+    return hf_encode(meta, prompt, add_special_tokens=False)
 
 
 def json_encoder(meta):
@@ -136,10 +202,7 @@ def json_encoder(meta):
 
     def encode(text):
         ids = tokenizer.encode(text, add_special_tokens=False).ids
-        if ids and max(ids) >= meta["vocab_size"]:
-            raise UserError(
-                f"The text has {tokenizer.id_to_token(max(ids))!r}, which the model cannot write."
-            )
+        check_ids(ids, meta, tokenizer.id_to_token)
         return ids
 
     return encode, lambda ids: tokenizer.decode(ids, skip_special_tokens=False)

@@ -16,6 +16,7 @@ import re
 import shutil
 from pydoc_data.topics import topics
 
+import datasets
 import numpy as np
 import pyarrow
 import pytest
@@ -24,7 +25,7 @@ from conftest import ROOT, needs_gpt2, run
 from pyarrow import parquet
 
 import data
-from data import texts
+from data import documents, texts
 from data.cnn_dailymail import prepare as cnn
 from data.lambada import prepare as lambada
 from plumbing.randomness import seeded
@@ -181,6 +182,26 @@ def test_numbers_in_names_sort_as_numbers(tmp_path):
 def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path):
     data.write(str(tmp_path), [70_000, 1], [2], {"tokenizer": "char", "vocab_size": 70_001})
     assert data.load(str(tmp_path)).train.tolist() == [70_000, 1]
+
+
+def test_a_file_of_another_vocabulary_than_its_meta_raises_when_it_is_loaded(tmp_path, error_of):
+    data.write(str(tmp_path), [1, 2, 3], [1], {"tokenizer": "char", "vocab_size": 4})
+    data.load(str(tmp_path))
+    (tmp_path / "meta.json").write_text(json.dumps({"tokenizer": "char", "vocab_size": 3}))
+    said = error_of(data.load, str(tmp_path))
+    assert "train.bin holds token 3, but meta.json names 3 tokens. Write it again" in said
+
+
+def test_a_dataset_without_a_token_is_not_written(tmp_path, error_of):
+    said = error_of(data.write, str(tmp_path), [1], [], {"tokenizer": "char", "vocab_size": 4})
+    assert "1 training and 0 validation tokens" in said
+    rows = [datasets.Dataset.from_dict({"ids": [ids], "len": [len(ids)]}) for ids in ([], [1])]
+    said = error_of(documents.write_documents, str(tmp_path / "out"), *rows)
+    assert "0 training and 1 validation tokens" in said and os.listdir(tmp_path) == []
+    blank = [lambda: [" " * 100]]
+    ids = {"tokenizer": "ids", "vocab_size": 4}  # of a model whose words nobody knows: 3 1 2
+    said = error_of(texts.write_texts, str(tmp_path), blank, "mine", "./model", meta=ids)
+    assert "0 training and 0 validation tokens" in said and os.listdir(tmp_path) == []
 
 
 def test_an_interrupted_write_leaves_nothing_half_written(tmp_path, monkeypatch, error_of):

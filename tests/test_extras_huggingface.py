@@ -344,6 +344,78 @@ def test_vocabularies_are_compared_by_what_ids_mean(models, tmp_path, error_of):
     assert decode([3, 4]) == "a b"
 
 
+def add_tokens(path, *words, **special):
+    """Gives the tokenizer of hf:folder more tokens, and its model no rows for them."""
+    changed = transformers.AutoTokenizer.from_pretrained(path[3:])
+    changed.add_tokens(list(words))
+    changed.add_special_tokens(special)
+    changed.chat_template = "{% for m in messages %}<chat> {{ m.content }}{% endfor %}"
+    changed.save_pretrained(path[3:])
+    return path
+
+
+def test_a_token_without_a_row_is_said_at_load_and_raises_in_a_text(tmp_path, error_of, capsys):
+    path = add_tokens(make("llama", tmp_path / "chat", 1, rows=10), "<chat>", "<tool>")
+    model, checkpoint = load_model(path)
+    meta = checkpoint["meta"]
+    assert model.config.vocab_size == meta["vocab_size"] == 10
+    said = capsys.readouterr().out
+    assert "has an embedding of 10 tokens, but its tokenizer has more: '<chat>' (10)" in said
+    assert said.count("\n") == 1  # though it is asked for several times
+    encode, _ = data.encoder(meta)
+    assert encode("a b") == data.encode_prompt(meta, "a b") == [3, 4]
+    for ask in (encode, lambda text: data.encode_prompt(meta, text)):
+        said = error_of(ask, "a <tool> b")
+        assert "has '<tool>', token 11, which the model cannot write: it has 10 tokens" in said
+    assert "'<chat>', token 10" in error_of(data.chat_prompt, meta, "a b")
+    (tmp_path / "my.txt").write_text("a b c <chat> " * 40)
+    how = [f"--tokenizer={path}", f"--out_dir={tmp_path}", f"--input={tmp_path / 'my.txt'}"]
+    _, said = run("data/text/prepare.py", *how, ok=False)
+    assert "'<chat>', token 10" in said and said.count("\n") == 1
+    assert not (tmp_path / "train.bin").exists()
+
+
+def test_an_added_token_that_has_a_row_is_one_like_any_other(tmp_path, capsys):
+    path = add_tokens(make("llama", tmp_path / "chat", 1, rows=12), "<chat>")
+    meta = load_model(path)[1]["meta"]
+    assert meta["vocab_size"] == 11 and data.chat_prompt(meta, "a b") == [10, 3, 4]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("special", ["eos_token", "bos_token"])
+def test_a_special_token_without_a_row_raises_at_load(special, tmp_path, error_of):
+    path = add_tokens(make("llama", tmp_path / "chat", 1, rows=10), **{special: "<new>"})
+    for ask in (load_model, lambda path: data.hf_meta(path[3:])):
+        said = error_of(ask, path)
+        assert "'<new>' (10). Texts begin or end with '<new>'" in said
+        assert "resize_token_embeddings(11)" in said
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2", "t5"])
+def test_a_model_without_its_tokenizer_raises(kind, tmp_path, error_of):
+    """In place of some, transformers makes a tokenizer of special tokens alone."""
+    folder = tmp_path / kind
+    if kind == "gpt2":
+        shape = dict(n_embd=16, n_layer=2, n_head=2)
+        transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).save_pretrained(folder)
+    else:
+        make(kind, folder, 1)
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    for ask in (huggingface.about, huggingface.config_of):
+        assert "has no tokenizer (no tokenizer.json" in error_of(ask, f"hf:{folder}")
+
+
+def test_ids_may_have_gaps(tmp_path):
+    path = make("llama", tmp_path / "gaps", 1)
+    changed = json.loads((tmp_path / "gaps" / "tokenizer.json").read_text())
+    changed["model"]["vocab"]["f"] = 11
+    (tmp_path / "gaps" / "tokenizer.json").write_text(json.dumps(changed))
+    meta = load_model(path)[1]["meta"]
+    encode, decode = data.encoder(meta)
+    assert meta["vocab_size"] == 12 and encode("a f") == [3, 11] and decode([3, 11]) == "a f"
+
+
 # --------------------------------------------------------------------------------------------------
 # the commands
 
