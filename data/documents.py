@@ -76,11 +76,33 @@ def documents(hub, input, columns, sample_by="line"):
         raise UserError(
             f"{input or hub['path']} has the columns {has}, but no column {missing[0]}."
         )
+    for column in columns:
+        kind = str(getattr(found.features[column], "dtype", "lists"))
+        if kind not in ("string", "large_string", "null"):  # null: no row has any
+            raise UserError(
+                f"{input or hub['path']} has {kind} in its column {column}; it must be text."
+            )
     return found
 
 
 def without_mark(row):
     return {"text": row["text"].removeprefix("\ufeff")}
+
+
+def with_text(rows, columns):
+    """
+    Dataset -> the rows that have a text in all the columns. Says how many have none: null, empty or
+    blank.
+    """
+    kept = rows.filter(has_text, fn_kwargs={"columns": columns})
+    n = len(rows) - len(kept)
+    if n:
+        print(f"{n} of {len(rows)} rows have no text and are left out.")
+    return kept
+
+
+def has_text(row, columns):
+    return all((row[column] or "").strip() for column in columns)
 
 
 def hold_out(rows, val_fraction):

@@ -118,19 +118,21 @@ def check_hash(content, where, hint):
 
 def survey(texts, words, kept=2**20):
     """
-    texts -> .lengths in characters, .chars, .words (Counter, empty unless asked for), .sha256 of
-    all of them.
+    texts -> .lengths in characters, .blank (which have no more than white space), .chars, .words
+    (Counter, empty unless asked for), .sha256 of all of them.
 
     Words that are rare so far are forgotten whenever there are more than `kept`: a text has no end
     of them.
     """
-    found = types.SimpleNamespace(lengths=[], chars=set(), words=collections.Counter())
+    found = types.SimpleNamespace(lengths=[], blank=[], chars=set(), words=collections.Counter())
     digest = hashlib.sha256()
     bar = progress("read")
     for text in texts:
         found.lengths.append(0)
+        found.blank.append(True)
         for part in text():
             found.lengths[-1] += len(part)
+            found.blank[-1] &= not part.strip()
             found.chars |= set(part)
             digest.update(part.encode())
             if words:
@@ -196,6 +198,7 @@ def write_texts(folder, texts, source, tokenizer, *, n_words=0, val_fraction=0.1
         raise UserError(
             f"{source} has {total} characters, too few to train on some and validate on others."
         )
+    texts = without_blank(texts, found.blank)
     if meta:
         meta = {key: meta[key] for key in (*data.VOCABULARY, "eot", "start") if key in meta}
     else:
@@ -203,6 +206,13 @@ def write_texts(folder, texts, source, tokenizer, *, n_words=0, val_fraction=0.1
     counts = write_bins(folder, texts, to_train, total, meta)
     about = {"source": source, "sha256": found.sha256}
     data.write_meta(folder, {**meta, **about, **counts})
+
+
+def without_blank(texts, blank):
+    """texts, [whether each is blank, ...] -> texts, the blank ones empty. Says how many are."""
+    if any(blank):
+        print(f"{sum(blank)} of {len(texts)} files have no text and are left out.")
+    return [(lambda: []) if empty else text for text, empty in zip(texts, blank, strict=True)]
 
 
 def write_bins(folder, texts, to_train, n_characters, meta):

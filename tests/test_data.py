@@ -313,6 +313,16 @@ def test_of_many_files_every_tenth_validates_of_few_the_end_of_each(tmp_path):
     )
 
 
+def test_files_without_text_are_left_out_and_counted(tmp_path, capsys):
+    contents_of = {"a": "one two", "b": "", "c": " \n\n", "d": "three four"}
+    (tmp_path / "mine").mkdir()
+    for name, content in contents_of.items():
+        (tmp_path / "mine" / name).write_text(content)
+    corpus, decode = own_text(tmp_path, tmp_path / "mine", tokenizer="char", val_fraction=0.5)
+    assert "2 of 4 files have no text and are left out" in capsys.readouterr().out
+    assert decode(corpus.train) + decode(corpus.val) == "one two\n\nthree four\n\n"
+
+
 @needs_gpt2
 def test_texts_in_byte_pairs_are_closed_by_end_of_text(tmp_path):
     for i in range(4):
@@ -567,15 +577,17 @@ def test_web_text_comes_back_document_by_document(tmp_path, prepare, files):
     else:
         # a row without a text is no document
         (tmp_path / "in" / "there").mkdir(parents=True)
-        store(tmp_path / "in" / "there" / files, [{"text": d} for d in [*DOCUMENTS, None]])
+        rows = [{"text": d} for d in [*DOCUMENTS, None, "", " \n"]] + [{}]
+        store(tmp_path / "in" / "there" / files, rows)
         files = f"in/**/{files}"
-    prepare(
+    said, _ = prepare(
         "openwebtext",
         input=tmp_path / files,
         out_dir=tmp_path / "out",
         num_proc=2,
         val_fraction=0.1,
     )
+    assert ("4 of 44 rows have no text and are left out" in said) == ("**" in files)
     corpus = data.load(str(tmp_path / "out"))
     train, val = texts_of(corpus.train), texts_of(corpus.val)
     encode, decode = data.encoder(corpus.meta)
@@ -633,6 +645,7 @@ def test_a_pair_is_article_tldr_summary_and_prompts_have_the_tokens_asked_for(
         val_fraction=0.5,
         num_proc=2,
     )
+    assert "2 of 42 rows have no text and are left out" in said
     corpus = data.load(str(out))
     train, val = texts_of(corpus.train), texts_of(corpus.val)
     assert len(train) == len(val) == 20
@@ -696,7 +709,9 @@ def test_the_download_has_splits_of_its_own_and_prompts_come_from_the_test_split
     code += "for rows in p.splits(p.cfg): print([row['highlights'] for row in rows])"
     said, _ = run("-c", code, tmp_path / "hub", env=offline(tmp_path))
     of = [pair["highlights"] for pair in pairs()]
-    assert said.splitlines() == [str(of[0:3]), str(of[1:3]), str(of[2:3])]
+    assert said.count("rows have no text and are left out") == 3
+    found = [line for line in said.splitlines() if line.startswith("[")]
+    assert found == [str(of[0:3]), str(of[1:3]), str(of[2:3])]
 
 
 @needs_gpt2
@@ -734,7 +749,7 @@ def test_the_last_word_takes_the_white_space_before_it():
 
 def test_a_passage_of_which_a_word_is_no_tail_of_its_tokens_is_left_out():
     encode, _ = data.encoder({"tokenizer": "pieces", "itos": [*"abc ", "a b", " c", "c a"]})
-    texts = ["b c", "b a", "c a", "b  a", "", "  ", "c", "b x"]
+    texts = ["b c", "b a", "c a", "b  a", "c", "b x"]
     kept, lengths, left_out = lambada.passages(texts, encode)
     assert [(p["context"], p["word"]) for p in kept] == [("b", " c"), ("b", " a"), ("b ", " a")]
     assert lengths == {1: 1, 2: 2}
@@ -789,6 +804,7 @@ def test_a_toy_lambada_has_the_vocabulary_asked_for(tmp_path, pydoc, prepare):
     _, meta = data.load_meta(str(tmp_path / "out"))
     assert data.same_vocabulary(meta, data.load(pydoc).meta) and "train_tokens" not in meta
     assert meta["words_of_tokens"] == {"1": 0, "2": 0, "3+": 2} and meta["passages"] == 2
+    assert "1 of 6 rows have no text" in said
     assert "3 or more in 2; left out: 1 (one word), 2 (unknown character)" in said
     encode, _ = data.encoder(meta)
     assert len(encode(" name")) == 5
@@ -827,6 +843,9 @@ def test_lambada_is_a_context_and_a_word_whose_tokens_make_the_passage(tmp_path,
 def test_documents_that_cannot_be_had_end_in_one_line(tmp_path, pydoc):
     store(tmp_path / "a.jsonl", [{"title": "x", "body": "y"}])
     store(tmp_path / "a.parquet", [{"text": "x y"}])
+    store(tmp_path / "numbers.jsonl", [{"text": 1}, {"text": 2}])
+    store(tmp_path / "words.jsonl", [{"text": ["a", "b"]}])
+    store(tmp_path / "null.jsonl", [{"text": None}] * 3)
     (tmp_path / "broken.jsonl").write_text('{"text": "a b"}\n{"text": \n')
     (tmp_path / "latin.txt").write_bytes(b"a caf\xe9")
     (tmp_path / "a.csv").write_text("title\na b\n")
@@ -834,6 +853,9 @@ def test_documents_that_cannot_be_had_end_in_one_line(tmp_path, pydoc):
     (tmp_path / "b.txt.gz").write_text("a b")
     wanted = {
         "a.jsonl": ["title, body", "no column text"],
+        "numbers.jsonl": ["int64 in its column text", "must be text"],
+        "words.jsonl": ["lists in its column text"],
+        "null.jsonl": ["no passage"],
         "a.*": ["one kind"],
         "a.csv": ["a.csv", "not found: ['text']"],
         "a.xml": ["one kind", ".parquet", ".csv", ".txt", ".gz"],

@@ -19,7 +19,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 import data
 from configurator import UserError, check_at_least, choose, configure
-from data.documents import documents, hold_out, write_documents
+from data.documents import documents, hold_out, with_text, write_documents
 
 # --------------------------------------------------------------------------------------------------
 # gets train.bin, val.bin, prompts.jsonl, meta.json
@@ -113,20 +113,16 @@ def prompts(pairs, prompt_tokens, meta=data.GPT2_META):
     return kept, left_out
 
 
-def is_pair(row):
-    return all((row[column] or "").strip() for column in COLUMNS)
-
-
 def splits(cfg):
     """-> Datasets of pairs: to train, to validate, to make prompts of."""
     if cfg.input:
-        rows = documents(HUB, cfg.input, COLUMNS).filter(is_pair)
+        rows = with_text(documents(HUB, cfg.input, COLUMNS), COLUMNS)
         train, val = hold_out(rows, cfg.val_fraction)
         return train, val, val
     found = []
     for name in ("train", "validation", "test"):
         rows = documents({**HUB, "split": name}, cfg.input, COLUMNS)
-        found.append(rows.filter(is_pair))
+        found.append(with_text(rows, COLUMNS))
     return found
 
 

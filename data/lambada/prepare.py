@@ -17,7 +17,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 import data
 from configurator import UserError, configure
-from data.documents import documents
+from data.documents import documents, with_text
 
 # --------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where passages.jsonl and meta.json go
@@ -50,7 +50,7 @@ def passages(texts, encode):
     for text in texts:
         parts = split_last_word(text)
         if not parts:
-            left_out["one_word"] += bool(text.strip())  # an empty line is no passage
+            left_out["one_word"] += 1
             continue
         context, word = parts
         try:
@@ -71,8 +71,8 @@ def passages(texts, encode):
 if __name__ == "__main__":
     meta = data.load_meta(vocabulary)[1] if vocabulary else data.GPT2_META
     encode, _ = data.encoder(meta)
-    found = documents(HUB, input, ["text"])
-    kept, lengths, left_out = passages((row["text"] or "" for row in found), encode)
+    found = with_text(documents(HUB, input, ["text"]), ["text"])
+    kept, lengths, left_out = passages((row["text"] for row in found), encode)
     said = ", ".join(f"{n} ({why.replace('_', ' ')})" for why, n in left_out.items()) or "none"
     if not kept:
         raise UserError(

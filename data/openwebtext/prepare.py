@@ -14,7 +14,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 import data
 from configurator import check_at_least, configure
-from data.documents import documents, hold_out, write_documents
+from data.documents import documents, hold_out, with_text, write_documents
 
 # --------------------------------------------------------------------------------------------------
 out_dir = os.path.dirname(os.path.abspath(__file__))  # where train.bin, val.bin and meta.json go
@@ -38,17 +38,13 @@ def tokenize(row):
     return {"ids": ids, "len": len(ids)}
 
 
-def has_text(row):
-    return row["text"] is not None
-
-
 def main(cfg):
     check_at_least(cfg, num_proc=1)
     data.gpt2()  # a missing vocabulary shows here, in one line, not in every process
     hub = {**HUB, "split": "train", "num_proc": cfg.num_proc}
     found = documents(hub, cfg.input, ["text"], sample_by="document")
     if cfg.input:  # the download has a text in every row
-        found = found.filter(has_text)
+        found = with_text(found, ["text"])
     options = {"remove_columns": found.column_names, "desc": "tokenizing"}
     options["num_proc"] = cfg.num_proc
     parts = [part.map(tokenize, **options) for part in hold_out(found, cfg.val_fraction)]
