@@ -29,7 +29,9 @@ def configure(script):
     """
     knobs = {name: value for name, value in script.items() if is_knob(name, value)}
     if script["__name__"] == "__main__":
-        sys.excepthook = one_line_for_user_errors
+        from plumbing.console import prepare_console  # not above: it imports this file
+
+        prepare_console()
         if "--help" in sys.argv or "-h" in sys.argv:
             print(knob_block(script["__file__"]))
             raise SystemExit(0)
@@ -145,13 +147,3 @@ def print_once(*args):
     """print, on the first process of a torchrun only."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(*args, flush=True)
-
-
-def one_line_for_user_errors(kind, error, traceback):
-    if issubclass(kind, UserError):
-        print(error, file=sys.stderr)
-    elif issubclass(kind, NotImplementedError) and "MPS" in str(error):
-        hint = "set PYTORCH_ENABLE_MPS_FALLBACK=1, or --device=cpu"
-        print(f"An Apple GPU lacks an operation: {hint}.", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, traceback)

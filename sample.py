@@ -258,7 +258,6 @@ def sample_with_drafts(model, checkpoint, template, note, cfg):
 
 
 def main(cfg):
-    sys.stdout.reconfigure(errors="replace")  # a Windows pipe cannot write every character
     check_knobs(cfg)
     if "WORLD_SIZE" in os.environ:
         raise UserError("On several GPUs samples go into a file: torchrun -m extras.save_samples")

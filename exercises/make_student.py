@@ -13,13 +13,13 @@ import json
 import os
 import re
 import subprocess
-import sys
 import textwrap
 
 import grade
 import graders
 
-from configurator import UserError, one_line_for_user_errors
+from configurator import UserError
+from plumbing.console import prepare_console
 
 ROOT = os.path.dirname(grade.HERE)
 FOR_TEACHERS = (
@@ -284,7 +284,7 @@ def make_student(folder, name, handed_in=None, lesson=0):
 
 
 if __name__ == "__main__":
-    sys.excepthook = one_line_for_user_errors
+    prepare_console()
     parser = argparse.ArgumentParser(description="Writes a student's folder.")
     parser.add_argument("folder", help="to be made, beside the project")
     parser.add_argument("--name", default="student", help="another name, other numbers")

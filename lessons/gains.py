@@ -14,8 +14,9 @@ import statistics
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))  # so that it runs from anywhere
-from configurator import UserError, one_line_for_user_errors
+from configurator import UserError
 from data import read_json
+from plumbing.console import prepare_console
 from plumbing.report import pyplot
 
 
@@ -63,7 +64,7 @@ def plot(folders, path):
 
 
 if __name__ == "__main__":
-    sys.excepthook = one_line_for_user_errors
+    prepare_console()
     if len(sys.argv) < 3:
         raise UserError(
             "Which runs? python lessons/gains.py PICTURE FOLDER ..., of eval.py --what=frontier."

@@ -10,9 +10,10 @@ import torch
 from matplotlib.colors import ListedColormap
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))  # so that it runs from anywhere
-from configurator import UserError, one_line_for_user_errors
+from configurator import UserError
 from model import unmask_steps
 from plumbing.attention import causal_mask
+from plumbing.console import prepare_console
 from plumbing.randomness import seeded, uniform
 from plumbing.report import pyplot
 from speculative import verify
@@ -206,7 +207,7 @@ def draw_all(folder):
 
 
 if __name__ == "__main__":
-    sys.excepthook = one_line_for_user_errors
+    prepare_console()
     if len(sys.argv) != 2 or not os.path.isdir(sys.argv[1]):
         raise UserError("Where to? python lessons/pictures.py FOLDER, of the repository: assets.")
     print("\n".join(draw_all(sys.argv[1])))

@@ -11,7 +11,8 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))  # so that it runs from anywhere
 import data
-from configurator import UserError, one_line_for_user_errors
+from configurator import UserError
+from plumbing.console import prepare_console
 
 WIDTH = 1000  # of the picture
 LETTER = 6.9  # width of a letter
@@ -157,7 +158,7 @@ def main(page, path):
 
 
 if __name__ == "__main__":
-    sys.excepthook = one_line_for_user_errors
+    prepare_console()
     if len(sys.argv) != 3:
         raise UserError("Which page? python lessons/record.py PAGE.html PICTURE.svg")
     main(*sys.argv[1:])

@@ -18,10 +18,11 @@ import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))  # so that it runs from anywhere
 import data
-from configurator import UserError, one_line_for_user_errors
+from configurator import UserError
 from drafters import load_model
 from extras.diffusion_drafter import Diffusion
 from model import diffusion_loss, masked_nll, unmask
+from plumbing.console import prepare_console
 from plumbing.randomness import seeded
 from plumbing.terminal import show_blanks
 from speculative import speculate, verify
@@ -162,7 +163,7 @@ def main(text, diffusion="out/pydoc/ckpt.pt", gpt="out/pydoc_ar/ckpt.pt", seed="
 
 
 if __name__ == "__main__":
-    sys.excepthook = one_line_for_user_errors
+    prepare_console()
     if not 2 <= len(sys.argv) <= 5:
         raise UserError("Which text? python lessons/show_work.py TEXT [DIFFUSION GPT SEED]")
     main(*sys.argv[1:])

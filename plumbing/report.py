@@ -3,6 +3,7 @@ Tables and plots of what eval.py measured.
 """
 
 import itertools
+import json
 import os
 
 from data import atomic_write, write_json
@@ -266,6 +267,8 @@ def save_plot(fig, path):
 def write_report(report, folder):
     """-> what it wrote: eval.json, plots, and at last (make demo looks for it) eval.txt."""
     write_json(os.path.join(folder, "eval.json"), report)
+    # a file's name need not be text: with replacements it can be drawn and written
+    report = json.loads(json.dumps(report, ensure_ascii=False).encode(errors="replace"))
     drawn = []
     for name, draw in plots_of(report).items():
         path = os.path.join(folder, name)

@@ -11,11 +11,10 @@ import torch
 from conftest import knobs, run, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import configurator
 import eval as evaluation
 import sample as S
 import train
-from plumbing import hardware
+from plumbing import console, hardware
 from plumbing.hardware import pick_device, pick_for_sampling
 
 
@@ -163,7 +162,7 @@ def test_what_an_apple_gpu_cannot_do_is_one_line_with_the_way_out(capsys):
     error = NotImplementedError(
         "The operator 'aten::x' is not currently implemented for the MPS device. ..."
     )
-    configurator.one_line_for_user_errors(type(error), error, None)
+    console.one_line_for_user_errors(type(error), error, None)
     said = capsys.readouterr().err
     assert (
         said.count("\n") == 1 and "PYTORCH_ENABLE_MPS_FALLBACK=1" in said and "--device=cpu" in said
