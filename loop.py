@@ -105,7 +105,8 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
         optimizer.zero_grad()
         update_averages(averaged, model, step, cfg.ema)
 
-        evaluating = (step + 1) % cfg.eval_interval == 0 or step + 1 == cfg.max_iters
+        last = step + 1 == cfg.max_iters or progress.interrupted  # by Ctrl-C
+        evaluating = (step + 1) % cfg.eval_interval == 0 or last
         progress.add(step, step_loss, lr, batch.numel() * n_forwards, evaluating)
         if evaluating:
             with averaged_weights(model, averaged), whole_weights(batch_loss, cfg.fsdp):
@@ -114,7 +115,7 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
             progress.check_finite([val_loss], step, lr)
             save(training_state(model, optimizer, averaged, step + 1), val_loss)
             progress.validated(step, val_loss)
-    progress.bar.close()
+    progress.close()
 
     swap(model, averaged)
     return model.eval()

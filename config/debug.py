@@ -9,7 +9,7 @@ $ python sample.py config/debug.py --ckpt=out/debug/ar/ckpt.pt --draft=out/debug
 
 Put breakpoint() where you want to look: in diffusion_loss, sdtt_loss or another loss, in unmask or
 verify. A run lasts until you stop it; training goes on where it last saved (every 100 steps), a
-distillation begins again. .vscode/launch.json starts the same.
+distillation begins again without --init_from=resume. .vscode/launch.json starts the same.
 """
 
 import os
@@ -41,7 +41,7 @@ if _script == "distill.py":
         teacher = "out/debug/ar/ckpt.pt"
         divergence = "kl_fwd"
     out_dir = _said.get("out_dir", f"out/debug/{method}")
-    if out_dir == f"out/debug/{method}":
+    if out_dir == f"out/debug/{method}" and _said.get("init_from") != "resume":
         shutil.rmtree(out_dir, ignore_errors=True)  # the last teacher or knobs may have been others
     orig_steps = 16
     rounds = 1

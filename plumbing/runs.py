@@ -12,6 +12,7 @@ from tqdm import tqdm
 from configurator import UserError
 from data import matching, read_json, write_json, write_jsonl
 from plumbing.checkpoints import load_checkpoint
+from plumbing.console import leave_interrupts
 
 
 class Log:
@@ -83,7 +84,7 @@ def check_unused(out_dir):
         raise UserError(f"{out_dir} already holds a run. {hint}")
 
 
-LOCKS = {}  # folder -> its lock, which dies with its process
+LOCKS = {}  # folder that this process has claimed -> its lock, which dies with it
 
 
 def claim(out_dir):
@@ -104,9 +105,10 @@ def claim(out_dir):
 
 
 def release(out_dir):
-    """Undoes claim. (So does the end of the process.)"""
+    """Undoes claim, and a training's hold on Ctrl-C. (So does the end of the process.)"""
+    leave_interrupts()
     if out_dir in LOCKS:
-        LOCKS.pop(out_dir).release()
+        LOCKS[out_dir].release()
 
 
 # Knobs that may differ when a run is resumed: where it is, how far it goes, what it runs on, how

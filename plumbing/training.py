@@ -3,6 +3,7 @@ What the training loop has around it: its state for a checkpoint, its bar and lo
 """
 
 import math
+import os
 import time
 
 import torch
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from configurator import UserError, print_once
+from plumbing.console import leave_interrupts, take_first_interrupt
 from plumbing.parallel import is_shard, rank_and_world, shard_like, whole
 from plumbing.runs import Log, files_of_run
 
@@ -56,7 +58,7 @@ LOG_INTERVAL = 10  # steps
 
 
 class Progress:
-    """The bar and log.jsonl, and an end where a loss is no longer finite."""
+    """The bar and log.jsonl; an end where a loss is no longer finite, or at Ctrl-C."""
 
     def __init__(self, cfg, start, steps_before):
         self.out_dir = cfg.out_dir
@@ -73,7 +75,19 @@ class Progress:
             disable=self.rank != 0,
             dynamic_ncols=True,
         )
+        self.interrupted = False
+        if self.world == 1:  # several processes cannot agree on a last step
+            take_first_interrupt(self.ask_for_the_end)
         self.begin()
+
+    def ask_for_the_end(self):
+        self.interrupted = True
+        # not print, which may have been interrupted itself
+        os.write(2, b"\nThis step is the last: it is saved. Ctrl-C again ends at once.\n")
+
+    def close(self):
+        self.bar.close()
+        leave_interrupts()
 
     def begin(self):
         self.losses = []
@@ -101,8 +115,12 @@ class Progress:
         self.begin()
 
     def validated(self, step, val_loss):
+        """Logs it. Raises KeyboardInterrupt where Ctrl-C has asked for this end."""
         self.write({"step": self.steps_before + step + 1, "val_loss": round(val_loss, 4)})
         self.began = time.perf_counter()  # the time that it took is not training's
+        if self.interrupted:
+            self.close()
+            raise KeyboardInterrupt
 
     def write(self, record):
         if self.log:
@@ -113,7 +131,7 @@ class Progress:
         bad = [i for i, value in enumerate(losses) if not math.isfinite(value)]
         if not bad:
             return
-        self.bar.close()
+        self.close()
         at = self.steps_before + step + 2 - len(losses) + bad[0]
         value = losses[bad[0]]
         if self.is_untrained and bad[0] == 0:

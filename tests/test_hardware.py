@@ -162,7 +162,7 @@ def test_what_an_apple_gpu_cannot_do_is_one_line_with_the_way_out(capsys):
     error = NotImplementedError(
         "The operator 'aten::x' is not currently implemented for the MPS device. ..."
     )
-    console.one_line_for_user_errors(type(error), error, None)
+    console.say_error(type(error), error, None)
     said = capsys.readouterr().err
     assert (
         said.count("\n") == 1 and "PYTORCH_ENABLE_MPS_FALLBACK=1" in said and "--device=cpu" in said

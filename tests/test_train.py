@@ -169,6 +169,48 @@ def test_n_plus_n_steps_equal_2n(objective, pydoc, tmp_path, monkeypatch):
     assert [r["step"] for r in log_of(tmp_path / "parts")] == [3, 3, 6, 6]
 
 
+def interrupting(times):
+    """-> data.batch, with so many Ctrl-C in its fourth call."""
+    real = data.batch
+    calls = []
+
+    def batch(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return real(*args)
+
+    return batch
+
+
+@pytest.mark.parametrize("times, saved", [(1, 4), (2, 3)])
+def test_ctrl_c_ends_after_the_step_and_saves_it_twice_at_once(
+    times, saved, pydoc, tmp_path, monkeypatch, capfd
+):
+    whole = trained(knobs(tmp_path / "whole", dataset=pydoc, ema=0.9))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(data, "batch", interrupting(times))
+        train.main(knobs(tmp_path / "parts", dataset=pydoc, ema=0.9))
+    assert "This step is the last" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert load_checkpoint(f"{tmp_path}/parts/ckpt.pt")["step"] == saved
+    parts = trained(knobs(tmp_path / "parts", dataset=pydoc, ema=0.9, init_from="resume"))
+    assert equal_states(whole, parts)
+
+
+def test_a_training_leaves_ctrl_c_to_whom_it_belongs(pydoc, tmp_path, monkeypatch):
+    """A shell makes what it runs in the background deaf to it; a program may have its own use."""
+    deaf = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        trained(knobs(tmp_path / "deaf", dataset=pydoc))
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, deaf)
+    trained(knobs(tmp_path / "done", dataset=pydoc))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 TOY = dict(block_size=16, n_layer=2, n_head=2, n_embd=16, batch_size=4)
 TOY |= dict(warmup_iters=2, eval_iters=1, ema=0.9, dropout=0.1, device="cpu")
 
