@@ -125,12 +125,29 @@ def dataset_hint(folder):
     root = os.path.dirname(__file__)
     name = os.path.basename(folder)
     known = sorted(d for d in os.listdir(root) if os.path.exists(f"{root}/{d}/prepare.py"))
+    has_text = all(os.path.exists(os.path.join(folder, f"{n}.bin")) for n in ("train", "val"))
+    if has_text and not os.path.exists(os.path.join(folder, "meta.json")):
+        return nanogpt_hint(folder)
     if name in known:
         return f"Make it with: python data/{name}/prepare.py"
     if os.path.isdir(folder):
         return "Write it again, with the prepare.py that made it."
     near = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}"
+
+
+def nanogpt_hint(folder):
+    """The command that takes a folder with token ids but no meta.json, as nanoGPT writes them."""
+    if not os.path.exists(os.path.join(folder, "meta.pkl")):
+        command = f"python data/nanogpt/prepare.py --input={folder}"
+        return f"If it is nanoGPT's, of GPT-2 byte pairs: {command}. Else prepare it again."
+    text = os.path.join(folder, "input.txt")
+    text = text if os.path.exists(text) else "FILE"
+    return (
+        f"{folder} has characters of nanoGPT, whose meta.pkl is a pickle, and none is loaded here. "
+        f"Make them again: python data/text/prepare.py --input={text} --tokenizer=char "
+        f"--out_dir={folder}"
+    )
 
 
 def block_starts(tokens, length, step):

@@ -5,11 +5,13 @@ Checkpoints: written whole or not at all, read without running anything from the
 import glob
 import os
 import re
+import warnings
 
 import torch
 
 from configurator import UserError, first_line
 from data import matching, replacing
+from plumbing.foreign import what_is
 
 
 def save_checkpoint(path, checkpoint):
@@ -27,23 +29,25 @@ def save_checkpoint(path, checkpoint):
 def load_checkpoint(path):
     """
     -> the dict that loop.fit saved, on the CPU. Runs no code from the file. Raises UserError if it
-    is missing or damaged.
+    is missing, damaged or of another program.
     """
     if not os.path.isfile(path):
         raise UserError(f"There is no checkpoint {path}. {checkpoint_hint(os.path.dirname(path))}")
     # under torchrun a process reads from the disk only the shards that it takes
     shared = "WORLD_SIZE" in os.environ
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=shared)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are no checkpoints
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=shared)
     except (PermissionError, MemoryError) as error:
         raise UserError(f"Cannot read {path} ({error}).") from None
     except Exception as error:  # torch raises five different kinds for a damaged file
         why = type(error).__name__
-        raise UserError(
-            f"{path} is damaged or not a checkpoint ({why}). Copy or train it again."
-        ) from None
+        damaged = f"damaged or not a checkpoint ({why}). Copy or train it again"
+        raise UserError(f"{path} is {what_is(path) or damaged}.") from None
     if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
-        raise UserError(f"{path} is not a nanoSDTT checkpoint: it holds no model_config.")
+        unknown = "not a nanoSDTT checkpoint: it holds no model_config"
+        raise UserError(f"{path} is {what_is(path) or unknown}.")
     return checkpoint
 
 
