@@ -66,7 +66,7 @@ ckpt = "out/dimo_pydoc/ckpt.pt"  # what --task=train has saved
 num_samples = 4
 steps = 1  # forward passes: it is made for 1 and 2, and as good as its teacher with more
 temperature = 1.0  # 0: always the most probable token
-cooling = 1.0  # the temperature of the last step over that of the first
+cooling = 1.0  # diffusion: the temperature of the last step over that of the first
 top_p = 1.0  # keep the most probable tokens that hold this much probability
 save = ""  # a .jsonl file: write the samples there, for eval.py --samples; '': print them
 # both
