@@ -29,6 +29,7 @@ from data.tokenizers import (
     ids_encoder,
     is_bare,
     json_encoder,
+    opening_of,
     tokenizer_knob,
 )
 
@@ -277,6 +278,11 @@ def start_token(meta):
     """
     What an autoregressive model starts from when there is no prompt: end-of-text, or the first
     character.
+
+    Where texts begin and end, in datasets, prompts, samples and what is evaluated alike: after
+    each of several texts, and so before the next one, stands end-of-text. No BOS stands anywhere.
+    A decoder of transformers whose tokenizer puts one before a text reads it first, whatever it is
+    given (opened, in extras/huggingface.py); an encoder-decoder starts from its own token.
     """
     return meta.get("start", meta.get("eot", 0))
 
@@ -289,14 +295,9 @@ def encode_prompt(meta, text):
     start = [start_token(meta)]
     if not text:
         return start
-    if "pieces" not in meta:
-        return encoder(meta)[0](text)
-    # with what the tokenizer puts around a text
-    ids = hf_encode(meta, text)
-    if "pad" in meta:  # an encoder reads it whole, and the decoder starts
-        return ids + start
-    closed = len(ids) > 1 and ids[-1] == meta.get("eot")
-    return ids[:-1] if closed else ids  # the text is to go on
+    if "pad" in meta:  # an encoder reads it, closed as its tokenizer does, and the decoder starts
+        return hf_encode(meta, text) + start
+    return encoder(meta)[0](text)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -124,7 +124,9 @@ def hf_meta(name):
     tokenizer = hf_tokenizer(name)
     config = hf_config(name)
     vocabulary = tokenizer.get_vocab()  # {piece: id}
-    special = {"eot": tokenizer.eos_token_id, "start": tokenizer.bos_token_id}
+    special = {"eot": tokenizer.eos_token_id}
+    if special["eot"] is None:  # else a text begins after it: see data.start_token
+        special["start"] = tokenizer.bos_token_id
     if config.is_encoder_decoder:
         special["start"] = config.decoder_start_token_id
         special["pad"] = config.pad_token_id
@@ -175,6 +177,21 @@ def check_ids(ids, meta, token_of):
             f"The text has {token_of(largest)!r}, token {largest}, which the model cannot write: "
             f"it has {meta['vocab_size']} tokens. Leave it out of the text."
         )
+
+
+@functools.lru_cache  # a model is loaded more than once
+def opening_of(name):
+    """
+    A model NAME or folder -> [id, ...] that its tokenizer puts before any text, a BOS or nothing;
+    [id, ...], at least one, that stands where there is no text to begin with.
+    """
+    tokenizer = hf_tokenizer(name)
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    whole = tokenizer.encode("a")
+    n = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+    opening = whole[:n]
+    alone = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None]
+    return opening, opening or alone[:1] or [0]
 
 
 def chat_prompt(meta, text):

@@ -58,10 +58,8 @@ class DiffusionDecoder(HuggingFaceModel):
 
     def __init__(self, path, attention="sdpa"):
         super().__init__(path, attention)
-        meta = data.hf_meta(name_and_context(path)[0])
-        self.start = data.start_token(meta)
         self.config.causal = False
-        self.config.block_size -= 1  # the start token takes one position
+        self.config.block_size -= len(self.alone)  # which take a position
         V = self.config.vocab_size
         self.mask_id = V
         if self.wte.num_embeddings == V:  # else it has rows without a token, and the head too
@@ -77,11 +75,12 @@ class DiffusionDecoder(HuggingFaceModel):
         """(B, T) int64 -> (B, T, C), before the head."""
         self.check_length(idx.size(1))
         B, T = idx.shape
-        x = torch.cat([idx.new_full((B, 1), self.start), idx], dim=1)  # (B, T + 1)
+        before = idx.new_tensor(self.alone).expand(B, -1)  # (B, n), n = 1 as a rule
+        x = torch.cat([before, idx], dim=1)  # (B, n + T)
         # added to the scores: every position sees every other
-        mask = self.wte.weight.new_zeros(1, 1, T + 1, T + 1)
+        mask = self.wte.weight.new_zeros(1, 1, x.size(1), x.size(1))
         h = self.inner(input_ids=x, attention_mask=mask, use_cache=False).logits
-        return h[:, :-1]  # the state of the token before each
+        return h[:, -T - 1 : -1]  # the state of the token before each
 
     def forward(self, idx):
         """(B, T) int64 -> (B, T, V) logits."""

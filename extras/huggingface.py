@@ -18,7 +18,7 @@ import torch
 import torch.nn as nn
 
 from configurator import UserError, choose, configure
-from data import from_hub, hf_config, hf_meta, hf_tokenizer
+from data import from_hub, hf_config, hf_meta, hf_tokenizer, opening_of
 from plumbing.checkpoints import load_checkpoint, load_weights, weights_of, without_weights
 
 # --------------------------------------------------------------------------------------------------
@@ -58,12 +58,14 @@ def config_of(path):
     """'hf:NAME_OR_FOLDER' -> HuggingFaceConfig."""
     name, context = name_and_context(path)
     text = hf_config(name).get_text_config(decoder=True)
-    longest = getattr(text, "max_position_embeddings", None) or context  # T5 has no longest
+    longest = getattr(text, "max_position_embeddings", None)
+    if longest:  # T5 has none
+        context = min(longest - len(opening_of(name)[0]), context)
     return HuggingFaceConfig(
         arch=path,
         vocab_size=hf_meta(name)["vocab_size"],
         n_embd=text.hidden_size,
-        block_size=min(longest, context),
+        block_size=context,
     )
 
 
@@ -88,6 +90,7 @@ class HuggingFaceModel(nn.Module):
         self.config = config_of(path)
         self.mask_id = None
         name, _ = name_and_context(path)
+        self.opening, self.alone = opening_of(name)
         self.inner = from_hub(
             self.kind,
             name,
@@ -156,17 +159,39 @@ class Decoder(HuggingFaceModel):
 
     def __init__(self, path, attention="sdpa"):
         super().__init__(path, attention)
+        self.eot = hf_meta(name_and_context(path)[0]).get("eot", -1)
         self.check_and_take_head_out()
+
+    def opened(self, idx):
+        """
+        (B, T) int64, the beginnings of texts -> (B, T') int64, as the model has learned to read
+        them: with the BOS that its tokenizer puts before a text, in place of an end-of-text before
+        it. Without a BOS many models predict next to nothing.
+        """
+        first = idx[:, 0]
+        if self.opening and (first == self.opening[0]).all():  # a chat template has it
+            return idx
+        before = self.opening
+        if (first == self.eot).all():  # what a text of ours begins after: see data.start_token
+            before = self.alone
+            idx = idx[:, 1:]
+        before = idx.new_tensor(before).expand(len(idx), -1)  # (B, a few)
+        return torch.cat([before, idx], dim=1)
 
     def hidden(self, idx, cache=None):
         """(B, T) int64 -> (B, T, C), before the head. idx follow the cached tokens, if any."""
-        end = idx.size(1) + (cache.length if cache is not None else 0)
-        self.check_length(end)
+        T = idx.size(1)
         if cache is None:
-            return self.inner(input_ids=idx, use_cache=False).logits
+            self.check_length(T)
+            return self.inner(input_ids=self.opened(idx), use_cache=False).logits[:, -T:]
+        end = cache.length + T
+        self.check_length(end)
+        if cache.length == 0:
+            idx = self.opened(idx)
+            cache.n_opening = idx.size(1) - T
         h = self.inner(input_ids=idx, use_cache=True, cache=cache.cropped()).logits
         cache.length = end
-        return h
+        return h[:, -T:]
 
     def forward(self, idx):
         """(B, T) int64 -> (B, T, V) logits."""
@@ -184,11 +209,11 @@ class Decoder(HuggingFaceModel):
         for one whose cache can't forget tokens (linear attention, sliding windows).
         """
         x = torch.arange(8)[None] % self.config.vocab_size  # (1, 8)
-        found = self.inner(input_ids=x, use_cache=True)
+        found = self.inner(input_ids=self.opened(x), use_cache=True)
         self.check_cache(getattr(found, "cache", None))
         self.take_head_out()
         h = self.hidden(x)
-        self.check_equal("logits", self.head(h), found.logits[..., : self.config.vocab_size])
+        self.check_equal("logits", self.head(h), found.logits[:, -8:, : self.config.vocab_size])
         cache = self.new_cache()
         self.hidden(x[:, :7], cache)
         cache.length = 5
@@ -201,10 +226,12 @@ class Cache:
     def __init__(self, cache):
         self.cache = cache
         self.length = 0  # all rows are equally long
+        self.n_opening = 0  # tokens more than those, before them
 
     def cropped(self):
         """-> the cache of transformers, of the first `length` tokens."""
-        self.cache.crop(self.length - self.cache.get_seq_length())  # minus how many tokens go
+        length = self.length + self.n_opening if self.length else 0
+        self.cache.crop(length - self.cache.get_seq_length())  # minus how many tokens go
         return self.cache
 
 

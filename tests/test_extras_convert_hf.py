@@ -49,7 +49,7 @@ def test_a_position_is_predicted_by_the_one_before_it_which_sees_all(path):
     rows = theirs.get_input_embeddings().weight[: len(WORDS)]
     rows = torch.cat([rows, rows.mean(0, keepdim=True)])
     x = torch.tensor([[3, 4, model.mask_id, 5, model.mask_id, 6]])
-    start = torch.tensor([[model.start]])
+    start = torch.tensor([model.alone])
     found = theirs(
         inputs_embeds=rows[torch.cat([start, x], dim=1)],
         attention_mask=torch.zeros(1, 1, 7, 7, dtype=torch.float64),
