@@ -134,7 +134,8 @@ def hf_meta(name):
 
     rows = config.get_text_config(decoder=True).vocab_size
     vocab_size = min(max(vocabulary.values()) + 1, rows)
-    check_rows(name, rows, tuple(special.values()))
+    at_ends = {tokenizer.bos_token_id, *special.values()} - {None}
+    check_rows(name, rows, tuple(sorted(at_ends)))
     pieces = pieces_of(vocabulary)
     if (pieces, vocab_size) == (GPT2_PIECES, GPT2_META["vocab_size"]):
         return GPT2_META
