@@ -17,6 +17,7 @@ acceptance  for a GPT and its drafters: how many of their tokens it accepts, how
 Samples may come from files instead (--samples), written elsewhere or by another kind of model.
 """
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -242,6 +243,11 @@ def steps_to_try(causal, sampler, length, cfg):
     return [length] if causal or sampler == "first_hitting" else cfg.steps
 
 
+def coolings_to_try(causal, n_steps, coolings):
+    """-> [cooling, ...]: one where there is no second step that could be colder."""
+    return [1.0] if causal or n_steps == 1 else coolings
+
+
 def draw_texts(models, length, cfg, temperatures, coolings, ar_top_p):
     """-> [(samples, about), ...] of every model, number of steps, cooling and temperature."""
     texts = []
@@ -249,15 +255,16 @@ def draw_texts(models, length, cfg, temperatures, coolings, ar_top_p):
         causal = model.config.causal
         templates = empty_templates(model, checkpoint["meta"], cfg.num_samples, length)
         options = sampling_options(cfg, checkpoint)
-        step_numbers = steps_to_try(causal, options["sampler"], length, cfg)
-        top_ps = ar_top_p if causal else [cfg.top_p]
-        for n_steps, top_p, cooling, temperature in itertools.product(
-            step_numbers, top_ps, coolings, temperatures
-        ):
-            if cooling != coolings[0] and (causal or n_steps == 1):
-                continue  # no second step that could be colder
-            options |= {"n_steps": n_steps, "top_p": top_p}
-            options |= {"cooling": cooling, "temperature": temperature}
+        settings = []
+        for n_steps in steps_to_try(causal, options["sampler"], length, cfg):
+            top_ps = ar_top_p if causal else [cfg.top_p]
+            falling = coolings_to_try(causal, n_steps, coolings)
+            settings += itertools.product([n_steps], top_ps, falling, temperatures)
+        for n_steps, top_p, cooling, temperature in settings:
+            options["n_steps"] = n_steps
+            options["top_p"] = top_p
+            options["cooling"] = cooling
+            options["temperature"] = temperature
             began = time.perf_counter()
             with sampling_context(model, cfg):
                 x = draw_many(model, templates, cfg.batch_size, cfg.seed, **options)
@@ -267,7 +274,7 @@ def draw_texts(models, length, cfg, temperatures, coolings, ar_top_p):
                 "causal": causal,
                 "sampler": None if causal else options["sampler"],
                 "temperature": temperature,
-                "cooling": 1.0 if causal or n_steps == 1 else cooling,
+                "cooling": cooling,
                 "top_p": top_p,
                 "prefix": 0,
                 "continuations": 1,
@@ -391,16 +398,16 @@ def gains(lines, real_entropy, seed):
     if not lines:  # samples of files that have no steps
         return []
     teacher = next(iter(lines))[0]
+    frontiers = collections.defaultdict(dict)  # steps -> {cooling: [(n, 3) at each temperature]}
+    for (model, n_steps, cooling), points in lines.items():
+        if model == teacher and len(points) >= 2:
+            frontiers[n_steps][cooling] = [texts for _, texts in points]
     rows = []
     for (model, n_steps, cooling), points in lines.items():
-        if model == teacher and cooling == 1:
-            continue
-        teacher_lines = []
-        for (other, other_steps, other_cooling), other_points in lines.items():
-            enough = len(other_points) >= 2
-            same = (other, other_steps) == (teacher, n_steps)
-            if enough and same and (model != teacher or other_cooling == 1):
-                teacher_lines.append([texts for _, texts in other_points])
+        teacher_lines = list(frontiers[n_steps].values())
+        if model == teacher:
+            uniform = frontiers[n_steps].get(1.0)
+            teacher_lines = [uniform] if uniform and cooling != 1 else []
         if not teacher_lines:
             continue
         # at the temperature where the student is about as varied as real text

@@ -194,27 +194,32 @@ def over_frontier(student, teacher, extend=False):
     return math.exp(nats - nats_low - (nats_high - nats_low) * fraction)
 
 
+def over_best_line(student, lines, extend=False):
+    """
+    over_frontier of the line with the lowest perplexity. Of noisy lines that is a little too low,
+    which errs against the student.
+    """
+    return max(over_frontier(student, line, extend) for line in lines)
+
+
 def gain(student, lines, seed, n_resamples=400):
     """
     student (n, 3), the teacher's lines [[(n, 3) at each temperature], ...], one for each way in
-    which the temperature falls -> "ratio": over_frontier of the best line at this entropy, and
+    which the temperature falls -> "ratio": over_best_line at this entropy, and
     "low" and "high", its 95 % interval by bootstrap over the texts of both. All are None where the
     teacher has no such entropy.
     """
     lines = [line for line in lines if over_frontier(student, line) is not None]
     if not lines:
         return {"ratio": None, "low": None, "high": None}
-    ratio = max(over_frontier(student, line) for line in lines)
+    ratio = over_best_line(student, lines)
     generator = seeded(seed, "bootstrap")
     ratios = []
     for _ in range(n_resamples):
         student_sample = bootstrap_sample(student, generator)
-        found = []
-        for line in lines:
-            line_sample = [bootstrap_sample(texts, generator) for texts in line]
-            # the sampled line may end a little before the sampled entropy, so it is extended
-            found.append(over_frontier(student_sample, line_sample, extend=True))
-        ratios.append(max(found))  # of noisy lines: the interval errs against the student
+        samples = [[bootstrap_sample(texts, generator) for texts in line] for line in lines]
+        # a sampled line may end a little before the sampled entropy, so it is extended
+        ratios.append(over_best_line(student_sample, samples, extend=True))
     low, high = torch.tensor(ratios).quantile(torch.tensor([0.025, 0.975])).tolist()
     return {"ratio": ratio, "low": low, "high": high}
 

@@ -524,8 +524,6 @@ def unmask_by_confidence(
         masked = xt == model.mask_id  # (B, T), N of them
         n_left = n_all * (n_steps - step) // n_steps  # (B): the same fraction of each row's
         n_now = masked.sum(dim=1) - n_left  # (B)
-        if not n_now.any():
-            continue
         h = model.hidden(xt)[masked]  # (N, C)
         temp = step_temperature(step, n_steps, temperature, cooling)
         tokens, p = draw_with_probability(model, h, generator, temp, top_p)  # (N) both

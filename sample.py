@@ -159,8 +159,8 @@ def draw_plain(model, checkpoint, template, n, cfg, watch=None):
     eos = checkpoint["meta"].get("eot") if model.config.causal else None
     templates = template.to(device).expand(n, -1)  # (n, L)
     generator = seeded(cfg.seed, device=device)
-    options = {"generator": generator, "eos": eos, "watch": watch, **settings_of(cfg)}
-    options["cooling"] = cfg.cooling
+    options = {"generator": generator, "eos": eos, "watch": watch, "cooling": cfg.cooling}
+    options |= settings_of(cfg)
     x = draw_samples(model, templates, steps, sampler, **options).cpu()
     n_known = int((template >= 0).sum())
     return [row[: text_end(row, n_known, eos)] for row in x]

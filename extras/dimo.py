@@ -64,7 +64,7 @@ wandb = ""  # a project name: also log to Weights & Biases
 # sample
 ckpt = "out/dimo_pydoc/ckpt.pt"  # what --task=train has saved
 num_samples = 4
-steps = 1  # forward passes: it is made for 1 and 2, and as good as its teacher with more
+steps = 1  # forward passes: it is made for 1 and 2; with 4 its teacher is as good
 temperature = 1.0  # 0: always the most probable token
 cooling = 1.0  # diffusion: the temperature of the last step over that of the first
 top_p = 1.0  # keep the most probable tokens that hold this much probability

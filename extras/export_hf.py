@@ -200,7 +200,8 @@ def save(folder, model, meta):
     """Writes the folder, which comes to its name when it is whole -> what is said of it."""
     learned = model.config.pos == "learned"
     weights = {name: p.detach().cpu() for name, p in model.state_dict().items()}
-    theirs = (gpt2_weights if learned else neox_weights)(weights, model.config)
+    in_their_layout = gpt2_weights if learned else neox_weights
+    theirs = in_their_layout(weights, model.config)
     theirs = {name: p.contiguous() for name, p in theirs.items()}
     part = f"{os.path.normpath(folder)}.tmp"
     said = save_tokenizer(part, meta, model.config.block_size)

@@ -90,11 +90,9 @@ def evaluate(cfg):
 
     real, _ = real_texts(corpus, size, files, cfg)
     real_features = features(real, evaluator, cfg.batch_size)
+    drawn = draw_texts(models, size, cfg, [cfg.temperature], [cfg.cooling], [cfg.top_p])
     rows = []
-    for x, about in [
-        *draw_texts(models, size, cfg, [cfg.temperature], [cfg.cooling], [cfg.top_p]),
-        *files,
-    ]:
+    for x, about in [*drawn, *files]:
         written = features(x, evaluator, cfg.batch_size)
         row = row_of(about) | {"texts": len(x)}
         rows.append(row | {"mauve": mauve_score(real_features, written, cfg.seed)})
