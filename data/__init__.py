@@ -22,6 +22,7 @@ from data.tokenizers import (
     chat_prompt,
     from_hub,
     gpt2,
+    gpt2_encode,
     hf_config,
     hf_encode,
     hf_meta,
@@ -198,8 +199,7 @@ def encoder(meta):
     character.
     """
     if meta["tokenizer"] == "gpt2":
-        bpe = gpt2()
-        return (lambda text: bpe.encode(text, allowed_special={"<|endoftext|>"})), bpe.decode
+        return gpt2_encode, gpt2().decode
     if meta["tokenizer"].startswith("hf:"):
         tokenizer = hf_tokenizer(meta["tokenizer"][3:])
         encode = functools.partial(hf_encode, meta, add_special_tokens=False)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from configurator import UserError
 from data import GPT2_META, check_counts, remove_meta, token_dtype
 
-# each also compressed, .txt.gz
+# text also gzipped, as .txt.gz; a .parquet is compressed within
 READERS = {
     ".parquet": "parquet",
     ".jsonl": "json",
@@ -31,13 +31,13 @@ def documents(hub, input, columns, sample_by="line"):
     cannot be read.
     """
     files = sorted(path for path in glob.glob(input, recursive=True) if os.path.isfile(path))
-    kinds = {READERS.get(os.path.splitext(file.removesuffix(".gz"))[1]) for file in files}
+    kinds = {kind_of(file) for file in files}
     if input and not files:
         raise UserError(f"--input={input} matches no file.")
     if input and (len(kinds) > 1 or None in kinds):
         raise UserError(
-            f"--input={input} should match files of one kind of {', '.join(READERS)} (or these as "
-            f".gz), such as {files[0]}."
+            f"--input={input} should match files of one kind of {', '.join(READERS)} (text also "
+            f"gzipped, as .txt.gz), such as {files[0]}."
         )
     import datasets  # not before: it takes seconds
 
@@ -83,6 +83,13 @@ def documents(hub, input, columns, sample_by="line"):
                 f"{input or hub['path']} has {kind} in its column {column}; it must be text."
             )
     return found
+
+
+def kind_of(path):
+    """-> what `datasets` calls the kind of a file; None: one that it does not read."""
+    plain = path.removesuffix(".gz")
+    kind = READERS.get(os.path.splitext(plain)[1])
+    return None if kind == "parquet" and path != plain else kind
 
 
 def without_mark(row):

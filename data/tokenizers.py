@@ -43,6 +43,21 @@ def gpt2():
         ) from None
 
 
+def gpt2_encode(text, special=("<|endoftext|>",)):
+    """
+    str -> [int]. special: what of the text means a token that is no text. Raises UserError for what
+    tiktoken cannot encode.
+    """
+    try:
+        return gpt2().encode(text, allowed_special=set(special), disallowed_special=())
+    except ValueError as error:  # its regular expression backtracks over a run of white space
+        longest = max(map(len, re.findall(r"\s+", text)), default=0)
+        raise UserError(
+            f"GPT-2's tokenizer cannot read a run of {longest} white space characters "
+            f"({first_line(error)}). Shorten it, or take --tokenizer=words."
+        ) from None
+
+
 def import_transformers():
     """-> the package, told to be quiet. Raises UserError if it is missing."""
     try:

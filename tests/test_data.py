@@ -850,6 +850,7 @@ def test_documents_that_cannot_be_had_end_in_one_line(tmp_path, pydoc):
     (tmp_path / "latin.txt").write_bytes(b"a caf\xe9")
     (tmp_path / "a.csv").write_text("title\na b\n")
     (tmp_path / "a.xml").write_text("<text>a b</text>")
+    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
     (tmp_path / "b.txt.gz").write_text("a b")
     wanted = {
         "a.jsonl": ["title, body", "no column text"],
@@ -859,6 +860,7 @@ def test_documents_that_cannot_be_had_end_in_one_line(tmp_path, pydoc):
         "a.*": ["one kind"],
         "a.csv": ["a.csv", "not found: ['text']"],
         "a.xml": ["one kind", ".parquet", ".csv", ".txt", ".gz"],
+        "a.parquet.gz": ["one kind", "text also gzipped"],
         "b.txt.gz": ["b.txt.gz", "Not a gzipped file"],
         "none.txt": ["matches no file"],
         "broken.jsonl": ["broken.jsonl", "JSON parse error"],
@@ -871,6 +873,12 @@ def test_documents_that_cannot_be_had_end_in_one_line(tmp_path, pydoc):
     for line, words in zip(said, wanted.values(), strict=True):
         assert all(word in line for word in words), line
     assert not os.path.exists(tmp_path / "out") and "pydoc" in last
+
+
+@needs_gpt2
+def test_white_space_too_long_for_the_gpt2_tokenizer_is_an_error_of_one_line(error_of):
+    text = f"a{' ' * 10**6}b"
+    assert "a run of 1000000 white space characters" in error_of(data.gpt2_encode, text)
 
 
 @needs_gpt2

@@ -12,6 +12,7 @@ prompt_tokens; the start token; the summary; its end, repeated so that these are
 """
 
 import collections
+import functools
 import os
 import sys
 
@@ -57,7 +58,9 @@ def meta_of(cfg):
 
 def encoder_of(meta):
     """-> encode(str) -> [int], without tokens that mean more than text."""
-    return data.gpt2().encode_ordinary if meta["tokenizer"] == "gpt2" else data.encoder(meta)[0]
+    if meta["tokenizer"] == "gpt2":
+        return functools.partial(data.gpt2_encode, special=())
+    return data.encoder(meta)[0]
 
 
 def prompt_ids(article, prompt_tokens, meta=data.GPT2_META):
