@@ -55,7 +55,7 @@ class LSTMBlock(nn.Module):
                 _, (h, c) = self.lstm(y_i, (h, c))
                 states.append(torch.cat([h, c]))  # (2, B, C)
         h, c = torch.stack(states, dim=2)  # (B, T, C) each
-        cache.append(layer, h[:, None], c[:, None])  # in place of keys and values, as one head
+        cache.append(layer, h[:, None], c[:, None])  # instead of keys and values, as one head
         return x + h.to(x.dtype)  # no dropout: only generation has a cache
 
 
@@ -199,7 +199,7 @@ class NGram:
 
     def probs(self, text):
         """
-        [token, ...], of which the last n - 1 count -> (V,) float32 array: probabilities of the
+        [token, ...] (the last n - 1 count) -> (V,) float32 array: probabilities of the
         next token.
 
         Kneser-Ney, from short contexts to long: p_m(x) = fraction(x) + backoff * p_(m-1)(x), with
@@ -339,7 +339,7 @@ def load_model(path, device="cpu", attention="sdpa"):
     -> GPT in eval mode, and the checkpoint's dict without its weights.
 
     path: a ckpt.pt; or, what extras/ knows, a published name such as gpt2 or mdlm-owt, hf:NAME, a
-    folder with a model.safetensors. This is the one place where the core looks there.
+    folder with a model.safetensors. Only here does the core look there.
     """
     saved = load_checkpoint(path) if os.path.isfile(path) else None
     name = saved["model_config"].get("arch", "gpt") if saved else path

@@ -419,7 +419,7 @@ def gains(lines, real_entropy, seed):
 def latencies(models, length, cfg):
     """
     -> seconds per sample of each model, batch and number of steps; {path: the path that was timed
-    in its place}. The rounds of a student are equally fast: one of them is timed.
+    instead}. The rounds of a student are equally fast: one of them is timed.
     """
     rows = []
     timed = {}

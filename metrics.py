@@ -62,7 +62,7 @@ def likelihood(model, x, *, draws, seed, batch_size):
 
 def scored_positions(x, eot=None, prefix=0):
     """
-    (n, L) int64 -> (n, L) bool: the tokens of which the evaluator's nats count.
+    (n, L) int64 -> (n, L) bool: the tokens whose nats under the evaluator count.
 
     Not the prefix, which is real text, nor the first token, which has nothing before it, nor, as in
     MDLM's code, an end-of-text after the text's first: a model may not win by writing nothing.
@@ -272,7 +272,7 @@ class Rounds:
         self.drafted = []  # of the present text: whether each new token was a draft
 
     def start(self, n_known):
-        """A new text, of which n_known tokens are given."""
+        """A new text, whose first n_known tokens are given."""
         self.length = n_known
         self.drafted = []
 
@@ -396,7 +396,7 @@ def overlap(target, drafter, text, n_known, settings, batch_size):
     its tokens of sum_x min(p, q), the probability that a draft is accepted.
 
     For networks and n-grams all positions at once; a drafter that only proposes is asked at 16
-    positions, of which those count where it proposes something (nan: none).
+    positions, and those count where it proposes something (nan: none).
     """
     found = []
     for part in text.split(batch_size):

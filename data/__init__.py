@@ -154,8 +154,7 @@ def nanogpt_hint(folder):
 
 def block_starts(tokens, length, step):
     """
-    -> where a block of so many tokens may begin: at every step-th token or, if the texts are pairs,
-    with a pair.
+    -> where a block of `length` tokens may begin: at every step-th token or, of pairs, with a pair.
     """
     last = len(tokens) - length
     if last < 0:
@@ -507,7 +506,7 @@ def write_jsonl(path, rows):
 
 
 def remove_meta(folder):
-    """Before the first new file takes its place: an old meta.json must not vouch for it."""
+    """Before the first new file is there: an old meta.json must not vouch for it."""
     if os.path.exists(os.path.join(folder, "meta.json")):
         os.remove(os.path.join(folder, "meta.json"))
 

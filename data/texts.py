@@ -49,7 +49,7 @@ def files_of(input):
 
 def parts_of(path, size=2**22):
     """
-    A file of UTF-8 -> its text in parts of about so many characters, each cut before a white space.
+    A file of UTF-8 -> its text in parts of about `size` characters, each cut before a white space.
 
     None of our tokenizers has a token that begins before a white space and ends after it: parts
     give the same tokens as the whole. Raises UserError if it is no text.
@@ -64,7 +64,7 @@ def parts_of(path, size=2**22):
                         "it out."
                     )
                 rest += read
-                found = re.match(r".*\S(?=\s)", rest, re.S)  # greedy: up to the last such place
+                found = re.match(r".*\S(?=\s)", rest, re.S)  # greedy: up to the last one
                 # a language without white space is cut anywhere
                 cut = found.end() if found else len(rest)
                 yield rest[:cut]

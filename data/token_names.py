@@ -107,7 +107,7 @@ class TokenNames:
     def tables_for(self, names):
         """
         All names of a text -> the tables that they can be from. One server is always of one kind,
-        and a space at the beginning of a word, or its mark, tells of which.
+        and a space at the beginning of a word, or its mark, tells which.
         """
         if any(re.match(rb" \S", name) for name in names):
             return [self.within]

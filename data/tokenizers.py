@@ -160,7 +160,7 @@ def hf_meta(name):
 @functools.lru_cache  # says it once
 def check_rows(name, rows, special):
     """
-    Says which tokens of its tokenizer a model of so many rows does not have: some that were added
+    Says which tokens of its tokenizer are beyond the model's rows: some that were added
     later. Raises UserError if one of them is special, for these come without being asked for.
     """
     missing = {i: piece for piece, i in hf_tokenizer(name).get_vocab().items() if i >= rows}

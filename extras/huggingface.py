@@ -165,7 +165,7 @@ class Decoder(HuggingFaceModel):
     def opened(self, idx):
         """
         (B, T) int64, the beginnings of texts -> (B, T') int64, as the model has learned to read
-        them: with the BOS that its tokenizer puts before a text, in place of an end-of-text before
+        them: with the BOS that its tokenizer puts before a text, instead of an end-of-text before
         it. Without a BOS many models predict next to nothing.
         """
         first = idx[:, 0]

@@ -98,7 +98,7 @@ def diffusion_word(model, x, m, n_draws, generator):
     nats by Monte Carlo.
 
     The bound of model.nelbo on m tokens is a sum over l = 1 ... m of the mean over all sets of l
-    tokens, of which there are comb(m, l): it is computed exactly. It is also m times the mean over
+    tokens (there are comb(m, l)): it is computed exactly. It is also m times the mean over
     a random l and a random set, which is the estimate.
     """
     sets = all_sets(m)

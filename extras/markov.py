@@ -62,7 +62,7 @@ def markov_nats(x, meta):
 
 
 def true_nats(meta, T, causal):
-    """-> the entropy per token of a block of T, the first token of which a GPT does not predict."""
+    """-> the entropy per token of a block of T whose first token a GPT does not predict."""
     if causal:
         return meta["entropy_rate"]
     return (meta["stationary_entropy"] + (T - 1) * meta["entropy_rate"]) / T

@@ -83,7 +83,7 @@ def retokenized(x, prefix, meta, evaluator_meta):
 
 def measure(x, prefix, meta, evaluator, evaluator_meta, batch_size):
     """
-    (n, L) int64, of which `prefix` tokens are real text -> {"texts", "genppl", "bits_per_char"}.
+    (n, L) int64, the first `prefix` tokens real text -> {"texts", "genppl", "bits_per_char"}.
 
     What is scored is the same as in eval.py: not the prefix, nor a text's first token, nor an
     end-of-text after its first. Raises UserError where nothing is left.

@@ -28,8 +28,8 @@ out = ""  # the file, NAME.jsonl
 num_samples = 256
 batch_size = 16  # sequences per forward pass, on each process
 length = 0  # tokens, with the prefix; 0: the context; longer is allowed
-prefix = 0  # the samples continue so many tokens of a validation text
-continuations = 1  # so many samples continue the same text
+prefix = 0  # tokens of a validation text that the samples continue
+continuations = 1  # samples that continue the same text
 dataset = ""  # whose validation text: a name under data/ or a folder; '': what ckpt was trained on
 # how to draw it
 steps = 0  # diffusion: forward passes; 0: what the checkpoint was made for, else 64

@@ -44,7 +44,7 @@ dataset = ""  # a name under data/, or a folder that a prepare.py wrote; '': the
 out_dir = "out/soft"  # gets ckpt.pt, and the labels in soft/
 init_from = "teacher"  # 'teacher' (a new run) | 'resume' (out_dir)
 # the labels
-n_tokens = 1_000_000  # of the dataset: so many are labelled by the teacher
+n_tokens = 1_000_000  # of the dataset, that the teacher labels
 topk = 16  # log-probabilities kept for each token
 soft_data = ""  # instead of the teacher: a .jsonl of an API teacher, or a folder of labels
 soft_length = 256  # tokens in a row, where a .jsonl is read
@@ -91,7 +91,7 @@ cfg = configure(globals())
 def soft_cross_entropy(logits, ids, logp, missing="none"):
     """
     (N, V), (N, K) int64, (N, K) log-probabilities of a teacher -> (N) nats: -sum_k w_k log p(id_k),
-    w = exp(logp). Ids may repeat; entries with logp -inf weigh nothing.
+    w = exp(logp). Ids may repeat; entries with logp -inf have weight 0.
 
     Its gradient by the logits is W softmax(logits) - scatter(w) with W = sum w: with W < 1,
     forgetting W pushes named tokens the wrong way. missing says what becomes of 1 - W: 'none',

@@ -475,7 +475,7 @@ def written_text(x, decode, eot):
 
 
 def check_length(cfg, target):
-    """Raises UserError if the decoder cannot write so many tokens after its start token."""
+    """Raises UserError if the decoder cannot write that many tokens after its start token."""
     size = target.config.block_size
     if not 1 <= cfg.length < size:
         raise UserError(f"length is {cfg.length}; from 1 to {size - 1} tokens can be written.")

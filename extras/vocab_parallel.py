@@ -35,7 +35,7 @@ class SumOverRanks(torch.autograd.Function):
 
 class SameOnRanks(torch.autograd.Function):
     """
-    x, which is the same on every process, for a computation of which each process does a part: the
+    x, which is the same on every process, for a computation that the processes share: the
     gradients of the parts add up.
     """
 
@@ -60,7 +60,7 @@ def with_gradient_times(p, factor):
 
 def label_weights(logp, missing):
     """
-    (N, K) log-probabilities of a teacher -> (N, K): what each named token weighs in the loss; (N):
+    (N, K) log-probabilities of a teacher -> (N, K): weights of the named tokens in the loss; (N):
     the probability of all others together. missing: see soft_labels.soft_cross_entropy.
     """
     w = logp.exp()  # (N, K)
@@ -71,7 +71,7 @@ def label_weights(logp, missing):
 
 
 def slice_of_vocab(V, rank, world):
-    """-> first, end: the tokens of which this process computes the logits."""
+    """-> first, end: the tokens whose logits this process computes."""
     first = V * rank // world
     end = V * (rank + 1) // world
     return first, end
@@ -97,7 +97,7 @@ def sliced_soft_cross_entropy(logits, ids, logp, first, missing="none"):
     soft_labels.soft_cross_entropy where this process has logits[:, first : first + n] only.
 
     Three sums over the processes instead of V numbers a position: the largest logit, the sum of
-    exp, and the logits of the named tokens, each of which one process has.
+    exp, and the logits of the named tokens. Each of them is on one process.
     """
     # the largest logit needs no gradient: it cancels
     top = logits.detach().amax(-1)  # (N)

@@ -99,7 +99,7 @@ def orders(plt, T=32, n_steps=4):
 
 def two_means(plt):
     """
-    What a student is to predict for a token of which the teacher predicts two things, depending on
+    What a student is to predict for a token for which the teacher predicts two things, depending on
     what else it unmasked.
     """
     first = torch.tensor([0.6, 0.05, 0.35])

@@ -89,12 +89,12 @@ def head_of(run, left, wide, slow, seconds):
 def text_of(run, left, wide, slow, seconds):
     """-> the SVG of a text, whose tokens appear step by step, and how many lines it has."""
     n_steps = len(run["ms"])
-    places = placed(run["pieces"], int(wide / LETTER))
+    positions = placed(run["pieces"], int(wide / LETTER))
     accepted = {int(step): n for step, (n, _) in run["drafts"].items()}
     seen = {}  # of each step, how many tokens so far
     groups = {}
     out = []
-    for step, parts in zip(run["step_of"], places, strict=True):
+    for step, parts in zip(run["step_of"], positions, strict=True):
         seen[step] = seen.get(step, 0) + 1
         ink = "" if step else ' class="name"'
         if step and seen[step] <= accepted.get(step, 0):
@@ -113,7 +113,7 @@ def text_of(run, left, wide, slow, seconds):
                 f'calcMode="discrete" dur="{seconds:.2f}s" repeatCount="indefinite"/>'
             )
         out.append(f"<g>{shows}{''.join(tokens)}</g>")
-    n_lines = 1 + max(line for parts in places for line, *_ in parts)
+    n_lines = 1 + max(line for parts in positions for line, *_ in parts)
     return "".join(out), n_lines
 
 

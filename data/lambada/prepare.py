@@ -1,6 +1,6 @@
 """
-LAMBADA (Paperno et al. 2016): 5153 passages whose last word can be guessed from the whole, not from
-its sentence.
+LAMBADA (Paperno et al. 2016): 5153 passages whose last word can be predicted from the whole, not
+from its sentence.
 $ python data/lambada/prepare.py            (seconds; downloads 1 MB: OpenAI's version of the texts)
 $ python data/lambada/prepare.py --input=my.txt --vocabulary=pydoc --out_dir=data/toy_lambada
 
