@@ -4,8 +4,9 @@ in K steps.
 $ python lessons/languages.py                                                         (some seconds)
 
 valid   the probability that a sample is a sentence of the language at all
-lost    nats of KL(language || distribution of the samples): the total correlation of tokens that
-        are unmasked together, summed over the steps. 0: the samples have the language's own
+lost    nats of KL(language || distribution of the samples). For one order this is the total
+        correlation of tokens that are unmasked together, summed over the steps; a random order
+        loses at most the average of its orders. 0: the samples have the language's own
         distribution. inf: some sentence is never sampled.
 
 A temperature sharpens the distributions of each step: it cannot make tokens agree that were drawn
