@@ -20,6 +20,7 @@ import torch.nn as nn
 from configurator import UserError, choose, configure
 from data import from_hub, hf_config, hf_meta, hf_tokenizer, opening_of
 from plumbing.checkpoints import load_checkpoint, load_weights, weights_of, without_weights
+from plumbing.head import float32_linear
 
 # --------------------------------------------------------------------------------------------------
 ckpt = ""  # a checkpoint of a model of transformers that was trained here
@@ -105,8 +106,9 @@ class HuggingFaceModel(nn.Module):
         return self.inner.get_input_embeddings()
 
     def head(self, h):
-        """(..., C) -> (..., V) logits."""
-        return self.lm_head(h)[..., : self.config.vocab_size]
+        """(..., C) -> (..., V) logits, in float32 under autocast, too."""
+        logits = float32_linear(h, self.lm_head.weight, self.lm_head.bias)
+        return logits[..., : self.config.vocab_size]
 
     def train(self, mode=True):
         return self
