@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import data
 from configurator import UserError, choose
 from model import DEFAULTS, SAMPLERS, draw, probabilities, unmask_any
+from plumbing.hardware import format_of_products
 from plumbing.parallel import map_over_ranks
 from plumbing.randomness import seeded, uniform
 
@@ -30,9 +31,12 @@ class KVCache:
         H = config.n_head if config.arch == "gpt" else 1
         D = config.n_embd // H
         shape = (2, batch_size, H, config.block_size, D)
-        # One tensor for each layer, on the model's device and in its dtype. (If all layers shared
-        # one, a compiled step would copy the whole of it in each layer and take twice as long.)
-        self.kv = [model.wte.weight.new_zeros(shape) for _ in range(config.n_layer)]
+        weight = model.wte.weight
+        # under autocast keys and values are of 16 bits, the states of an LSTM are not
+        dtype = format_of_products(weight) if config.arch == "gpt" else weight.dtype
+        # One tensor for each layer, on the model's device. (If all layers shared one, a compiled
+        # step would copy the whole of it in each layer and take twice as long.)
+        self.kv = [weight.new_zeros(shape, dtype=dtype) for _ in range(config.n_layer)]
         self.length = 0
 
     def append(self, layer, k, v):
@@ -44,7 +48,7 @@ class KVCache:
         kv = self.kv[layer]  # (2, B, H, block_size, D)
         kv[0, :, :, self.length : end] = k
         kv[1, :, :, self.length : end] = v
-        all_k, all_v = kv[:, :, :, :end].to(k.dtype)  # under autocast k is bfloat16
+        all_k, all_v = kv[:, :, :, :end].to(k.dtype)  # for a cache made outside of autocast
         return all_k, all_v
 
     def last(self, layer, n):

@@ -78,6 +78,12 @@ def pick_for_sampling(causal, device="", dtype=""):
     return autocast, note
 
 
+def format_of_products(x):
+    """A tensor -> the number format in which its products are computed here, by autocast or not."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 @functools.lru_cache  # measured once in a run
 def has_fast_bfloat16(kind):
     """

@@ -21,7 +21,7 @@ from metrics import Rounds, best_gamma, overlap, predicted_speedup
 from model import draw, probabilities
 from plumbing import report
 from plumbing.randomness import seeded, uniform
-from speculative import Network, generate, speculate
+from speculative import KVCache, Network, generate, speculate
 
 pytestmark = pytest.mark.numerics
 V = 3
@@ -378,6 +378,24 @@ def test_a_cache_may_have_another_number_format_than_the_layers(mixed):
         x = generate(model, start, 20, generator=seeded(0))
         y = speculate(model, Network(model), start[0], 15, generator=seeded(0))
     assert x.shape == (2, 21) and y.shape == (16,)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_under_autocast_a_cache_has_16_bits_and_the_tokens_of_a_larger_one(half, monkeypatch):
+    model = tiny_model(V=30, causal=True)
+    start = torch.zeros(2, 1, dtype=torch.int64)
+    drafter = tiny_model(V=30, causal=True, seed=1)
+    texts = []
+    for wide in (False, True):
+        if wide:
+            monkeypatch.setattr(speculative, "format_of_products", lambda weight: weight.dtype)
+        with torch.autocast("cpu", half):
+            assert KVCache(model).kv[0].dtype == (torch.float32 if wide else half)
+            assert KVCache(tiny_model(causal=True, arch="lstm")).kv[0].dtype == torch.float32
+            x = generate(model, start, 30, generator=seeded(0))
+            y = speculate(model, Network(drafter), start[0], 15, generator=seeded(0))
+        texts.append([*x.flatten().tolist(), *y.tolist()])
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("arch", ["lstm", "cnn"])
