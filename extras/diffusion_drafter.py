@@ -38,7 +38,7 @@ top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
 top_p = 1.0  # keep the most probable tokens that hold this much probability
 seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'
-dtype = "float32"  # 'float32' (a GPT's cached step on a CPU is fastest in it) | 'bfloat16'
+dtype = "float32"  # 'float32' (fastest for a cached step on a CPU) | 'bfloat16' | 'float16'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
 cfg = configure(globals())
 # --------------------------------------------------------------------------------------------------
