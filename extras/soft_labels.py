@@ -35,6 +35,7 @@ from extras.vocab_parallel import label_weights, sliced_logits, sliced_soft_cros
 from loop import check_loop, fit, hooks, validator
 from model import ar_loss
 from plumbing.checks import check_text
+from plumbing.hardware import pick_device
 from plumbing.parallel import join_processes, leave_processes, on_first_process
 from plumbing.runs import check_folder, check_origin, release
 
@@ -360,7 +361,9 @@ def label(teacher, corpus, folder, L, device, cfg):
         soft_from_jsonl(cfg.soft_data, folder, corpus.meta, L, cfg.topk)
     else:
         x = data.blocks(corpus.train, L, max(1, cfg.n_tokens // L))
-        soft_from_teacher(teacher.to(device), x, folder, corpus.meta, cfg.topk)
+        _, autocast, _ = pick_device(cfg.device, cfg.dtype)
+        with autocast:
+            soft_from_teacher(teacher.to(device), x, folder, corpus.meta, cfg.topk)
 
 
 def labels_of(teacher, corpus, L, device, cfg):

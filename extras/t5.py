@@ -270,7 +270,8 @@ def load_any_drafter(path, target, meta, cfg):
         drafter = load_drafter(path, target, meta, cfg.attention)
         check_context(drafter, path, cfg.length)
         return drafter
-    model, checkpoint = load_model(path, target.wte.weight.device, cfg.attention)
+    weight = target.wte.weight
+    model, checkpoint = load_model(path, weight.device, cfg.attention)
     if not data.same_vocabulary(meta, checkpoint["meta"]):
         raise UserError(f"The drafter {path} has another vocabulary than the target.")
     return model
@@ -334,10 +335,13 @@ def write_pseudo_data(target, corpus, cfg, device, rows_at_once=64):
     S = meta["source_tokens"]
     n_new = meta["row"] - S - 1
 
+    autocast, _ = pick_for_sampling(True, cfg.device, cfg.dtype)
+
     def rows(i):
         starts = data.batch(corpus.train, rows_at_once, S + 1, seeded(cfg.seed, "start", i))
         generator = seeded(cfg.seed, "pseudo", i, device=device)
-        return with_text_of(target, starts.to(device), n_new, generator, meta["eot"])
+        with autocast:
+            return with_text_of(target, starts.to(device), n_new, generator, meta["eot"])
 
     path = os.path.join(cfg.out_dir, "pseudo.bin")
     n_chunks = math.ceil(cfg.pseudo_tokens / (rows_at_once * n_new))
@@ -431,6 +435,8 @@ def kd(cfg):
     if cfg.drafter == "ngram":
         return on_first_process(lambda: count_ngrams(pseudo, corpus, cfg))
 
+    autocast, _ = pick_for_sampling(True, cfg.device, cfg.dtype)
+
     def get_batch(generator):
         """-> (B, S + T): sources of the dataset, with its texts or what a model writes."""
         if cfg.kd_data == "dataset":
@@ -439,7 +445,7 @@ def kd(cfg):
             rows = torch.randint(len(pseudo), (cfg.batch_size,), generator=generator)
             return torch.from_numpy(pseudo[rows.numpy()].astype(np.int64))
         starts = data.batch(corpus.train, cfg.batch_size, S + 1, generator).to(device)
-        with torch.compiler.set_stance("force_eager"):  # its shapes vary here
+        with torch.compiler.set_stance("force_eager"), autocast:  # its shapes vary here
             rows = with_text_of(drafter.eval(), starts, T - 1, generator, eot)
         drafter.train()
         return rows
@@ -673,6 +679,8 @@ def table_of(rows):
 
 def main(cfg):
     choose("task", cfg.task, ("kd", "sample", "eval"))
+    if not cfg.dtype and pick_device(cfg.device)[2].endswith(", float16"):
+        cfg.dtype = "float32"  # activations of a large T5 overflow in float16
     if cfg.task == "sample":
         return sample(cfg)
     if cfg.task == "eval":
