@@ -28,7 +28,7 @@ from loop import check_loop, fit, hooks, validator
 from model import GPT, GPTConfig, ancestral_steps, draw_tokens, rank_in_row, stratified
 from plumbing.checkpoints import load_checkpoint, load_weights, weights_of
 from plumbing.checks import check_distillation, check_teacher, check_text
-from plumbing.hardware import pick_for_sampling
+from plumbing.hardware import format_of_frozen, pick_for_sampling
 from plumbing.parallel import join_processes, leave_processes, on_first_process, wait_for_all
 from plumbing.randomness import seeded, uniform
 from plumbing.runs import (
@@ -237,7 +237,8 @@ def set_up(cfg, causal, pattern):
     pattern: of the checkpoints that this run writes. They are read back from out_dir, so processes
     on several nodes need one that all of them see.
     """
-    teacher, checkpoint = load_model(cfg.teacher, attention=cfg.attention)
+    frozen = format_of_frozen(cfg.device, cfg.dtype)
+    teacher, checkpoint = load_model(cfg.teacher, attention=cfg.attention, dtype=frozen)
     check_teacher(cfg.teacher, teacher, causal)
     cfg.dataset = cfg.dataset or checkpoint["config"]["dataset"]
     cfg.teacher_step = checkpoint["step"]  # so that a resumed run notices another teacher

@@ -21,7 +21,9 @@ from drafters import check_context, load_drafter, load_model
 from plumbing.checkpoints import paths_of
 from plumbing.checks import check_cooling, check_sampling_knobs
 from plumbing.hardware import (
+    check_attention,
     compile_trunk,
+    format_of_frozen,
     pick_device,
     pick_for_sampling,
     store_for_decoding,
@@ -74,7 +76,9 @@ def check_knobs(cfg):
 def load(path, cfg):
     """-> model, checkpoint, the context to sample in, a note on device and number format."""
     device, _, _ = pick_device(cfg.device, cfg.dtype)
-    model, checkpoint = load_model(path, device, cfg.attention)
+    check_attention(cfg.attention, cfg.device, cfg.dtype)
+    frozen = format_of_frozen(cfg.device, cfg.dtype)
+    model, checkpoint = load_model(path, device, cfg.attention, frozen)
     autocast, note = pick_for_sampling(model.config.causal, cfg.device, cfg.dtype)
     if model.config.causal:
         store_for_decoding(model)

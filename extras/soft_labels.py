@@ -35,7 +35,7 @@ from extras.vocab_parallel import label_weights, sliced_logits, sliced_soft_cros
 from loop import check_loop, fit, hooks, validator
 from model import ar_loss
 from plumbing.checks import check_text
-from plumbing.hardware import pick_device
+from plumbing.hardware import format_of_frozen, pick_device
 from plumbing.parallel import join_processes, leave_processes, on_first_process
 from plumbing.runs import check_folder, check_origin, release
 
@@ -317,7 +317,8 @@ def load_teacher_and_corpus(cfg):
         corpus = data.load(cfg.dataset)
         meta = corpus.meta
     else:
-        teacher, checkpoint = load_model(cfg.teacher, attention=cfg.attention)
+        frozen = format_of_frozen(cfg.device, cfg.dtype)
+        teacher, checkpoint = load_model(cfg.teacher, attention=cfg.attention, dtype=frozen)
         if not teacher.config.causal:
             said = f"The teacher {cfg.teacher} is a masked diffusion model"
             raise UserError(f"{said}: soft labels are of the next token. Give a GPT.")

@@ -64,7 +64,7 @@ from plumbing.checkpoints import (
     without_weights,
 )
 from plumbing.checks import check_sampling_knobs
-from plumbing.hardware import pick_device, pick_for_sampling
+from plumbing.hardware import format_of_frozen, pick_device, pick_for_sampling
 from plumbing.parallel import join_processes, leave_processes, on_first_process
 from plumbing.randomness import seeded
 from plumbing.report import table
@@ -130,11 +130,12 @@ class EncoderDecoder(HuggingFaceModel):
 
     kind = "AutoModelForSeq2SeqLM"
 
-    def __init__(self, path, attention="sdpa"):
-        super().__init__(path, attention)
+    def __init__(self, path, attention="sdpa", dtype=torch.float32):
+        super().__init__(path, attention, dtype)
         if hasattr(self.inner, "final_logits_bias"):
             raise UserError(f"{path} adds a bias outside its head, as BART does: not supported.")
         self.check_and_take_head_out()
+        self.use_flash()
 
     def encode(self, source):
         """(B, S) int64, short ones padded at the end -> the decoder, conditioned on these."""
@@ -238,21 +239,21 @@ def condition_drafter(drafter, source):
 # loading
 
 
-def load_model(path, device="cpu", attention="sdpa"):
+def load_model(path, device="cpu", attention="sdpa", dtype=torch.float32):
     """hf:NAME_OR_FOLDER or a ckpt.pt of this file -> EncoderDecoder, the checkpoint's dict."""
     if not path.startswith("hf:"):
-        return from_checkpoint(load_checkpoint(path), device, attention)
+        return from_checkpoint(load_checkpoint(path), device, attention, dtype)
     if not has_encoder(path):
         raise UserError(f"{path} has no encoder. It runs with sample.py and eval.py.")
-    return EncoderDecoder(path, attention).to(device), about(path)
+    return EncoderDecoder(path, attention, dtype).to(device), about(path)
 
 
-def from_checkpoint(saved, device="cpu", attention="sdpa"):
+def from_checkpoint(saved, device="cpu", attention="sdpa", dtype=torch.float32):
     """A checkpoint's dict -> EncoderDecoder with averaged weights, the dict without weights."""
     path = str(saved["model_config"].get("arch"))
     if not path.startswith("hf:"):
         raise UserError(f"The checkpoint holds {path!r}, not an encoder-decoder.")
-    model = EncoderDecoder(path, attention)
+    model = EncoderDecoder(path, attention, dtype)
     load_weights(model, weights_of(saved))
     return model.to(device), without_weights(saved)
 
@@ -271,7 +272,7 @@ def load_any_drafter(path, target, meta, cfg):
         check_context(drafter, path, cfg.length)
         return drafter
     weight = target.wte.weight
-    model, checkpoint = load_model(path, weight.device, cfg.attention)
+    model, checkpoint = load_model(path, weight.device, cfg.attention, weight.dtype)
     if not data.same_vocabulary(meta, checkpoint["meta"]):
         raise UserError(f"The drafter {path} has another vocabulary than the target.")
     return model
@@ -379,7 +380,8 @@ def load_teacher(cfg, meta):
     """-> the target, as a teacher, or None where nobody asks it."""
     if cfg.learn == "text" and (cfg.kd_data != "teacher" or cfg.drafter == "ngram"):
         return None
-    model, checkpoint = load_model(cfg.target, attention=cfg.attention)
+    frozen = format_of_frozen(cfg.device, cfg.dtype)
+    model, checkpoint = load_model(cfg.target, attention=cfg.attention, dtype=frozen)
     if not data.same_vocabulary(meta, checkpoint["meta"]):
         raise UserError(f"The target {cfg.target} has another vocabulary than {cfg.dataset}.")
     cfg.teacher_step = checkpoint["step"]  # so that a resumed run notices another teacher
@@ -525,7 +527,8 @@ def sample(cfg):
     check_sampling_knobs(cfg)
     device, _, _ = pick_device(cfg.device, cfg.dtype)
     autocast, note = pick_for_sampling(True, cfg.device, cfg.dtype)
-    target, checkpoint = load_model(cfg.target, device, cfg.attention)
+    frozen = format_of_frozen(cfg.device, cfg.dtype)
+    target, checkpoint = load_model(cfg.target, device, cfg.attention, frozen)
     check_length(cfg, target)
     meta = checkpoint["meta"]
     pair = encode_source(meta, data.read_text(cfg.prompt), device)

@@ -81,6 +81,29 @@ def pick_for_sampling(causal, device="", dtype=""):
     return autocast, note
 
 
+def format_of_frozen(device="", dtype=""):
+    """
+    As pick_device -> the number format of weights that are many and not trained, those of hf:NAME:
+    half the memory on a GPU that computes in bfloat16, which such models are published in.
+    """
+    picked, autocast, _ = pick_device(device, dtype)
+    on_gpu = picked.type == "cuda" and getattr(autocast, "fast_dtype", None) == torch.bfloat16
+    return torch.bfloat16 if on_gpu else torch.float32
+
+
+def check_attention(attention, device="", dtype=""):
+    """Raises UserError for flash_attn where it cannot run. device and dtype as in pick_device."""
+    if attention != "flash_attn":
+        return
+    picked, _, note = pick_device(device, dtype)
+    new_gpu = picked.type == "cuda" and "bfloat16" in fast_formats("cuda")
+    if not new_gpu or note.endswith("float32"):
+        raise UserError(
+            f"attention is 'flash_attn', which takes 16 bits on a GPU of sm_80 or newer. This is "
+            f"{note}: --attention=sdpa."
+        )
+
+
 def format_of_products(x):
     """A tensor -> the number format in which its products are computed here, by autocast or not."""
     kind = x.device.type

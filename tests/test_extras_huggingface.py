@@ -299,6 +299,50 @@ def test_a_misspelled_attention_raises(models, error_of):
     assert "attention is 'eager'" in error_of(load_model, models[0], "cpu", "eager")
 
 
+@torch.no_grad()
+def test_a_frozen_model_in_bfloat16_predicts_what_autocast_does(models):
+    """Mean total variation 0.006; a cache and a head of another kind still raise."""
+    x = torch.randint(10, (4, 20), generator=seeded(0))
+    p = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model, _ = load_model(models[0], dtype=dtype)
+        assert {weight.dtype for weight in model.parameters()} == {dtype}
+        with torch.autocast("cpu", torch.bfloat16):
+            p[dtype] = model(x).float().softmax(-1)
+    variation = (p[torch.float32] - p[torch.bfloat16]).abs().sum(-1) / 2
+    assert 0 < variation.mean() < 0.02 and variation.max() < 0.1
+
+
+def test_a_model_that_is_not_ours_to_run_raises_in_bfloat16_too(tmp_path, error_of):
+    shape = dict(head_dim=8, layer_types=["full_attention"] * 2, final_logit_softcapping=1.0)
+    path = make("gemma", tmp_path / "gemma", 1, **shape)
+    said = error_of(load_model, path, dtype=torch.bfloat16)
+    assert f"{path} makes its logits in a way of its own" in said
+
+
+def test_a_drafter_has_the_number_format_of_its_target(models):
+    for dtype in (torch.float32, torch.bfloat16):
+        target, checkpoint = load_model(models[0], dtype=dtype)
+        drafter = load_drafter(models[1], target, checkpoint["meta"])
+        assert drafter.model.wte.weight.dtype == dtype
+        speculate(target, drafter, torch.tensor([3, 4]), 6, generator=seeded(0))
+
+
+def test_flash_attention_starts_after_a_check_without_it(models, error_of, monkeypatch):
+    assert "pip install flash-attn" in error_of(load_model, models[0], attention="flash_attn")
+    monkeypatch.setattr(huggingface.importlib.util, "find_spec", lambda name: True)
+    said = error_of(load_model, models[0], attention="flash_attn")
+    assert "flash_attn has no float32" in said and "--attention=sdpa" in said
+    asked = []
+    monkeypatch.setattr(
+        transformers.PreTrainedModel,
+        "set_attn_implementation",
+        lambda self, name: asked.append(name),
+    )
+    load_model(models[0], attention="flash_attn", dtype=torch.bfloat16)
+    assert asked == ["flash_attention_2"]
+
+
 def test_a_checkpoint_that_lacks_a_weight_raises(models, error_of):
     model, about = load_model(models[0])
     saved = {**about, "model_config": vars(model.config), "model": model.state_dict(), "ema": None}

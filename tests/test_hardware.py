@@ -15,7 +15,12 @@ import eval as evaluation
 import sample as S
 import train
 from plumbing import console, hardware
-from plumbing.hardware import pick_device, pick_for_sampling
+from plumbing.hardware import (
+    check_attention,
+    format_of_frozen,
+    pick_device,
+    pick_for_sampling,
+)
 
 
 def cpu(monkeypatch, float32, bfloat16):
@@ -112,6 +117,27 @@ def test_both_formats_of_16_bits_are_fast_on_a_new_gpu(monkeypatch, capsys):
     assert capsys.readouterr().out == ""  # nothing about a slow one
 
 
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_frozen_weights_are_bfloat16_on_a_gpu_that_computes_in_it(monkeypatch):
+    gpu(monkeypatch, (8, 0))
+    assert format_of_frozen() == torch.bfloat16
+    assert format_of_frozen("cuda", "float32") == format_of_frozen("cpu") == torch.float32
+    gpu(monkeypatch, (7, 5))
+    assert format_of_frozen() == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_flash_attention_where_it_cannot_run_is_one_line(monkeypatch, error_of):
+    assert "--attention=sdpa" in error_of(check_attention, "flash_attn", "cpu", "bfloat16")
+    gpu(monkeypatch, (7, 5))
+    said = error_of(check_attention, "flash_attn")
+    assert "takes 16 bits on a GPU of sm_80 or newer" in said and "float16: --attention" in said
+    gpu(monkeypatch, (8, 0))
+    assert "float32: --attention" in error_of(check_attention, "flash_attn", "cuda", "float32")
+    check_attention("flash_attn")
+    check_attention("sdpa", "cpu")
+
+
 def test_an_unknown_number_format_is_one_line(error_of):
     said = error_of(pick_device, "cpu", "half")
     assert "dtype is 'half'" in said and "float16" in said
@@ -190,6 +216,15 @@ def test_what_an_apple_gpu_cannot_do_is_one_line_with_the_way_out(capsys):
     assert (
         said.count("\n") == 1 and "PYTORCH_ENABLE_MPS_FALLBACK=1" in said and "--device=cpu" in said
     )
+
+
+def test_what_another_device_cannot_do_is_not_said_to_be_an_apple_gpus(capsys):
+    """torch lists all of its backends in the message."""
+    error = NotImplementedError(
+        "Could not run 'aten::x' with arguments from the 'CUDA' backend. MPS: ..."
+    )
+    console.say_error(type(error), error, None)
+    assert "Apple" not in capsys.readouterr().err
 
 
 @torch.no_grad()
