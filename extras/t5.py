@@ -70,7 +70,7 @@ from plumbing.randomness import seeded
 from plumbing.report import table
 from plumbing.runs import check_folder, check_origin, checkpoint_to_resume, release, write_chunks
 from sample import settings_of
-from speculative import Network, generate, speculate, until_eos
+from speculative import Network, generate, speculate
 
 # --------------------------------------------------------------------------------------------------
 task = "kd"  # 'kd' (a drafter learns) | 'sample' | 'eval' (how good drafters are, and ROUGE-2)
@@ -474,6 +474,12 @@ def encode_source(meta, text, device):
         raise UserError("An encoder needs a text to read: --prompt='summarize: ...'")
     ids = torch.tensor(data.encode_prompt(meta, text), device=device)
     return ids[:-1], ids[-1:]
+
+
+def until_eos(tokens, eos):
+    """(n,) int64 -> up to and including the first eos."""
+    found = (tokens == eos).nonzero()  # (k, 1)
+    return tokens[: found[0, 0] + 1] if len(found) else tokens
 
 
 def written_text(x, decode, eot):

@@ -115,7 +115,7 @@ class Paths:
         return torch.tensor(tokens).view(p.shape[:-1])
 
     def uniform(self, shape, generator, device):
-        return [Uniform(self) for _ in range(shape[0])]
+        return Uniform(self)
 
     def distribution(self, f):
         """-> {f(): probability}"""
@@ -141,12 +141,18 @@ class Uniform:
         self.paths = paths
 
     def __mul__(self, q):
-        self.q = float(q)
+        self.q = q.tolist()
         return self
 
     def __ge__(self, p):
-        accepted = min(1.0, float(p) / self.q)
-        return self.paths.choose([1 - accepted, accepted]) == 0
+        self.p = p.tolist()
+        return self
+
+    def tolist(self):
+        """Nobody asks for more after the first rejection."""
+        for p, q in zip(self.p, self.q, strict=True):
+            accepted = min(1.0, p / q)
+            yield self.paths.choose([1 - accepted, accepted]) == 0
 
 
 @torch.no_grad()
