@@ -28,6 +28,7 @@ from loop import check_loop, fit, hooks, validator
 from model import GPT, GPTConfig, ancestral_steps, draw_tokens, rank_in_row, stratified
 from plumbing.checkpoints import load_checkpoint, load_weights, weights_of
 from plumbing.checks import check_distillation, check_teacher, check_text
+from plumbing.hardware import format_of_frozen, pick_for_sampling
 from plumbing.parallel import join_processes, leave_processes, on_first_process, wait_for_all
 from plumbing.randomness import seeded, uniform
 from plumbing.runs import (
@@ -83,7 +84,7 @@ eval_iters = 4  # validation batches
 sample_interval = 0  # steps between printed samples, a multiple of eval_interval; 0: none
 seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'
-dtype = ""  # '' (bfloat16 if it is fast here) | 'float32' | 'bfloat16'
+dtype = ""  # '' (16 bits if they are fast here) | 'float32' | 'bfloat16' | 'float16'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
 compile = "auto"  # 'auto' (on cuda) | 'on' | 'off': torch.compile
 fsdp = False  # under torchrun: shard weights, gradients and optimizer (FSDP2); False: DDP
@@ -236,7 +237,8 @@ def set_up(cfg, causal, pattern):
     pattern: of the checkpoints that this run writes. They are read back from out_dir, so processes
     on several nodes need one that all of them see.
     """
-    teacher, checkpoint = load_model(cfg.teacher, attention=cfg.attention)
+    frozen = format_of_frozen(cfg.device, cfg.dtype)
+    teacher, checkpoint = load_model(cfg.teacher, attention=cfg.attention, dtype=frozen)
     check_teacher(cfg.teacher, teacher, causal)
     cfg.dataset = cfg.dataset or checkpoint["config"]["dataset"]
     cfg.teacher_step = checkpoint["step"]  # so that a resumed run notices another teacher
@@ -351,10 +353,12 @@ def write_pseudo_data(target, corpus, cfg, device, rows_at_once=64):
     """
     T = target.config.block_size
     start = torch.full((rows_at_once, 1), data.start_token(corpus.meta), device=device)
+    autocast, _ = pick_for_sampling(True, cfg.device, cfg.dtype)
 
     def texts(i):
         generator = seeded(cfg.seed, "pseudo", i, device=device)
-        return generate(target, start, T - 1, generator=generator)
+        with autocast:
+            return generate(target, start, T - 1, generator=generator)
 
     path = os.path.join(cfg.out_dir, "pseudo.bin")
     n_chunks = math.ceil(cfg.pseudo_tokens / (rows_at_once * T))
@@ -414,6 +418,7 @@ def kd(cfg):
         return
 
     start = data.start_token(corpus.meta)
+    autocast, _ = pick_for_sampling(True, cfg.device, cfg.dtype)
 
     def get_batch(generator):
         """-> (B, T + 1) of the dataset, (B, T) of what a model wrote: its context is T."""
@@ -423,7 +428,7 @@ def kd(cfg):
             rows = torch.randint(len(pseudo), (cfg.batch_size,), generator=generator)
             return torch.from_numpy(pseudo[rows.numpy()].astype(np.int64))
         idx = torch.full((cfg.batch_size, 1), start, device=device)
-        with torch.compiler.set_stance("force_eager"):  # its shapes vary here
+        with torch.compiler.set_stance("force_eager"), autocast:  # its shapes vary here
             idx = generate(drafter.eval(), idx, T - 1, generator=generator)
         drafter.train()
         return idx

@@ -334,12 +334,13 @@ def model_of(checkpoint, path, attention="sdpa"):
     return model.eval()
 
 
-def load_model(path, device="cpu", attention="sdpa"):
+def load_model(path, device="cpu", attention="sdpa", dtype=torch.float32):
     """
     -> GPT in eval mode, and the checkpoint's dict without its weights.
 
     path: a ckpt.pt; or, what extras/ knows, a published name such as gpt2 or mdlm-owt, hf:NAME, a
-    folder with a model.safetensors. Only here does the core look there.
+    folder with a model.safetensors. Only here does the core look there. dtype: of the weights of
+    hf:NAME, which may be many; ours are float32.
     """
     saved = load_checkpoint(path) if os.path.isfile(path) else None
     name = saved["model_config"].get("arch", "gpt") if saved else path
@@ -356,7 +357,9 @@ def load_model(path, device="cpu", attention="sdpa"):
         folder = os.path.dirname(path)
         raise UserError(f"There is no checkpoint {path}. {checkpoint_hint(folder)}") from None
     if saved:
-        return module.from_checkpoint(saved, device, attention)
+        return module.from_checkpoint(saved, device, attention, dtype)
+    if extra == "huggingface":
+        return module.load_model(path, device, attention, dtype)
     return module.load_model(path, device, attention)
 
 
@@ -378,7 +381,8 @@ def load_drafter(path, target, meta, attention="sdpa"):
     if path.endswith(".txt"):
         drafter, drafter_meta = NGram.load(path)
     else:
-        model, checkpoint = load_model(path, target.wte.weight.device, attention)
+        weight = target.wte.weight
+        model, checkpoint = load_model(path, weight.device, attention, weight.dtype)
         if not model.config.causal:
             raise UserError(f"{path} is a diffusion model: python -m extras.diffusion_drafter.")
         store_for_decoding(model)

@@ -67,7 +67,7 @@ batch_size = 16  # sequences per forward pass, on each process
 seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'
 compile = "off"  # 'off' | 'on': torch.compile, in half a minute; a GPT is 1.2 to 1.4 times as fast
-dtype = ""  # '' (bfloat16 if it is fast here) | 'float32' | 'bfloat16'
+dtype = ""  # '' (16 bits if they are fast here) | 'float32' | 'bfloat16' | 'float16'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
 out = "out/eval"  # folder for eval.json, eval.txt and the plots
 cfg = configure(globals())
@@ -512,12 +512,13 @@ def with_formats(note, models, parts, cfg):
     halves = []
     for kind, causal in (("diffusion models", False), ("GPTs", True)):
         among = any(model.config.causal == causal for model, _ in models.values())
-        picked = pick_for_sampling(causal, cfg.device, cfg.dtype)[1]
-        if among and picked.endswith("bfloat16"):
+        picked = pick_for_sampling(causal, cfg.device, cfg.dtype)[1].rpartition(", ")[2]
+        if among and picked != "float32":
             halves.append(kind)
+            dtype = picked
     if not halves or set(parts) == {"nelbo"}:
         return f"{machine}, float32"
-    return f"{machine}, {' and '.join(halves)} sampled in bfloat16, all else in float32"
+    return f"{machine}, {' and '.join(halves)} sampled in {dtype}, all else in float32"
 
 
 def measure_samples(models, files, corpus, evaluator, parts, cfg):

@@ -26,7 +26,7 @@ from plumbing.parallel import (
     whole_weights,
 )
 from plumbing.randomness import seeded
-from plumbing.training import Progress, restore, training_state
+from plumbing.training import Progress, make_scaler, restore, training_state
 from speculative import draw_samples, empty_templates, sampler_and_steps
 
 
@@ -37,6 +37,14 @@ def learning_rate_at(step, cfg):
     progress = (step - cfg.warmup_iters) / max(1, cfg.max_iters - cfg.warmup_iters)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))  # 1 ... 0
     return cfg.learning_rate * (cfg.min_lr + (1 - cfg.min_lr) * cosine)
+
+
+def set_learning_rate(optimizer, step, cfg):
+    """-> that of this step, which the optimizer has from here on."""
+    lr = learning_rate_at(step, cfg)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
 
 
 def make_optimizer(model, cfg):
@@ -70,16 +78,16 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
     optimizer = make_optimizer(model, cfg)
     # name of a weight -> its exponential moving average
     averaged = copy_weights(model) if cfg.ema else {}
-    start = restore(resume, optimizer, averaged, cfg) if resume else 0
+    # of float16's losses, whose small gradients would be 0; in other formats it does nothing
+    scaler = make_scaler(device, autocast)
+    start = restore(resume, optimizer, averaged, scaler, cfg) if resume else 0
     if cfg.compile == "on" or (cfg.compile, device.type) == ("auto", "cuda"):
         compile_trunk(model, device)
     progress = Progress(cfg, start, steps_before)
 
     model.train()
     for step in range(start, cfg.max_iters):
-        lr = learning_rate_at(step, cfg)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        lr = set_learning_rate(optimizer, step, cfg)
 
         # All random numbers of a step follow from (seed, step, i): a resumed run, or one on another
         # number of processes, continues with the same ones, and neither validation nor a sample in
@@ -97,11 +105,13 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
                     # a rank adds up n_forwards / world losses, and DDP takes the mean over ranks:
                     # this factor makes that the mean over all forward passes
                     value = batch_loss(batch, generator) * (world / n_forwards)
-                value.backward()
+                scaler.scale(value).backward()
             step_loss += value.detach()
         if cfg.grad_clip:
+            scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
-        optimizer.step()
+        scaler.step(optimizer)  # except if a scaled gradient is infinite:
+        scaler.update()  # then the scale is halved
         optimizer.zero_grad()
         update_averages(averaged, model, step, cfg.ema)
 
@@ -113,7 +123,7 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
                 val_loss = on_eval(model.eval(), step + 1)
             model.train()
             progress.check_finite([val_loss], step, lr)
-            save(training_state(model, optimizer, averaged, step + 1), val_loss)
+            save(training_state(model, optimizer, averaged, scaler, step + 1), val_loss)
             progress.validated(step, val_loss)
     progress.close()
 

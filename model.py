@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from configurator import UserError, choose
 from plumbing.attention import flash_attention, is_slow_in_sdpa, sdpa
+from plumbing.head import float32_linear
 from plumbing.randomness import uniform
 
 # --------------------------------------------------------------------------------------------------
@@ -227,8 +228,8 @@ class GPT(nn.Module):
         return weight[: self.config.vocab_size]
 
     def head(self, h):
-        """(..., C) -> (..., V) logits."""
-        return F.linear(h, self.head_weight, self.head_bias)
+        """(..., C) -> (..., V) logits, in float32 under autocast, too."""
+        return float32_linear(h, self.head_weight, self.head_bias)
 
     def forward(self, idx):
         """(B, T) int64 -> (B, T, V) logits."""

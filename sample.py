@@ -21,7 +21,9 @@ from drafters import check_context, load_drafter, load_model
 from plumbing.checkpoints import paths_of
 from plumbing.checks import check_cooling, check_sampling_knobs
 from plumbing.hardware import (
+    check_attention,
     compile_trunk,
+    format_of_frozen,
     pick_device,
     pick_for_sampling,
     store_for_decoding,
@@ -53,7 +55,7 @@ trace = False  # diffusion: show one sample appearing
 # the run
 seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'
-dtype = ""  # '' (bfloat16 if it is fast here) | 'float32' | 'bfloat16'
+dtype = ""  # '' (16 bits if they are fast here) | 'float32' | 'bfloat16' | 'float16'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
 compile = "off"  # 'off' | 'on': torch.compile, in half a minute; a GPT is 1.2 to 1.4 times as fast
 cfg = configure(globals())
@@ -74,7 +76,9 @@ def check_knobs(cfg):
 def load(path, cfg):
     """-> model, checkpoint, the context to sample in, a note on device and number format."""
     device, _, _ = pick_device(cfg.device, cfg.dtype)
-    model, checkpoint = load_model(path, device, cfg.attention)
+    check_attention(cfg.attention, cfg.device, cfg.dtype)
+    frozen = format_of_frozen(cfg.device, cfg.dtype)
+    model, checkpoint = load_model(path, device, cfg.attention, frozen)
     autocast, note = pick_for_sampling(model.config.causal, cfg.device, cfg.dtype)
     if model.config.causal:
         store_for_decoding(model)

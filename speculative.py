@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import data
 from configurator import UserError, choose
 from model import DEFAULTS, SAMPLERS, draw, probabilities, unmask_any
+from plumbing.hardware import format_of_products
 from plumbing.parallel import map_over_ranks
 from plumbing.randomness import seeded, uniform
 
@@ -30,9 +31,12 @@ class KVCache:
         H = config.n_head if config.arch == "gpt" else 1
         D = config.n_embd // H
         shape = (2, batch_size, H, config.block_size, D)
-        # One tensor for each layer, on the model's device and in its dtype. (If all layers shared
-        # one, a compiled step would copy the whole of it in each layer and take twice as long.)
-        self.kv = [model.wte.weight.new_zeros(shape) for _ in range(config.n_layer)]
+        weight = model.wte.weight
+        # under autocast keys and values are of 16 bits, the states of an LSTM are not
+        dtype = format_of_products(weight) if config.arch == "gpt" else weight.dtype
+        # One tensor for each layer, on the model's device. (If all layers shared one, a compiled
+        # step would copy the whole of it in each layer and take twice as long.)
+        self.kv = [weight.new_zeros(shape, dtype=dtype) for _ in range(config.n_layer)]
         self.length = 0
 
     def append(self, layer, k, v):
@@ -44,7 +48,7 @@ class KVCache:
         kv = self.kv[layer]  # (2, B, H, block_size, D)
         kv[0, :, :, self.length : end] = k
         kv[1, :, :, self.length : end] = v
-        all_k, all_v = kv[:, :, :, :end].to(k.dtype)  # under autocast k is bfloat16
+        all_k, all_v = kv[:, :, :, :end].to(k.dtype)  # for a cache made outside of autocast
         return all_k, all_v
 
     def last(self, layer, n):
@@ -154,22 +158,21 @@ def verify(drafts, p, q, generator):
     1 - sum min(p, q) = sum max(p - q, 0), and a token drawn from that residual then adds exactly
     max(p - q, 0): the sum of both is p.
     """
+    if len(drafts) == 0:
+        return draw(p[-1], generator)[None]
     u = uniform((len(drafts),), generator, p.device)
-    for i, draft in enumerate(drafts.tolist()):
-        if u[i] * q[i][draft] >= p[i, draft]:  # rejected; >=: at p = 0 also if u = 0
+    p_drafts = p[:-1].gather(1, drafts[:, None])[:, 0]  # (g): of each draft
+    q_drafts = torch.stack(list(q)).gather(1, drafts[:, None])[:, 0]  # (g)
+    rejected = u * q_drafts >= p_drafts  # >=: at p = 0 also if u = 0
+    for i, is_rejected in enumerate(rejected.tolist()):  # one list: a GPU is waited for once
+        if is_rejected:
             residual = (p[i] - q[i]).clamp(min=0)
-            if not residual.any():  # p = q: nothing is ever rejected, except by rounding
-                residual = p[i]
+            # p = q, where the residual is 0: nothing is ever rejected, except by rounding
+            residual = torch.where(residual.any(), residual, p[i])
             token = draw(residual, generator)  # draw takes it relative to its sum
             return torch.cat([drafts[:i], token[None]])
     bonus = draw(p[-1], generator)  # all accepted: the same forward pass gives one token more
     return torch.cat([drafts, bonus[None]])
-
-
-def until_eos(tokens, eos):
-    """(n,) int64 -> up to and including the first eos."""
-    found = (tokens == eos).nonzero()  # (k, 1)
-    return tokens[: found[0, 0] + 1] if len(found) else tokens
 
 
 @torch.no_grad()
@@ -208,15 +211,16 @@ def speculate(
         h = h[-len(drafts) - 1 :]  # (g + 1, C): the first round has read the prompt, too
         p = probabilities(target.head(h), **settings)  # (g + 1, V): at each draft, and after them
         new = verify(drafts, p, q, generator)
-        if eos is not None:
-            new = until_eos(new, eos)
+        ids = new.tolist()
+        if eos in ids:
+            new = new[: ids.index(eos) + 1]
         x = torch.cat([x, new])
         # hidden has raised it by all that it read: forget the rejected drafts. The last token of x
         # is not read yet
         cache.length = len(x) - 1
         if watch:
             watch(x, drafts)
-        if eos is not None and new[-1] == eos:
+        if eos in ids:
             break
     return x
 

@@ -18,7 +18,7 @@ from drafters import load_model
 from metrics import GAMMAS, Rounds, acceptance, mean_and_error, race, tokens_per_forward
 from model import draw, probabilities
 from plumbing.checks import check_sampling_knobs
-from plumbing.hardware import pick_device
+from plumbing.hardware import check_attention, pick_device
 from plumbing.randomness import seeded
 from plumbing.terminal import print_samples
 from sample import cost_line, draft_line, settings_of
@@ -38,7 +38,7 @@ top_k = 0  # autoregressive only: keep the k most probable tokens; 0: all
 top_p = 1.0  # keep the most probable tokens that hold this much probability
 seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'
-dtype = "float32"  # 'float32' (a GPT's cached step on a CPU is fastest in it) | 'bfloat16'
+dtype = "float32"  # 'float32' (fastest for a cached step on a CPU) | 'bfloat16' | 'float16'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
 cfg = configure(globals())
 # --------------------------------------------------------------------------------------------------
@@ -88,6 +88,7 @@ def load(cfg):
     format.
     """
     device, autocast, note = pick_device(cfg.device, cfg.dtype)
+    check_attention(cfg.attention, cfg.device, cfg.dtype)
     target, checkpoint = load_model(cfg.ckpt, device, cfg.attention)
     model, of_drafter = load_model(cfg.drafter, device, cfg.attention)
     if not target.config.causal or model.config.causal:

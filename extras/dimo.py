@@ -35,7 +35,7 @@ from model import (
 )
 from plumbing.checkpoints import load_checkpoint, weights_of
 from plumbing.checks import check_sampling_knobs, check_text
-from plumbing.hardware import pick_device
+from plumbing.hardware import check_attention, pick_device
 from plumbing.randomness import seeded, uniform
 from plumbing.runs import check_folder, checkpoint_to_resume, claim, release
 
@@ -72,7 +72,7 @@ save = ""  # a .jsonl file: write the samples there, for eval.py --samples; '': 
 # both
 seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'
-dtype = ""  # '' (bfloat16 if it is fast here) | 'float32' | 'bfloat16'
+dtype = ""  # '' (16 bits if they are fast here) | 'float32' | 'bfloat16' | 'float16'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
 cfg = configure(globals())
 # --------------------------------------------------------------------------------------------------
@@ -280,6 +280,7 @@ def train_student(cfg):
     cfg.fsdp = False
     check_training(cfg)
     device, _, note = pick_device(cfg.device, cfg.dtype)
+    check_attention(cfg.attention, cfg.device, cfg.dtype)
     teacher, corpus = load_teacher(cfg)
     claim(cfg.out_dir)
     save_config(cfg, cfg.out_dir, device_used=note)
@@ -338,6 +339,7 @@ def sample_student(cfg):
     check_sampling_knobs(cfg)
     check_at_least(cfg, steps=1)
     device, autocast, note = pick_device(cfg.device, cfg.dtype)
+    check_attention(cfg.attention, cfg.device, cfg.dtype)
     student, saved = load_student(cfg.ckpt, device, cfg.attention)
     meta = saved["meta"]
     decode = data.encoder(meta)[1]

@@ -8,10 +8,12 @@ What was trained here becomes a folder of transformers, which hf:FOLDER loads:
 $ python -m extras.huggingface --ckpt=out/drafter/ckpt.pt --out=out/drafter_hf
 
 pip install 'transformers>=5.24,<6'. Safetensors only, no code of a model is ever executed. The
-weights are float32. Encoder-decoders (T5) are in extras/t5.py.
+weights are float32; on a GPU that computes in bfloat16, bfloat16 where they are not trained.
+Encoder-decoders (T5) are in extras/t5.py.
 """
 
 import dataclasses
+import importlib.util
 import os
 
 import torch
@@ -20,6 +22,7 @@ import torch.nn as nn
 from configurator import UserError, choose, configure
 from data import from_hub, hf_config, hf_meta, hf_tokenizer, opening_of
 from plumbing.checkpoints import load_checkpoint, load_weights, weights_of, without_weights
+from plumbing.head import float32_linear
 
 # --------------------------------------------------------------------------------------------------
 ckpt = ""  # a checkpoint of a model of transformers that was trained here
@@ -32,6 +35,8 @@ cfg = configure(globals())
 CONTEXT = 1024
 # our name -> that of transformers; None: as it chooses
 ATTENTION_IMPLEMENTATIONS = {"sdpa": None, "manual": "eager", "flash_attn": "flash_attention_2"}
+# that two ways to the same numbers may differ by, relative to the largest
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 
 
 @dataclasses.dataclass
@@ -69,6 +74,16 @@ def config_of(path):
     )
 
 
+def check_flash(path, dtype):
+    """Raises UserError where flash-attn is missing, and for weights that it does not take."""
+    if not importlib.util.find_spec("flash_attn"):
+        raise UserError("attention is 'flash_attn': pip install flash-attn, or use 'sdpa'.")
+    if dtype == torch.float32:
+        raise UserError(
+            f"flash_attn has no float32, and the weights of {path} are: --attention=sdpa."
+        )
+
+
 # --------------------------------------------------------------------------------------------------
 # the model
 
@@ -84,9 +99,13 @@ class HuggingFaceModel(nn.Module):
 
     kind = "AutoModelForCausalLM"
 
-    def __init__(self, path, attention="sdpa"):
+    def __init__(self, path, attention="sdpa", dtype=torch.float32):
         super().__init__()
         choose("attention", attention, ATTENTION_IMPLEMENTATIONS)
+        self.attention = attention
+        if attention == "flash_attn":
+            check_flash(path, dtype)
+            attention = "sdpa"  # in which a CPU checks the model; see use_flash
         self.config = config_of(path)
         self.mask_id = None
         name, _ = name_and_context(path)
@@ -94,7 +113,7 @@ class HuggingFaceModel(nn.Module):
         self.inner = from_hub(
             self.kind,
             name,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
             attn_implementation=ATTENTION_IMPLEMENTATIONS[attention],
         ).eval()
@@ -105,11 +124,17 @@ class HuggingFaceModel(nn.Module):
         return self.inner.get_input_embeddings()
 
     def head(self, h):
-        """(..., C) -> (..., V) logits."""
-        return self.lm_head(h)[..., : self.config.vocab_size]
+        """(..., C) -> (..., V) logits, in float32 under autocast, too."""
+        logits = float32_linear(h, self.lm_head.weight, self.lm_head.bias)
+        return logits[..., : self.config.vocab_size]
 
     def train(self, mode=True):
         return self
+
+    def use_flash(self):
+        """After the checks, which run on a CPU: that has no flash-attn."""
+        if self.attention == "flash_attn":
+            self.inner.set_attn_implementation("flash_attention_2")
 
     def take_head_out(self):
         self.inner.set_output_embeddings(nn.Identity())
@@ -129,7 +154,7 @@ class HuggingFaceModel(nn.Module):
 
     def check_equal(self, what, a, b):
         """Raises UserError if two ways to the same numbers differ by more than rounding."""
-        if (a - b).abs().max() > 1e-3 * b.abs().max():
+        if (a - b).abs().max() > ROUNDING[self.inner.dtype] * b.abs().max():
             raise UserError(
                 f"{self.config.arch} makes its {what} in a way of its own: not supported."
             )
@@ -157,10 +182,11 @@ class HuggingFaceModel(nn.Module):
 class Decoder(HuggingFaceModel):
     """Llama, Qwen, GPT-2, ...: with a GPT's hidden, head and cache."""
 
-    def __init__(self, path, attention="sdpa"):
-        super().__init__(path, attention)
+    def __init__(self, path, attention="sdpa", dtype=torch.float32):
+        super().__init__(path, attention, dtype)
         self.eot = hf_meta(name_and_context(path)[0]).get("eot", -1)
         self.check_and_take_head_out()
+        self.use_flash()
 
     def opened(self, idx):
         """
@@ -267,13 +293,13 @@ def check_decoder(path):
         raise UserError(f"{path} is an encoder-decoder. It runs with: python -m extras.t5")
 
 
-def load_model(path, device="cpu", attention="sdpa"):
+def load_model(path, device="cpu", attention="sdpa", dtype=torch.float32):
     """'hf:NAME_OR_FOLDER' -> model in eval mode, and what a checkpoint would tell of it."""
     check_decoder(path)
-    return Decoder(path, attention).to(device), about(path)
+    return Decoder(path, attention, dtype).to(device), about(path)
 
 
-def from_checkpoint(saved, device="cpu", attention="sdpa"):
+def from_checkpoint(saved, device="cpu", attention="sdpa", dtype=torch.float32):
     """What a training here saved of a model of transformers -> as load_model."""
     path = saved["model_config"]["arch"]
     check_decoder(path)
@@ -281,7 +307,7 @@ def from_checkpoint(saved, device="cpu", attention="sdpa"):
         from extras import convert_hf  # which imports this file
 
         return convert_hf.from_checkpoint(saved, device, attention)
-    model = Decoder(path, attention)
+    model = Decoder(path, attention, dtype)
     load_weights(model, weights_of(saved))
     return model.to(device), without_weights(saved)
 

@@ -35,6 +35,7 @@ from extras.vocab_parallel import label_weights, sliced_logits, sliced_soft_cros
 from loop import check_loop, fit, hooks, validator
 from model import ar_loss
 from plumbing.checks import check_text
+from plumbing.hardware import format_of_frozen, pick_device
 from plumbing.parallel import join_processes, leave_processes, on_first_process
 from plumbing.runs import check_folder, check_origin, release
 
@@ -75,7 +76,7 @@ eval_iters = 4  # validation batches
 sample_interval = 0  # steps between printed samples, a multiple of eval_interval; 0: none
 seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'
-dtype = ""  # '' (bfloat16 if it is fast here) | 'float32' | 'bfloat16'
+dtype = ""  # '' (16 bits if they are fast here) | 'float32' | 'bfloat16' | 'float16'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
 compile = "auto"  # 'auto' (on cuda) | 'on' | 'off': torch.compile
 fsdp = False  # under torchrun: shard weights, gradients and optimizer (FSDP2); False: DDP
@@ -316,7 +317,8 @@ def load_teacher_and_corpus(cfg):
         corpus = data.load(cfg.dataset)
         meta = corpus.meta
     else:
-        teacher, checkpoint = load_model(cfg.teacher, attention=cfg.attention)
+        frozen = format_of_frozen(cfg.device, cfg.dtype)
+        teacher, checkpoint = load_model(cfg.teacher, attention=cfg.attention, dtype=frozen)
         if not teacher.config.causal:
             said = f"The teacher {cfg.teacher} is a masked diffusion model"
             raise UserError(f"{said}: soft labels are of the next token. Give a GPT.")
@@ -360,7 +362,9 @@ def label(teacher, corpus, folder, L, device, cfg):
         soft_from_jsonl(cfg.soft_data, folder, corpus.meta, L, cfg.topk)
     else:
         x = data.blocks(corpus.train, L, max(1, cfg.n_tokens // L))
-        soft_from_teacher(teacher.to(device), x, folder, corpus.meta, cfg.topk)
+        _, autocast, _ = pick_device(cfg.device, cfg.dtype)
+        with autocast:
+            soft_from_teacher(teacher.to(device), x, folder, corpus.meta, cfg.topk)
 
 
 def labels_of(teacher, corpus, L, device, cfg):

@@ -64,13 +64,13 @@ from plumbing.checkpoints import (
     without_weights,
 )
 from plumbing.checks import check_sampling_knobs
-from plumbing.hardware import pick_device, pick_for_sampling
+from plumbing.hardware import format_of_frozen, pick_device, pick_for_sampling
 from plumbing.parallel import join_processes, leave_processes, on_first_process
 from plumbing.randomness import seeded
 from plumbing.report import table
 from plumbing.runs import check_folder, check_origin, checkpoint_to_resume, release, write_chunks
 from sample import settings_of
-from speculative import Network, generate, speculate, until_eos
+from speculative import Network, generate, speculate
 
 # --------------------------------------------------------------------------------------------------
 task = "kd"  # 'kd' (a drafter learns) | 'sample' | 'eval' (how good drafters are, and ROUGE-2)
@@ -117,7 +117,7 @@ eval_interval = 1000  # steps between validations, which save the checkpoint
 eval_iters = 4  # validation batches
 seed = 1337
 device = ""  # '' (cuda, else mps, else cpu) | 'cuda' | 'mps' | 'cpu' | one GPU, as 'cuda:1'
-dtype = ""  # '' (bfloat16 if it is fast here) | 'float32' | 'bfloat16'
+dtype = ""  # '' (16 bits if they are fast here) | 'float32' | 'bfloat16' | 'float16'
 attention = "sdpa"  # 'sdpa' | 'manual' (readable) | 'flash_attn' (if installed, cuda)
 compile = "auto"  # 'auto' (on cuda) | 'on' | 'off': torch.compile
 wandb = ""  # a project name: also log to Weights & Biases
@@ -130,11 +130,12 @@ class EncoderDecoder(HuggingFaceModel):
 
     kind = "AutoModelForSeq2SeqLM"
 
-    def __init__(self, path, attention="sdpa"):
-        super().__init__(path, attention)
+    def __init__(self, path, attention="sdpa", dtype=torch.float32):
+        super().__init__(path, attention, dtype)
         if hasattr(self.inner, "final_logits_bias"):
             raise UserError(f"{path} adds a bias outside its head, as BART does: not supported.")
         self.check_and_take_head_out()
+        self.use_flash()
 
     def encode(self, source):
         """(B, S) int64, short ones padded at the end -> the decoder, conditioned on these."""
@@ -238,21 +239,21 @@ def condition_drafter(drafter, source):
 # loading
 
 
-def load_model(path, device="cpu", attention="sdpa"):
+def load_model(path, device="cpu", attention="sdpa", dtype=torch.float32):
     """hf:NAME_OR_FOLDER or a ckpt.pt of this file -> EncoderDecoder, the checkpoint's dict."""
     if not path.startswith("hf:"):
-        return from_checkpoint(load_checkpoint(path), device, attention)
+        return from_checkpoint(load_checkpoint(path), device, attention, dtype)
     if not has_encoder(path):
         raise UserError(f"{path} has no encoder. It runs with sample.py and eval.py.")
-    return EncoderDecoder(path, attention).to(device), about(path)
+    return EncoderDecoder(path, attention, dtype).to(device), about(path)
 
 
-def from_checkpoint(saved, device="cpu", attention="sdpa"):
+def from_checkpoint(saved, device="cpu", attention="sdpa", dtype=torch.float32):
     """A checkpoint's dict -> EncoderDecoder with averaged weights, the dict without weights."""
     path = str(saved["model_config"].get("arch"))
     if not path.startswith("hf:"):
         raise UserError(f"The checkpoint holds {path!r}, not an encoder-decoder.")
-    model = EncoderDecoder(path, attention)
+    model = EncoderDecoder(path, attention, dtype)
     load_weights(model, weights_of(saved))
     return model.to(device), without_weights(saved)
 
@@ -270,7 +271,8 @@ def load_any_drafter(path, target, meta, cfg):
         drafter = load_drafter(path, target, meta, cfg.attention)
         check_context(drafter, path, cfg.length)
         return drafter
-    model, checkpoint = load_model(path, target.wte.weight.device, cfg.attention)
+    weight = target.wte.weight
+    model, checkpoint = load_model(path, weight.device, cfg.attention, weight.dtype)
     if not data.same_vocabulary(meta, checkpoint["meta"]):
         raise UserError(f"The drafter {path} has another vocabulary than the target.")
     return model
@@ -334,10 +336,13 @@ def write_pseudo_data(target, corpus, cfg, device, rows_at_once=64):
     S = meta["source_tokens"]
     n_new = meta["row"] - S - 1
 
+    autocast, _ = pick_for_sampling(True, cfg.device, cfg.dtype)
+
     def rows(i):
         starts = data.batch(corpus.train, rows_at_once, S + 1, seeded(cfg.seed, "start", i))
         generator = seeded(cfg.seed, "pseudo", i, device=device)
-        return with_text_of(target, starts.to(device), n_new, generator, meta["eot"])
+        with autocast:
+            return with_text_of(target, starts.to(device), n_new, generator, meta["eot"])
 
     path = os.path.join(cfg.out_dir, "pseudo.bin")
     n_chunks = math.ceil(cfg.pseudo_tokens / (rows_at_once * n_new))
@@ -375,7 +380,8 @@ def load_teacher(cfg, meta):
     """-> the target, as a teacher, or None where nobody asks it."""
     if cfg.learn == "text" and (cfg.kd_data != "teacher" or cfg.drafter == "ngram"):
         return None
-    model, checkpoint = load_model(cfg.target, attention=cfg.attention)
+    frozen = format_of_frozen(cfg.device, cfg.dtype)
+    model, checkpoint = load_model(cfg.target, attention=cfg.attention, dtype=frozen)
     if not data.same_vocabulary(meta, checkpoint["meta"]):
         raise UserError(f"The target {cfg.target} has another vocabulary than {cfg.dataset}.")
     cfg.teacher_step = checkpoint["step"]  # so that a resumed run notices another teacher
@@ -431,6 +437,8 @@ def kd(cfg):
     if cfg.drafter == "ngram":
         return on_first_process(lambda: count_ngrams(pseudo, corpus, cfg))
 
+    autocast, _ = pick_for_sampling(True, cfg.device, cfg.dtype)
+
     def get_batch(generator):
         """-> (B, S + T): sources of the dataset, with its texts or what a model writes."""
         if cfg.kd_data == "dataset":
@@ -439,7 +447,7 @@ def kd(cfg):
             rows = torch.randint(len(pseudo), (cfg.batch_size,), generator=generator)
             return torch.from_numpy(pseudo[rows.numpy()].astype(np.int64))
         starts = data.batch(corpus.train, cfg.batch_size, S + 1, generator).to(device)
-        with torch.compiler.set_stance("force_eager"):  # its shapes vary here
+        with torch.compiler.set_stance("force_eager"), autocast:  # its shapes vary here
             rows = with_text_of(drafter.eval(), starts, T - 1, generator, eot)
         drafter.train()
         return rows
@@ -466,6 +474,12 @@ def encode_source(meta, text, device):
         raise UserError("An encoder needs a text to read: --prompt='summarize: ...'")
     ids = torch.tensor(data.encode_prompt(meta, text), device=device)
     return ids[:-1], ids[-1:]
+
+
+def until_eos(tokens, eos):
+    """(n,) int64 -> up to and including the first eos."""
+    found = (tokens == eos).nonzero()  # (k, 1)
+    return tokens[: found[0, 0] + 1] if len(found) else tokens
 
 
 def written_text(x, decode, eot):
@@ -519,7 +533,8 @@ def sample(cfg):
     check_sampling_knobs(cfg)
     device, _, _ = pick_device(cfg.device, cfg.dtype)
     autocast, note = pick_for_sampling(True, cfg.device, cfg.dtype)
-    target, checkpoint = load_model(cfg.target, device, cfg.attention)
+    frozen = format_of_frozen(cfg.device, cfg.dtype)
+    target, checkpoint = load_model(cfg.target, device, cfg.attention, frozen)
     check_length(cfg, target)
     meta = checkpoint["meta"]
     pair = encode_source(meta, data.read_text(cfg.prompt), device)
@@ -673,6 +688,8 @@ def table_of(rows):
 
 def main(cfg):
     choose("task", cfg.task, ("kd", "sample", "eval"))
+    if not cfg.dtype and pick_device(cfg.device)[2].endswith(", float16"):
+        cfg.dtype = "float32"  # activations of a large T5 overflow in float16
     if cfg.task == "sample":
         return sample(cfg)
     if cfg.task == "eval":

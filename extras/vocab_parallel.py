@@ -13,7 +13,8 @@ al. 2019, arXiv 1909.08053).
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
+
+from plumbing.head import float32_linear
 
 
 class SumOverRanks(torch.autograd.Function):
@@ -88,8 +89,7 @@ def sliced_logits(model, h):
     bias = None
     if model.head_bias is not None:
         bias = with_gradient_times(model.head_bias[first:end], world)
-    logits = F.linear(SameOnRanks.apply(h), weight, bias)
-    return logits.float(), first
+    return float32_linear(SameOnRanks.apply(h), weight, bias), first
 
 
 def sliced_soft_cross_entropy(logits, ids, logp, first, missing="none"):

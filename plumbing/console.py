@@ -36,7 +36,7 @@ def say_error(kind, error, traceback):
             raise SystemExit(130)
     elif issubclass(kind, UserError):
         print(error, file=sys.stderr)
-    elif issubclass(kind, NotImplementedError) and "MPS" in str(error):
+    elif issubclass(kind, NotImplementedError) and "for the MPS device" in str(error):
         hint = "set PYTORCH_ENABLE_MPS_FALLBACK=1, or --device=cpu"
         print(f"An Apple GPU lacks an operation: {hint}.", file=sys.stderr)
     else:

@@ -39,9 +39,13 @@ def check_device(device):
         )
 
 
+# a value of the knob dtype -> torch's
+FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 def pick_device(device="", dtype=""):
     """
-    '' or a torch device, '' or 'float32' | 'bfloat16' -> device, an autocast context, what was
+    '' or a torch device, '' or a number format of FORMATS -> device, an autocast context, what was
     chosen and why (str).
     """
     why = "as asked"
@@ -50,17 +54,16 @@ def pick_device(device="", dtype=""):
     check_device(device)
     kind = device.split(":")[0]
     if dtype:
-        choose("dtype", dtype, ("float32", "bfloat16"))
-    elif has_fast_bfloat16(kind):
-        dtype = "bfloat16"
+        choose("dtype", dtype, tuple(FORMATS))
+        if dtype not in fast_formats(kind):
+            warn_slow(device, dtype)
     else:
-        dtype = "float32"
-        why += ", without fast bfloat16"
+        dtype = fast_formats(kind)[0]
+        if dtype != "bfloat16":
+            why += ", without fast bfloat16"
     autocast = contextlib.nullcontext()
-    if dtype == "bfloat16":
-        autocast = torch.autocast(kind, torch.bfloat16)
-        if not has_fast_bfloat16(kind):
-            warn_slow_bfloat16(device)
+    if dtype != "float32":
+        autocast = torch.autocast(kind, FORMATS[dtype])
     if kind == "cpu":
         keep_freed_memory()
     return torch.device(device), autocast, f"{device} ({why}), {dtype}"
@@ -78,20 +81,55 @@ def pick_for_sampling(causal, device="", dtype=""):
     return autocast, note
 
 
-@functools.lru_cache  # measured once in a run
-def has_fast_bfloat16(kind):
+def format_of_frozen(device="", dtype=""):
     """
-    'cuda' | 'mps' | 'cpu' -> whether it multiplies bfloat16 in hardware, a CPU also clearly faster
-    than float32.
+    As pick_device -> the number format of weights that are many and not trained, those of hf:NAME:
+    half the memory on a GPU that computes in bfloat16, which such models are published in.
+    """
+    picked, autocast, _ = pick_device(device, dtype)
+    on_gpu = picked.type == "cuda" and getattr(autocast, "fast_dtype", None) == torch.bfloat16
+    return torch.bfloat16 if on_gpu else torch.float32
+
+
+def check_attention(attention, device="", dtype=""):
+    """Raises UserError for flash_attn where it cannot run. device and dtype as in pick_device."""
+    if attention != "flash_attn":
+        return
+    picked, _, note = pick_device(device, dtype)
+    new_gpu = picked.type == "cuda" and "bfloat16" in fast_formats("cuda")
+    if not new_gpu or note.endswith("float32"):
+        raise UserError(
+            f"attention is 'flash_attn', which takes 16 bits on a GPU of sm_80 or newer. This is "
+            f"{note}: --attention=sdpa."
+        )
+
+
+def format_of_products(x):
+    """A tensor -> the number format in which its products are computed here, by autocast or not."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+@functools.lru_cache  # measured once in a run
+def fast_formats(kind):
+    """
+    'cuda' | 'mps' | 'cpu' -> the number formats, the best first, that it multiplies in hardware, a
+    CPU those of 16 bits only if clearly faster than float32.
 
     The name of an instruction set does not say: with avx512_bf16 one CPU is twice as fast, another
     half as fast, and without it torch emulates, a hundred times as slowly.
     """
-    if kind == "cuda":  # sm_80 and later, not a T4
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind == "mps":
-        return False
-    return matmul_tflops(kind, torch.bfloat16) > 1.2 * matmul_tflops(kind, torch.float32)
+    if kind == "cuda":
+        major, _ = torch.cuda.get_device_capability()
+        if major >= 8:
+            return "bfloat16", "float16", "float32"
+        if major == 7:  # a T4, a V100: eight times as fast as in float32
+            return "float16", "float32"
+    if kind == "cpu":
+        rates = {name: matmul_tflops(kind, FORMATS[name]) for name in ("bfloat16", "float32")}
+        if rates["bfloat16"] > 1.2 * rates["float32"]:
+            return "bfloat16", "float32"
+    return ("float32",)
 
 
 def matmul_tflops(device, dtype, n=256):
@@ -131,10 +169,12 @@ def compile_trunk(model, device):
 
 
 @functools.lru_cache  # once in a run
-def warn_slow_bfloat16(device):
-    factor = matmul_tflops(device, torch.float32) / matmul_tflops(device, torch.bfloat16)
+def warn_slow(device, dtype):
+    factor = matmul_tflops(device, torch.float32) / matmul_tflops(device, FORMATS[dtype])
+    if factor <= 1:
+        return
     slow = f"a product takes {factor:.1f} times as long as in float32 here"
-    print_once(f"{device} does not multiply bfloat16 fast: {slow}. Leave --dtype out.")
+    print_once(f"{device} does not multiply {dtype} fast: {slow}. Leave --dtype out.")
 
 
 def keep_freed_memory():

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from configurator import UserError
-from plumbing.hardware import pick_device
+from plumbing.hardware import check_attention, pick_device
 
 
 def join_processes(cfg):
@@ -22,6 +22,7 @@ def join_processes(cfg):
     -> this process's device, and a note on it. Under torchrun, joins the other processes first.
     """
     device, _, note = pick_device(cfg.device, cfg.dtype)
+    check_attention(cfg.attention, cfg.device, cfg.dtype)
     if "WORLD_SIZE" in os.environ:
         # the first process may write data for hours while the others wait
         patience = datetime.timedelta(days=1)

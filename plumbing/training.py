@@ -16,10 +16,24 @@ from plumbing.parallel import is_shard, rank_and_world, shard_like, whole
 from plumbing.runs import Log, files_of_run
 
 # --------------------------------------------------------------------------------------------------
+# float16
+
+
+def make_scaler(device, autocast):
+    """
+    -> a GradScaler, which does something in float16 only: that has no numbers below 6e-8, where
+    many gradients are, so the loss is multiplied by a large scale before its backward pass, and the
+    gradients are divided by it afterwards.
+    """
+    is_float16 = getattr(autocast, "fast_dtype", None) == torch.float16
+    return torch.amp.GradScaler(device.type, enabled=is_float16)
+
+
+# --------------------------------------------------------------------------------------------------
 # what is saved, and how a run goes on from it
 
 
-def training_state(model, optimizer, averaged, step):
+def training_state(model, optimizer, averaged, scaler, step):
     """
     -> a dict; of weights in shards, every process has to call it, and the first gets them whole.
     """
@@ -27,14 +41,15 @@ def training_state(model, optimizer, averaged, step):
         "model": model.state_dict(),
         "ema": averaged or None,
         "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
         "step": step,
     }
     sharded = any(is_shard(p) for p in model.parameters())
     return whole(state) if sharded else state
 
 
-def restore(resume, optimizer, averaged, cfg):
-    """Optimizer and averages get what the checkpoint `resume` holds -> its step."""
+def restore(resume, optimizer, averaged, scaler, cfg):
+    """Optimizer, averages and scaler get what the checkpoint `resume` holds -> its step."""
     if bool(resume["ema"]) != bool(cfg.ema):
         ema = resume["config"]["ema"]
         raise UserError(f"{cfg.out_dir} was trained with --ema={ema}; resume it with the same.")
@@ -46,6 +61,8 @@ def restore(resume, optimizer, averaged, cfg):
     optimizer.load_state_dict({**saved, "state": state})
     for n, average in averaged.items():
         averaged[n] = shard_like(average, resume["ema"][n])
+    if resume.get("scaler"):  # of a run in another format it is empty
+        scaler.load_state_dict(resume["scaler"])
     if resume["step"] >= cfg.max_iters:
         print_once(f"{cfg.out_dir} is already trained for {resume['step']} steps.")
     return resume["step"]

@@ -679,6 +679,24 @@ def test_pseudo_data_goes_on_where_it_was_cut_off(target, markov, tmp_path):
     assert np.array_equal(D.write_pseudo_data(model, corpus, cfg, "cpu"), whole[:64])
 
 
+@pytest.mark.parametrize("kd_data", ["teacher", "student"])
+@pytest.mark.parametrize("dtype", ["", "bfloat16"])
+def test_texts_to_learn_from_are_written_in_the_number_format_of_samples(
+    dtype, kd_data, target, tmp_path, monkeypatch
+):
+    """On a CPU float32, unless it is asked for another."""
+    seen = []
+    generate = D.generate
+
+    def spy(*args, **kw):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return generate(*args, **kw)
+
+    monkeypatch.setattr(D, "generate", spy)
+    D.main(kd_settings(target, tmp_path, kd_data=kd_data, drafter="gpt", dtype=dtype))
+    assert set(seen) == {dtype == "bfloat16"}
+
+
 def test_an_ngram_counts_the_text_of_the_target(target, markov, tmp_path):
     D.main(kd_settings(target, tmp_path, drafter="ngram", ngram_n=2, pseudo_tokens=30000))
     ngram, meta = drafters.NGram.load(str(tmp_path / "ngram.txt"))

@@ -115,7 +115,7 @@ class Paths:
         return torch.tensor(tokens).view(p.shape[:-1])
 
     def uniform(self, shape, generator, device):
-        return [Uniform(self) for _ in range(shape[0])]
+        return Uniform(self)
 
     def distribution(self, f):
         """-> {f(): probability}"""
@@ -141,12 +141,18 @@ class Uniform:
         self.paths = paths
 
     def __mul__(self, q):
-        self.q = float(q)
+        self.q = q.tolist()
         return self
 
     def __ge__(self, p):
-        accepted = min(1.0, float(p) / self.q)
-        return self.paths.choose([1 - accepted, accepted]) == 0
+        self.p = p.tolist()
+        return self
+
+    def tolist(self):
+        """Nobody asks for more after the first rejection."""
+        for p, q in zip(self.p, self.q, strict=True):
+            accepted = min(1.0, p / q)
+            yield self.paths.choose([1 - accepted, accepted]) == 0
 
 
 @torch.no_grad()
@@ -297,6 +303,50 @@ def test_models_with_another_kind_of_cache_or_head_raise(tmp_path, error_of):
 
 def test_a_misspelled_attention_raises(models, error_of):
     assert "attention is 'eager'" in error_of(load_model, models[0], "cpu", "eager")
+
+
+@torch.no_grad()
+def test_a_frozen_model_in_bfloat16_predicts_what_autocast_does(models):
+    """Mean total variation 0.006; a cache and a head of another kind still raise."""
+    x = torch.randint(10, (4, 20), generator=seeded(0))
+    p = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model, _ = load_model(models[0], dtype=dtype)
+        assert {weight.dtype for weight in model.parameters()} == {dtype}
+        with torch.autocast("cpu", torch.bfloat16):
+            p[dtype] = model(x).float().softmax(-1)
+    variation = (p[torch.float32] - p[torch.bfloat16]).abs().sum(-1) / 2
+    assert 0 < variation.mean() < 0.02 and variation.max() < 0.1
+
+
+def test_a_model_that_is_not_ours_to_run_raises_in_bfloat16_too(tmp_path, error_of):
+    shape = dict(head_dim=8, layer_types=["full_attention"] * 2, final_logit_softcapping=1.0)
+    path = make("gemma", tmp_path / "gemma", 1, **shape)
+    said = error_of(load_model, path, dtype=torch.bfloat16)
+    assert f"{path} makes its logits in a way of its own" in said
+
+
+def test_a_drafter_has_the_number_format_of_its_target(models):
+    for dtype in (torch.float32, torch.bfloat16):
+        target, checkpoint = load_model(models[0], dtype=dtype)
+        drafter = load_drafter(models[1], target, checkpoint["meta"])
+        assert drafter.model.wte.weight.dtype == dtype
+        speculate(target, drafter, torch.tensor([3, 4]), 6, generator=seeded(0))
+
+
+def test_flash_attention_starts_after_a_check_without_it(models, error_of, monkeypatch):
+    assert "pip install flash-attn" in error_of(load_model, models[0], attention="flash_attn")
+    monkeypatch.setattr(huggingface.importlib.util, "find_spec", lambda name: True)
+    said = error_of(load_model, models[0], attention="flash_attn")
+    assert "flash_attn has no float32" in said and "--attention=sdpa" in said
+    asked = []
+    monkeypatch.setattr(
+        transformers.PreTrainedModel,
+        "set_attn_implementation",
+        lambda self, name: asked.append(name),
+    )
+    load_model(models[0], attention="flash_attn", dtype=torch.bfloat16)
+    assert asked == ["flash_attention_2"]
 
 
 def test_a_checkpoint_that_lacks_a_weight_raises(models, error_of):

@@ -140,6 +140,20 @@ def test_soft_loss_of_all_log_probs_is_the_distance_to_the_teacher(teacher, tmp_
 # labels on the disk
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_teacher_labels_in_the_number_format_of_the_run(dtype, teacher, tmp_path, monkeypatch):
+    seen = []
+    label = S.soft_from_teacher
+
+    def spy(*args):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        label(*args)
+
+    monkeypatch.setattr(S, "soft_from_teacher", spy)
+    S.main(settings(teacher, tmp_path, dtype=dtype, max_iters=1))
+    assert seen == [dtype == "bfloat16"]
+
+
 def test_labelling_that_is_killed_goes_on_to_the_same_labels(teacher, tmp_path, monkeypatch):
     model, saved = load_model(teacher)
     x = torch.randint(8, (11, 16), generator=seeded(0))

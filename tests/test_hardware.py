@@ -15,20 +15,25 @@ import eval as evaluation
 import sample as S
 import train
 from plumbing import console, hardware
-from plumbing.hardware import pick_device, pick_for_sampling
+from plumbing.hardware import (
+    check_attention,
+    format_of_frozen,
+    pick_device,
+    pick_for_sampling,
+)
 
 
 def cpu(monkeypatch, float32, bfloat16):
     """Pretends to be a CPU of such rates, in TFLOP/s."""
-    rates = {torch.float32: float32, torch.bfloat16: bfloat16}
+    rates = {torch.float32: float32, torch.bfloat16: bfloat16, torch.float16: float32 / 2}
     monkeypatch.setattr(hardware, "matmul_tflops", lambda device, dtype, n=256: rates[dtype])
-    hardware.has_fast_bfloat16.cache_clear()
+    hardware.fast_formats.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def measured_anew():
     yield
-    hardware.has_fast_bfloat16.cache_clear()
+    hardware.fast_formats.cache_clear()
 
 
 def test_a_cpu_gets_bfloat16_only_where_it_multiplies_it_faster(monkeypatch):
@@ -69,6 +74,7 @@ def test_a_report_says_what_was_computed_in_which_format(monkeypatch):
         (both, ["genppl"], "", "diffusion models sampled in bfloat16, all else in float32"),
         (both, ["genppl"], "float32", "float32"),
         (both, ["latency"], "bfloat16", "diffusion models and GPTs sampled in bfloat16, all else"),
+        (both, ["genppl"], "float16", "diffusion models and GPTs sampled in float16, all else in"),
         ({}, ["genppl"], "", "float32"),
     ):
         cfg = types.SimpleNamespace(device="cpu", dtype=dtype)
@@ -82,21 +88,64 @@ def test_the_emulation_variables_reach_it():
     assert out == "cpu (as asked, without fast bfloat16), float32\n"
 
 
-def test_a_gpu_without_bfloat16_gets_float32_and_the_reason(monkeypatch):
+def gpu(monkeypatch, capability):
+    """Pretends that there is one of that capability: (8, 0) stands for sm_80."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    for has_it, note in (
-        (True, "cuda (a GPU is here), bfloat16"),
-        (False, "cuda (a GPU is here, without fast bfloat16), float32"),
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # emulated at least
+    hardware.fast_formats.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_a_gpu_gets_the_format_of_16_bits_that_it_multiplies(monkeypatch):
+    for capability, note in (
+        ((8, 0), "cuda (a GPU is here), bfloat16"),
+        ((7, 5), "cuda (a GPU is here, without fast bfloat16), float16"),  # a T4
+        ((7, 0), "cuda (a GPU is here, without fast bfloat16), float16"),
+        ((6, 1), "cuda (a GPU is here, without fast bfloat16), float32"),
     ):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it, **_: has_it)
-        hardware.has_fast_bfloat16.cache_clear()
+        gpu(monkeypatch, capability)
         assert pick_device()[2] == note
+        assert pick_for_sampling(True)[1] == note
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_both_formats_of_16_bits_are_fast_on_a_new_gpu(monkeypatch, capsys):
+    gpu(monkeypatch, (8, 9))
+    assert pick_device("cuda", "float16")[2] == "cuda (as asked), float16"
+    assert capsys.readouterr().out == ""  # nothing about a slow one
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_frozen_weights_are_bfloat16_on_a_gpu_that_computes_in_it(monkeypatch):
+    gpu(monkeypatch, (8, 0))
+    assert format_of_frozen() == torch.bfloat16
+    assert format_of_frozen("cuda", "float32") == format_of_frozen("cpu") == torch.float32
+    gpu(monkeypatch, (7, 5))
+    assert format_of_frozen() == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_flash_attention_where_it_cannot_run_is_one_line(monkeypatch, error_of):
+    assert "--attention=sdpa" in error_of(check_attention, "flash_attn", "cpu", "bfloat16")
+    gpu(monkeypatch, (7, 5))
+    said = error_of(check_attention, "flash_attn")
+    assert "takes 16 bits on a GPU of sm_80 or newer" in said and "float16: --attention" in said
+    gpu(monkeypatch, (8, 0))
+    assert "float32: --attention" in error_of(check_attention, "flash_attn", "cuda", "float32")
+    check_attention("flash_attn")
+    check_attention("sdpa", "cpu")
+
+
+def test_an_unknown_number_format_is_one_line(error_of):
+    said = error_of(pick_device, "cpu", "half")
+    assert "dtype is 'half'" in said and "float16" in said
 
 
 def test_asking_for_emulated_bfloat16_says_how_much_slower_it_is(monkeypatch, capsys):
     cpu(monkeypatch, 0.11, 0.001)
-    hardware.warn_slow_bfloat16.cache_clear()
+    hardware.warn_slow.cache_clear()
     for _ in range(2):  # said once
         assert pick_device("cpu", "bfloat16")[2] == "cpu (as asked), bfloat16"
     assert (
@@ -167,6 +216,15 @@ def test_what_an_apple_gpu_cannot_do_is_one_line_with_the_way_out(capsys):
     assert (
         said.count("\n") == 1 and "PYTORCH_ENABLE_MPS_FALLBACK=1" in said and "--device=cpu" in said
     )
+
+
+def test_what_another_device_cannot_do_is_not_said_to_be_an_apple_gpus(capsys):
+    """torch lists all of its backends in the message."""
+    error = NotImplementedError(
+        "Could not run 'aten::x' with arguments from the 'CUDA' backend. MPS: ..."
+    )
+    console.say_error(type(error), error, None)
+    assert "Apple" not in capsys.readouterr().err
 
 
 @torch.no_grad()

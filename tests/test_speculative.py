@@ -12,6 +12,7 @@ import reference
 import torch
 import torch._dynamo.testing
 from conftest import tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import drafters
 import metrics
@@ -21,7 +22,7 @@ from metrics import Rounds, best_gamma, overlap, predicted_speedup
 from model import draw, probabilities
 from plumbing import report
 from plumbing.randomness import seeded, uniform
-from speculative import Network, generate, speculate
+from speculative import KVCache, Network, generate, speculate
 
 pytestmark = pytest.mark.numerics
 V = 3
@@ -70,18 +71,25 @@ DRAFTERS += ["ngram, kneser_ney", "ngram, laplace", "lookup", "hesitant"]
 
 
 class Uniform:
-    """A number in [0, 1), times a factor, of which `>= p` is asked: both answers are paths."""
+    """Numbers in [0, 1), times factors, of which `>= p` is asked: both answers are paths."""
 
-    def __init__(self, paths, factor=1.0):
+    def __init__(self, paths, n):
         self.paths = paths
-        self.factor = factor
+        self.factors = [1.0] * n
 
-    def __mul__(self, factor):
-        return Uniform(self.paths, self.factor * float(factor))
+    def __mul__(self, factors):
+        self.factors = factors.tolist()
+        return self
 
     def __ge__(self, p):
-        below = min(1.0, float(p) / self.factor)
-        return self.paths.choose([below, 1 - below]) == 1
+        self.p = p.tolist()
+        return self
+
+    def tolist(self):
+        """Nobody asks for an answer after the first yes."""
+        for p, factor in zip(self.p, self.factors, strict=True):
+            below = min(1.0, p / factor)
+            yield self.paths.choose([below, 1 - below]) == 1
 
 
 class Paths:
@@ -106,7 +114,7 @@ class Paths:
         return torch.tensor(self.choose((p / p.sum()).tolist()))
 
     def uniform(self, shape, generator, device):
-        return [Uniform(self) for _ in range(shape[0])]
+        return Uniform(self, *shape)
 
     def distribution(self, f):
         """-> {f(): probability}."""
@@ -202,8 +210,8 @@ MISTAKES = {
         "(p[i] - q[i]).clamp(min=0)",
         "(p[i] - q[i].max()).clamp(min=0)",
     ),
-    "takes q for 1": ("verify", "u[i] * q[i][draft] >= p[i, draft]", "u[i] >= p[i, draft]"),
-    "accepts everything": ("verify", "u[i] * q[i][draft] >= p[i, draft]", "False"),
+    "takes q for 1": ("verify", "u * q_drafts >= p_drafts", "u >= p_drafts"),
+    "accepts everything": ("verify", "u * q_drafts >= p_drafts", "p_drafts < 0"),
     "goes on after a rejection": (
         "verify",
         "[drafts[:i], token[None]]",
@@ -264,6 +272,42 @@ def test_verify_is_the_textbooks_step(monkeypatch):
         assert speculative.verify(drafts, p, q, seeded(i)).tolist() == expected
         lengths.add(len(expected))
     assert lengths == {1, 2, 3, 4, 5}
+
+
+class Questions(TorchDispatchMode):
+    """Counts how often Python asks for the numbers of a tensor: there a GPU is waited for."""
+
+    OPERATIONS = ("_local_scalar_dense", "nonzero", "equal", "masked_select")
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.n = 0
+        tolist = torch.Tensor.tolist
+
+        def counted(x):
+            self.n += 1
+            return tolist(x)
+
+        monkeypatch.setattr(torch.Tensor, "tolist", counted)
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        self.n += f._schema.name.removeprefix("aten::") in self.OPERATIONS
+        return f(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["gpt", "lstm", "cnn"])
+@pytest.mark.parametrize("eos", [None, V - 1])
+def test_a_round_waits_for_a_gpu_three_times(name, eos, monkeypatch):
+    """For the drafts, for which of them are rejected, and for its tokens."""
+    target = make_target(block_size=64)
+    drafter = make_drafter(name, block_size=64)
+    rounds = []
+    questions = Questions(monkeypatch)
+    with questions:
+        x = torch.tensor(PROMPT)
+        options = dict(generator=seeded(0), eos=eos, watch=lambda *args: rounds.append(args))
+        speculate(target, drafter, x, 40, gamma=4, **options)
+    assert rounds and 2 * len(rounds) <= questions.n <= 3 * len(rounds)
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
@@ -378,6 +422,24 @@ def test_a_cache_may_have_another_number_format_than_the_layers(mixed):
         x = generate(model, start, 20, generator=seeded(0))
         y = speculate(model, Network(model), start[0], 15, generator=seeded(0))
     assert x.shape == (2, 21) and y.shape == (16,)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_under_autocast_a_cache_has_16_bits_and_the_tokens_of_a_larger_one(half, monkeypatch):
+    model = tiny_model(V=30, causal=True)
+    start = torch.zeros(2, 1, dtype=torch.int64)
+    drafter = tiny_model(V=30, causal=True, seed=1)
+    texts = []
+    for wide in (False, True):
+        if wide:
+            monkeypatch.setattr(speculative, "format_of_products", lambda weight: weight.dtype)
+        with torch.autocast("cpu", half):
+            assert KVCache(model).kv[0].dtype == (torch.float32 if wide else half)
+            assert KVCache(tiny_model(causal=True, arch="lstm")).kv[0].dtype == torch.float32
+            x = generate(model, start, 30, generator=seeded(0))
+            y = speculate(model, Network(drafter), start[0], 15, generator=seeded(0))
+        texts.append([*x.flatten().tolist(), *y.tolist()])
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("arch", ["lstm", "cnn"])

@@ -87,8 +87,7 @@ def test_accumulated_steps_are_one_big_batch_in_pieces(pydoc, tmp_path):
     assert len(batches) == 2
     assert not torch.equal(*batches)
     optimizer = loop.make_optimizer(at_once, cfg)
-    for group in optimizer.param_groups:
-        group["lr"] = loop.learning_rate_at(0, cfg)
+    loop.set_learning_rate(optimizer, 0, cfg)
     M.ar_loss(at_once, torch.cat(batches)).backward()
     optimizer.step()
     for a, b in zip(model.parameters(), at_once.parameters(), strict=True):

@@ -29,11 +29,12 @@ def speculate(
         h = target.hidden(unread[None], cache)[0, -len(drafts) - 1 :]  # (g + 1, C)
         p = probabilities(target.head(h), **settings)  # (g + 1, V): at each draft, and after them
         new = verify(drafts, p, q, generator)
-        if eos is not None:
-            new = until_eos(new, eos)
+        ids = new.tolist()
+        if eos in ids:
+            new = new[: ids.index(eos) + 1]
         x = torch.cat([x, new])
         if watch:
             watch(x, drafts)
-        if eos is not None and new[-1] == eos:
+        if eos in ids:
             break
     return x
