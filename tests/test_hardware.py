@@ -82,6 +82,11 @@ def test_the_emulation_variables_reach_it():
     assert out == "cpu (as asked, without fast bfloat16), float32\n"
 
 
+def test_no_test_sees_a_gpu_nor_does_what_it_runs():
+    out, _ = run("-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])")
+    assert out == "-1\n" and torch.cuda.device_count() == 0
+
+
 def test_a_gpu_without_bfloat16_gets_float32_and_the_reason(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
