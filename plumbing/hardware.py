@@ -12,10 +12,14 @@ import time
 import torch
 
 from configurator import UserError, choose, print_once
+from plumbing.nvidia import why_unused
 
 
 def default_device():
     """-> the name of the best device that is here, and why."""
+    if why_unused():
+        say_unused()
+        return "cpu", "the GPU is not used"
     if torch.cuda.is_available():
         return "cuda", "a GPU is here"
     if torch.backends.mps.is_available():
@@ -23,10 +27,17 @@ def default_device():
     return "cpu", "no GPU is here"
 
 
+@functools.lru_cache  # once in a run
+def say_unused():
+    print_once(why_unused())
+
+
 def check_device(device):
     """Raises UserError unless this torch sees it: 'cpu', 'cuda', 'cuda:1', 'mps'."""
     kind, _, number = device.partition(":")
     choose("device", kind, ("cuda", "mps", "cpu"))
+    if kind == "cuda" and why_unused():
+        raise UserError(f"device is {device!r}. {why_unused()}")
     n_devices = 1
     if kind == "cuda":
         n_devices = torch.cuda.device_count()
