@@ -72,7 +72,7 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
     averaged = copy_weights(model) if cfg.ema else {}
     start = restore(resume, optimizer, averaged, cfg) if resume else 0
     if cfg.compile == "on" or (cfg.compile, device.type) == ("auto", "cuda"):
-        compile_trunk(model, device)
+        compile_trunk(model, device, required=cfg.compile == "on")
     progress = Progress(cfg, start, steps_before)
 
     model.train()
