@@ -24,7 +24,7 @@ from plumbing.hardware import (
     compile_trunk,
     pick_device,
     pick_for_sampling,
-    store_for_decoding,
+    prepare_for_sampling,
 )
 from plumbing.randomness import seeded
 from plumbing.terminal import Tracer, colored, print_samples
@@ -76,8 +76,7 @@ def load(path, cfg):
     device, _, _ = pick_device(cfg.device, cfg.dtype)
     model, checkpoint = load_model(path, device, cfg.attention)
     autocast, note = pick_for_sampling(model.config.causal, cfg.device, cfg.dtype)
-    if model.config.causal:
-        store_for_decoding(model)
+    prepare_for_sampling(model, autocast)
     if cfg.compile == "on":
         compile_trunk(model, device)
     return model, checkpoint, autocast, note

@@ -118,6 +118,21 @@ def matmul_tflops(device, dtype, n=256):
     return 2 * n**3 / min(times[1:]) / 1e12
 
 
+def prepare_for_sampling(model, autocast=None):
+    """
+    What is done once before a model writes, so that no text's time includes it. autocast: the
+    context it will write in, None for the one that is on.
+    """
+    if model.config.causal:
+        store_for_decoding(model)
+    device = model.wte.weight.device
+    if device.type == "cuda":
+        # the first call loads CUDA's libraries and kernels, in a second or more
+        with torch.no_grad(), autocast or contextlib.nullcontext():
+            model(torch.zeros(1, 2, dtype=torch.long, device=device))
+        torch.cuda.synchronize(device)
+
+
 def store_for_decoding(model):
     """
     A CPU decodes as fast as it reads the weights, and MKL's product of one row reads a matrix with

@@ -239,6 +239,31 @@ def test_what_an_apple_gpu_cannot_do_is_one_line_with_the_way_out(capsys):
     )
 
 
+class Elsewhere(torch.nn.Module):
+    """A diffusion model that says which device it is on, and notes how it is called."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.config = types.SimpleNamespace(causal=False)
+        self.wte = types.SimpleNamespace(weight=types.SimpleNamespace(device=device))
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append((x.shape, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+
+
+def test_a_gpus_first_call_comes_before_the_clock_and_a_cpu_has_none(monkeypatch):
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, **kw: zeros(*shape, **kw))
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for device, calls in (("cuda", [((1, 2), False, True)]), ("cpu", [])):
+        model = Elsewhere(torch.device(device))
+        hardware.prepare_for_sampling(model, torch.autocast("cpu", torch.bfloat16))
+        assert model.calls == calls
+    assert waited == [torch.device("cuda")]
+
+
 @torch.no_grad()
 def test_a_model_stored_for_decoding_has_the_same_values():
     model = tiny_model(V=90, causal=True)
