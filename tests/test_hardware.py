@@ -82,11 +82,6 @@ def test_the_emulation_variables_reach_it():
     assert out == "cpu (as asked, without fast bfloat16), float32\n"
 
 
-def test_no_test_sees_a_gpu_nor_does_what_it_runs():
-    out, _ = run("-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])")
-    assert out == "-1\n" and torch.cuda.device_count() == 0
-
-
 def test_a_gpu_without_bfloat16_gets_float32_and_the_reason(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -152,6 +147,11 @@ def test_nothing_runs_in_16_bits_where_they_are_emulated(markov, tmp_path, monke
         )
     with NoHalves(), pytest.raises(AssertionError):
         torch.ones(1).bfloat16()
+
+
+def test_no_test_sees_a_gpu_nor_does_what_it_runs():
+    out, _ = run("-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])")
+    assert out == "-1\n" and torch.cuda.device_count() == 0
 
 
 def test_the_speed_of_a_product_is_measured():
@@ -239,6 +239,22 @@ def test_what_an_apple_gpu_cannot_do_is_one_line_with_the_way_out(capsys):
     )
 
 
+@torch.no_grad()
+def test_a_model_stored_for_decoding_has_the_same_values():
+    model = tiny_model(V=90, causal=True)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    x = torch.randint(90, (2, 9))
+    expected = model(x)
+    hardware.store_for_decoding(model)
+    if torch.backends.mkl.is_available():
+        assert model.blocks[0].mlp.up.weight.t().is_contiguous()
+        assert model.wte.weight.t().is_contiguous()
+    assert model.blocks[0].mlp.down.weight.is_contiguous()
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name])
+    torch.testing.assert_close(model(x), expected)
+
+
 class Elsewhere(torch.nn.Module):
     """A diffusion model that says which device it is on, and notes how it is called."""
 
@@ -262,19 +278,3 @@ def test_a_gpus_first_call_comes_before_the_clock_and_a_cpu_has_none(monkeypatch
         hardware.prepare_for_sampling(model, torch.autocast("cpu", torch.bfloat16))
         assert model.calls == calls
     assert waited == [torch.device("cuda")]
-
-
-@torch.no_grad()
-def test_a_model_stored_for_decoding_has_the_same_values():
-    model = tiny_model(V=90, causal=True)
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    x = torch.randint(90, (2, 9))
-    expected = model(x)
-    hardware.store_for_decoding(model)
-    if torch.backends.mkl.is_available():
-        assert model.blocks[0].mlp.up.weight.t().is_contiguous()
-        assert model.wte.weight.t().is_contiguous()
-    assert model.blocks[0].mlp.down.weight.is_contiguous()
-    for name, p in model.named_parameters():
-        assert torch.equal(p, before[name])
-    torch.testing.assert_close(model(x), expected)
