@@ -286,7 +286,7 @@ def test_the_vocabulary_travels_in_the_checkpoint(out):
     assert decode(encode("The if statement")) == "The if statement"
 
 
-MACHINES = ("_24gb",)  # what a config's name ends with if it is made for that GPU
+MACHINES = ("_24gb", "_t4")  # what a config's name ends with if it is made for that GPU
 
 
 @pytest.mark.parametrize(
