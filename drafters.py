@@ -23,7 +23,7 @@ from plumbing.checkpoints import (
     weights_of,
     without_weights,
 )
-from plumbing.hardware import store_for_decoding
+from plumbing.hardware import prepare_for_sampling
 from plumbing.ngram_files import read_counts, write_counts
 from speculative import Network
 
@@ -385,7 +385,7 @@ def load_drafter(path, target, meta, attention="sdpa"):
         model, checkpoint = load_model(path, weight.device, attention, weight.dtype)
         if not model.config.causal:
             raise UserError(f"{path} is a diffusion model: python -m extras.diffusion_drafter.")
-        store_for_decoding(model)
+        prepare_for_sampling(model)
         drafter = Network(model)
         drafter_meta = checkpoint["meta"]
     if not data.same_vocabulary(meta, drafter_meta):

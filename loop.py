@@ -82,7 +82,7 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
     scaler = make_scaler(device, autocast)
     start = restore(resume, optimizer, averaged, scaler, cfg) if resume else 0
     if cfg.compile == "on" or (cfg.compile, device.type) == ("auto", "cuda"):
-        compile_trunk(model, device)
+        compile_trunk(model, device, required=cfg.compile == "on")
     progress = Progress(cfg, start, steps_before)
 
     model.train()

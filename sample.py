@@ -26,7 +26,7 @@ from plumbing.hardware import (
     format_of_frozen,
     pick_device,
     pick_for_sampling,
-    store_for_decoding,
+    prepare_for_sampling,
 )
 from plumbing.randomness import seeded
 from plumbing.terminal import Tracer, colored, print_samples
@@ -80,8 +80,7 @@ def load(path, cfg):
     frozen = format_of_frozen(cfg.device, cfg.dtype)
     model, checkpoint = load_model(path, device, cfg.attention, frozen)
     autocast, note = pick_for_sampling(model.config.causal, cfg.device, cfg.dtype)
-    if model.config.causal:
-        store_for_decoding(model)
+    prepare_for_sampling(model, autocast)
     if cfg.compile == "on":
         compile_trunk(model, device)
     return model, checkpoint, autocast, note

@@ -5,9 +5,8 @@ sampling steps to 8.
 One node of 8 GPUs:   torchrun --standalone --nproc_per_node=8 distill.py config/sdtt_openwebtext.py
 Two nodes, on each:   torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d \
                           --rdzv_endpoint=HOST:29500 distill.py config/sdtt_openwebtext.py
-One GPU of 24 GB:     python distill.py config/sdtt_openwebtext.py
-                      (by arithmetic 15 GB, half of it logits of student and teacher; 49 hours at
-                      66 TFLOP/s)
+One GPU of 24 GB:     the same without torchrun, 49 hours at 66 TFLOP/s by arithmetic; a tenth of
+                      the steps is config/sdtt_openwebtext_24gb.py
 First:                python data/openwebtext/prepare.py, and the teacher:
                       config/train_openwebtext.py, or the published one, --teacher=mdlm-owt; out_dir
                       on a disk that all nodes share

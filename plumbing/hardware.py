@@ -5,17 +5,23 @@ What a run gets from the machine: the device, the number format that is fast on 
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import shutil
+import sysconfig
 import time
 
 import torch
 
-from configurator import UserError, choose, print_once
+from configurator import UserError, choose, first_line, print_once
+from plumbing.nvidia import why_unused
 
 
 def default_device():
     """-> the name of the best device that is here, and why."""
+    if why_unused():
+        say_unused()
+        return "cpu", "the GPU is not used"
     if torch.cuda.is_available():
         return "cuda", "a GPU is here"
     if torch.backends.mps.is_available():
@@ -23,10 +29,17 @@ def default_device():
     return "cpu", "no GPU is here"
 
 
+@functools.lru_cache  # once in a run
+def say_unused():
+    print_once(why_unused())
+
+
 def check_device(device):
     """Raises UserError unless this torch sees it: 'cpu', 'cuda', 'cuda:1', 'mps'."""
     kind, _, number = device.partition(":")
     choose("device", kind, ("cuda", "mps", "cpu"))
+    if kind == "cuda" and why_unused():
+        raise UserError(f"device is {device!r}. {why_unused()}")
     n_devices = 1
     if kind == "cuda":
         n_devices = torch.cuda.device_count()
@@ -143,6 +156,21 @@ def matmul_tflops(device, dtype, n=256):
     return 2 * n**3 / min(times[1:]) / 1e12
 
 
+def prepare_for_sampling(model, autocast=None):
+    """
+    What is done once before a model writes, so that no text's time includes it. autocast: the
+    context it will write in, None for the one that is on.
+    """
+    if model.config.causal:
+        store_for_decoding(model)
+    device = model.wte.weight.device
+    if device.type == "cuda":
+        # the first call loads CUDA's libraries and kernels, in a second or more
+        with torch.no_grad(), autocast or contextlib.nullcontext():
+            model(torch.zeros(1, 2, dtype=torch.long, device=device))
+        torch.cuda.synchronize(device)
+
+
 def store_for_decoding(model):
     """
     A CPU decodes as fast as it reads the weights, and MKL's product of one row reads a matrix with
@@ -158,14 +186,59 @@ def store_for_decoding(model):
                 module.weight.data = module.weight.data.t().contiguous().t()
 
 
-def compile_trunk(model, device):
-    """model.hidden becomes its compiled self. Raises UserError on a CPU without a C++ compiler."""
-    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")
-    if device.type == "cpu" and not any(shutil.which(name) for name in compilers):
-        raise UserError(
-            "--compile=on needs a C++ compiler (g++, clang++, cl); none is here: --compile=off."
-        )
-    model.hidden = torch.compile(model.hidden)
+# --------------------------------------------------------------------------------------------------
+# torch.compile
+
+
+def compile_trunk(model, device, required=True):
+    """
+    model.hidden becomes its compiled self. Where that is not possible it stays as it is, and a line
+    says so; if required, UserError is raised.
+    """
+    reason = why_not_compile(device)
+    if reason:
+        return say_not_compiled(reason, required)
+    plain = model.hidden
+    compiled = torch.compile(plain)
+
+    def compiled_or_plain(*args, **kw):
+        try:
+            return compiled(*args, **kw)
+        except Exception as error:  # no list of what a compiler may lack is complete
+            failure = f"{type(error).__name__}, {first_line(error)}"
+        h = plain(*args, **kw)  # if this fails too, it was not the compiler
+        model.hidden = plain
+        say_not_compiled(failure, required)
+        return h
+
+    model.hidden = compiled_or_plain
+
+
+@functools.lru_cache  # once in a run, which may have rounds
+def say_not_compiled(reason, required):
+    if required:
+        raise UserError(f"--compile=on does not work here: {reason}. Use --compile=off.")
+    print_once(f"Slower, for nothing is compiled: {reason}. (--compile=off leaves this line out.)")
+
+
+def why_not_compile(device):
+    """-> what torch.compile needs and does not find here; '' where all of it seems to be here."""
+    windows = os.name == "nt"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) < (7, 0):
+            return "Triton needs a GPU of sm_70 or newer"
+        if not importlib.util.find_spec("triton"):
+            return f"Triton is missing: pip install {'triton-windows' if windows else 'triton'}"
+    if device.type == "mps" or (device.type == "cuda" and windows):
+        return ""  # triton-windows brings its own compiler
+    compilers = [os.environ.get("CXX", "g++"), "g++", "clang++", "cl"]
+    if device.type == "cuda":  # Triton's are of C
+        compilers = [os.environ.get("CC", "gcc"), "gcc", "clang", "cc"]
+    if not any(map(shutil.which, compilers)):
+        return f"none of the compilers it can use is here: {', '.join(compilers[1:])}"
+    if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
+        return "it needs Python.h (on Debian and Ubuntu: apt install python3-dev)"
+    return ""
 
 
 @functools.lru_cache  # once in a run

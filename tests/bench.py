@@ -21,6 +21,7 @@ own.
 import contextlib
 import copy
 import functools
+import gc
 import importlib.util
 import itertools
 import json
@@ -30,7 +31,8 @@ import subprocess
 import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
 import numpy as np
 import reference
 import torch
@@ -38,11 +40,16 @@ import torch
 import distill
 import loop
 import train
-from configurator import choose, configure
+from configurator import choose, configure, read_config
 from drafters import Lookup, NGram
 from metrics import Rounds, acceptance
 from model import GPT, GPTConfig, ar_loss, diffusion_loss, masked_nll, unmask
-from plumbing.hardware import compile_trunk, pick_device, store_for_decoding
+from plumbing.hardware import (
+    compile_trunk,
+    pick_device,
+    store_for_decoding,
+    why_not_compile,
+)
 from plumbing.randomness import seeded
 from speculative import Network, generate, speculate
 
@@ -114,7 +121,7 @@ def matmul_rate():
     that it uses.
     """
     device, _, note = pick_device(cfg.device, cfg.dtype)
-    kind = torch.bfloat16 if note.endswith("bfloat16") else torch.float32
+    kind = getattr(torch, note.rpartition(", ")[2])
     n = 8192 if cfg.device == "cuda" else 4096
     a = torch.ones((n, 1024), dtype=kind, device=device)
     b = torch.ones((1024, 4096), dtype=kind, device=device)
@@ -463,6 +470,8 @@ def beside_the_reference(wanted):
 # --------------------------------------------------------------------------------------------------
 # a GPU (or, as a toy, a CPU)
 
+LONGEST = 20  # seconds of a row of sampling: what is expected to take more is left out
+
 
 def on_a_gpu():
     """GPT-2 small, context 1024: training, distillation, sampling, decoding, speculation."""
@@ -473,33 +482,74 @@ def on_a_gpu():
     kernels = ["sdpa"]
     if importlib.util.find_spec("flash_attn") and cfg.device == "cuda":
         kernels.append("flash_attn")
-    compiles = (False, True) if cfg.device == "cuda" else (False,)  # a GPU compiles by default
+    compiles = (False,)
+    if cfg.device == "cuda" and not cfg.toy:  # a GPU compiles by default
+        lacking = why_not_compile(device)
+        print(f"compiled: not here, {lacking}" if lacking else "compiled: it can be")
+        compiles = (False,) if lacking else (False, True)
     for work, attention, compiled in itertools.product(("ar", "diffusion"), kernels, compiles):
         train_on_a_gpu(work, attention, compiled, device, autocast, rate)
-    distill_on_a_gpu(device, autocast)
-    with torch.no_grad(), autocast:
-        write_on_a_gpu(device)
+    distill_on_a_gpu(device, autocast, rate)
+    with fresh_memory(), torch.no_grad(), autocast:
+        write_on_a_gpu(device, rate)
+
+
+def batch_that_fits(work, free_gb, rate, low=2):
+    """
+    -> the largest batch, from the shape's down, that needs 80 % of the free memory at most and
+    takes about a second a step at most; 0 where not even one sequence fits.
+    """
+    batch = SHAPES["small"][3]
+    a_sequence = operations("small", 1.0 if work == "ar" else 0.5) / batch
+    if work == "sdtt":
+        a_sequence *= 5 / 3  # two of the teacher's forward passes, too
+    while batch > 1 and batch * a_sequence / (rate / 2) > 1:
+        batch //= 2
+    L, C, V, _, T = SHAPES["small"]
+    while batch and gb_of_a_step(work, L, C, V, T, batch, low) > 0.8 * free_gb:
+        batch //= 2
+    return batch
+
+
+def make_what_fits(work, attention, device, autocast, rate):
+    """-> a model, and as many texts as fit; a line and None, None where none does."""
+    batch = SHAPES["small"][3]
+    if cfg.device == "cuda" and not cfg.toy:
+        free_gb = torch.cuda.mem_get_info()[0] / 1e9
+        in_16_bits = isinstance(autocast, torch.autocast)
+        batch = batch_that_fits(work, free_gb, rate, low=2 if in_16_bits else 4)
+        if not batch:
+            print(f"{work}: left out, {free_gb:.1f} GB are free")
+            return None, None
+    model, x0 = make("small", work == "ar", attention, device=device)
+    return model, x0[:batch]
 
 
 def train_on_a_gpu(work, attention, compiled, device, autocast, rate):
     with fresh_memory():
-        model, x0 = make("small", work == "ar", attention, device=device)
+        model, x0 = make_what_fits(work, attention, device, autocast, rate)
+        if model is None:
+            return
         if compiled:
             compile_trunk(model, device)
         loss = our_loss(work, model, x0, itertools.count())
         s = seconds(stepper(model, loss, autocast), cfg.repeats, warm=3)
         _, _, _, B, T = SHAPES["small"]
-        fraction = operations("small", 1.0 if work == "ar" else 0.5) / s / rate
+        n_operations = operations("small", 1.0 if work == "ar" else 0.5) * len(x0) / B
+        fraction = n_operations / s / rate
         print(
-            f"train {work}, {attention}, {'compiled' if compiled else 'eager'}: "
-            f"{B * T / s:,.0f} tokens/s, {fraction:.0%} of the product's rate, {peak_gb():.1f} GB",
+            f"train {work}, {attention}, {'compiled' if compiled else 'eager'}, batch {len(x0)}: "
+            f"{len(x0) * T / s:,.0f} tokens/s, {fraction:.0%} of the product's rate, "
+            f"{peak_gb():.1f} GB",
             flush=True,
         )
 
 
-def distill_on_a_gpu(device, autocast):
+def distill_on_a_gpu(device, autocast, rate):
     with fresh_memory():
-        model, x0 = make("small", False, device=device)
+        model, x0 = make_what_fits("sdtt", "sdpa", device, autocast, rate)
+        if model is None:
+            return
         loss = our_loss("sdtt", model, x0, itertools.count())
         s = seconds(stepper(model, loss, autocast), cfg.repeats)
         speed = x0.numel() / s
@@ -507,7 +557,15 @@ def distill_on_a_gpu(device, autocast):
         print(said, flush=True)
 
 
-def write_on_a_gpu(device):
+def expected_seconds(batch, steps, rate):
+    """-> what diffusion takes for so many texts if it reaches half of the product's rate."""
+    L, C, V, _, T = SHAPES["small"]
+    passes = min(steps, T)
+    head = 2 * V * C * batch * T  # once for each token
+    return (of_a_token(L, C, V, T, 0.0) * batch * T * passes + head) / (rate / 2)
+
+
+def write_on_a_gpu(device, rate):
     """Texts of a whole context by the GPT and by diffusion, and by the GPT with drafts."""
     diffusion, _ = make("small", False, device=device)
     gpt, _ = make("small", True, device=device)
@@ -517,13 +575,21 @@ def write_on_a_gpu(device):
     generator = seeded(0, device=device)
     for b in (1, 8) if cfg.toy else (1, 8, 32):
         start = torch.zeros(b, 1, dtype=torch.long, device=device)
+        generate(gpt, start, 8, generator=generator)  # warms up
+        wait()
         write = functools.partial(generate, gpt, start, T - 1, generator=generator)
-        print(f"{b} texts of {T}: GPT with its cache {seconds(write, 1, warm=1):.2f} s", flush=True)
+        print(f"{b} texts of {T}: GPT with its cache {seconds(write, 1, warm=0):.2f} s", flush=True)
         masks = torch.full((b, T), diffusion.mask_id, device=device)
+        unmask(diffusion, masks, 4, "spread", generator=generator)  # warms up
+        wait()
         for k in (4, T) if cfg.toy else (4, 16, 64, 256, 1024):
+            said = f"{b} texts of {T}: diffusion, {k} steps"
+            expected = expected_seconds(b, k, rate)
+            if expected > LONGEST:
+                print(f"{said}: left out, about {expected:.0f} s", flush=True)
+                continue
             fill = functools.partial(unmask, diffusion, masks, k, "spread", generator=generator)
-            s = seconds(fill, 1, warm=1)
-            print(f"{b} texts of {T}: diffusion, {k} steps {s:.2f} s", flush=True)
+            print(f"{said} {seconds(fill, 1, warm=0):.2f} s", flush=True)
     draft_on_a_gpu(gpt, generator, device)
 
 
@@ -549,6 +615,7 @@ def draft_on_a_gpu(gpt, generator, device):
 @contextlib.contextmanager
 def fresh_memory():
     """Inside, the GPU's peak is that of what is made inside."""
+    gc.collect()  # a compiled model refers to itself: without this it stays for a while
     if cfg.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -632,6 +699,51 @@ def gb_of_training(L, C, V, T, batch, world, low=2):
     )
 
 
+def gb_of_a_step(work, L, C, V, T, batch, low=2):
+    """-> GB that a step of 'ar' | 'diffusion' | 'sdtt' needs at once on one GPU."""
+    states, _, activations, head = gb_of_training(L, C, V, T, batch, 1, low)
+    if work == "ar":
+        head *= 2  # on every token
+    if work == "sdtt":
+        states += 4e-9 * parameters(L, C, V)  # the teacher's weights
+        head *= 3  # log-probabilities of two models, and what a divergence keeps of them
+    return states + activations + head
+
+
+ONE_GPU = (  # configs for one GPU, in the order of their size; none of a GPT
+    "train_shakespeare",
+    "train_shakespeare_char_gpu",
+    "train_openwebtext_24gb",
+    "train_openwebtext_gpt2_24gb",
+    "sdtt_openwebtext_24gb",
+)
+
+
+def of_a_config(name):
+    """-> GB that a config of ONE_GPU needs in bfloat16, the operations of all of it."""
+    knobs = read_config(os.path.join(ROOT, "config", f"{name}.py"))
+    work = "sdtt" if "rounds" in knobs else "diffusion"
+    small = {"n_layer": 12, "n_embd": 768, "block_size": 1024}  # of the teacher
+    knobs = {**vars(train.cfg), **small, **knobs}
+    L, C, T, batch = (knobs[name] for name in ("n_layer", "n_embd", "block_size", "batch_size"))
+    V = 65 if knobs["dataset"] == "shakespeare_char" else 50257
+    tokens = T * batch * knobs["gradient_accumulation_steps"]  # of a step
+    forward = of_a_token(L, C, V, T, 0.5)
+    n_operations = 3 * forward * tokens * knobs["max_iters"]
+    if work == "sdtt":
+        # the student's 3 forward passes, 2 of the teacher, and its head once more
+        n_steps = knobs["rounds"] * knobs["iters_per_round"]
+        n_operations = (5 * forward + V * C) * tokens * n_steps
+    return gb_of_a_step(work, L, C, V, T, batch), n_operations
+
+
+def print_one_gpu():
+    print(f"configs for one GPU; hours at {cfg.tflops:g} TFLOP/s, which small models do not reach")
+    for name in ONE_GPU:
+        gb, n_operations = of_a_config(name)
+        print(f"{name}: {gb:.1f} GB, {n_operations / cfg.tflops / 1e12 / 3600:.2g} hours")
+
+
 def print_memory(T=1024, V=50257, batch=8):
     """A line for each published size; days and hours follow from an assumed rate."""
     print(
@@ -666,6 +778,7 @@ def main(cfg):
         beside_the_reference(timed)
     if "memory" in wanted:
         print_memory()
+        print_one_gpu()
 
 
 if __name__ == "__main__":

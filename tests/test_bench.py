@@ -2,6 +2,7 @@
 python -m pytest tests/test_bench.py          the benchmark runs, and its arithmetic is right
 """
 
+import contextlib
 import json
 
 import bench
@@ -63,6 +64,45 @@ def test_what_a_backward_keeps_is_what_the_shapes_say():
         model.hidden(torch.randint(V, (B, T)))
     activations = bench.gb_of_training(L, C, V, T, B, 1, low=4)[2]
     assert sum(n for n, _ in kept.values()) / 1e9 == pytest.approx(activations, rel=0.02)
+
+
+def test_a_gpus_rows_are_as_large_as_its_memory_and_rate_allow():
+    T4 = {"free_gb": 15, "rate": 6e12, "low": 4}
+    RTX_4090 = {"free_gb": 24, "rate": 150e12}
+    H100 = {"free_gb": 79, "rate": 600e12}
+    for gpu in (T4, RTX_4090, H100):
+        for work in ("ar", "diffusion", "sdtt"):
+            batch = bench.batch_that_fits(work, **gpu)
+            L, C, V, B, T = bench.SHAPES["small"]
+            gb = bench.gb_of_a_step(work, L, C, V, T, batch, gpu.get("low", 2))
+            assert 1 <= batch <= B and gb < 0.8 * gpu["free_gb"]
+            assert gpu is not H100 or batch == B
+    assert bench.batch_that_fits("sdtt", **RTX_4090) == 8
+    assert bench.batch_that_fits("sdtt", **{**T4, "free_gb": 3}) == 0
+
+
+def test_a_row_that_does_not_fit_is_left_out_with_a_line(monkeypatch, capsys):
+    monkeypatch.setattr(bench.cfg, "device", "cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3e9, 16e9))
+    made = bench.make_what_fits("sdtt", "sdpa", "cuda", contextlib.nullcontext(), rate=6e12)
+    assert made == (None, None)
+    assert capsys.readouterr().out == "sdtt: left out, 3.0 GB are free\n"
+
+
+def test_all_of_a_gpus_sampling_fits_a_few_minutes():
+    for rate in (6e12, 150e12, 600e12):
+        grid = [(b, k) for b in (1, 8, 32) for k in (4, 16, 64, 256, 1024)]
+        times = [bench.expected_seconds(b, k, rate) for b, k in grid]
+        assert sum(s for s in times if s <= bench.LONGEST) < 120 and times[0] <= bench.LONGEST
+
+
+def test_what_a_config_needs_is_that_of_its_shape():
+    gb, n_operations = bench.of_a_config("sdtt_openwebtext_24gb")
+    assert gb == pytest.approx(8.8 + 0.65 + 2 * 2.47, abs=0.1)  # the table's, a teacher, its head
+    whole = 10 * n_operations / 66e12 / 3600  # all of the paper's steps, in hours
+    assert whole == pytest.approx(49, abs=0.1)
+    for name in bench.ONE_GPU:
+        assert bench.of_a_config(name)[0] < 24 * 0.8
 
 
 TRAINING = """if True:

@@ -286,6 +286,30 @@ def test_the_vocabulary_travels_in_the_checkpoint(out):
     assert decode(encode("The if statement")) == "The if statement"
 
 
+MACHINES = ("_24gb", "_t4")  # what a config's name ends with if it is made for that GPU
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in map(os.path.basename, CONFIGS) if any(m in name for m in MACHINES)],
+)
+def test_a_config_named_by_its_gpu_runs_in_its_own_format(name, pydoc, out, tmp_path):
+    config = os.path.join("config", name)
+    knobs = configurator.read_config(os.path.join(ROOT, config))
+    script = script_of(config)
+    few = [*TOY, f"--dataset={pydoc}", "--gradient_accumulation_steps=1"]
+    if script is distill:
+        names = ("batch_size", "eval_iters", "warmup_iters", "device", "dataset", "gradient")
+        few = [knob for knob in few if knob.startswith(tuple(f"--{name}" for name in names))]
+        few += [f"--teacher={out}/d/ckpt.pt", "--rounds=1", "--iters_per_round=2"]
+        few += ["--eval_interval=2", "--orig_steps=8"]
+    elif "init_from" in knobs and knobs["init_from"] != "scratch":
+        few += [f"--init_from={out}/ar/ckpt.pt"]
+    said, _ = run(f"{script.__name__}.py", config, *few, f"--out_dir={tmp_path}")
+    used = json.loads((tmp_path / "config.json").read_text())
+    assert used["dtype"] == knobs["dtype"] != "" and f"(as asked), {knobs['dtype']}" in said
+
+
 @pytest.mark.slow
 @needs_gpt2
 def test_the_openwebtext_path_from_documents_to_lambada(tmp_path):
@@ -307,7 +331,7 @@ def test_the_openwebtext_path_from_documents_to_lambada(tmp_path):
         run("train.py", f"config/{config}.py", *small, f"--out_dir={tmp_path}/{out}")
     ar = f"{tmp_path}/ar/ckpt.pt"
     converted = [f"--init_from={ar}", f"--out_dir={tmp_path}/gpt2"]
-    run("train.py", "config/train_openwebtext_gpt2.py", *small, *converted)
+    run("train.py", "config/train_openwebtext_gpt2_24gb.py", *small, *converted)
     rounds = [f"--teacher={tmp_path}/diffusion/ckpt.pt", "--rounds=2", "--iters_per_round=2"]
     rounds += [f"--out_dir={tmp_path}/sdtt"]
     run("distill.py", "config/sdtt_openwebtext.py", *cpu, *rounds)

@@ -198,13 +198,83 @@ def test_nothing_runs_in_16_bits_where_they_are_emulated(markov, tmp_path, monke
         torch.ones(1).bfloat16()
 
 
+def test_no_test_sees_a_gpu_nor_does_what_it_runs():
+    out, _ = run("-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])")
+    assert out == "-1\n" and torch.cuda.device_count() == 0
+
+
 def test_the_speed_of_a_product_is_measured():
     assert 1e-6 < hardware.matmul_tflops("cpu", torch.float32, 64) < 100
 
 
-def test_compiling_without_a_compiler_raises_with_the_way_out(monkeypatch, error_of):
+def test_what_compiling_lacks_is_named(monkeypatch):
+    def lacks(kind):
+        return hardware.why_not_compile(torch.device(kind))
+
+    monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(hardware.os.path, "exists", lambda path: True)
+    monkeypatch.setattr(hardware.shutil, "which", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert lacks("cpu") == lacks("cuda") == lacks("mps") == ""
+    monkeypatch.setattr(hardware.os.path, "exists", lambda path: False)
+    assert "needs Python.h" in lacks("cpu") and "needs Python.h" in lacks("cuda")
     monkeypatch.setattr(hardware.shutil, "which", lambda name: None)
-    assert "--compile=off" in error_of(hardware.compile_trunk, None, torch.device("cpu"))
+    assert "is here: g++, clang++, cl" in lacks("cpu") and "is here: gcc, clang, cc" in lacks(
+        "cuda"
+    )
+    monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: None)
+    assert lacks("cuda") == "Triton is missing: pip install triton"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    assert "sm_70 or newer" in lacks("cuda") and lacks("mps") == ""
+
+
+def broken_compile(f):
+    """A torch.compile whose compiler fails when it is needed."""
+
+    def compiled(*args, **kw):
+        raise RuntimeError("Python.h: no such file\nand a page of what followed from it")
+
+    return compiled
+
+
+def test_auto_falls_back_to_what_is_not_compiled_with_a_line(monkeypatch, capsys):
+    hardware.say_not_compiled.cache_clear()
+    monkeypatch.setattr(hardware, "why_not_compile", lambda device: "Triton is missing")
+    x = torch.zeros(1, 8, dtype=torch.long)
+    expected = tiny_model()(x)
+    models = [tiny_model(), tiny_model()]
+    for model in models:  # as the students of two rounds
+        hardware.compile_trunk(model, torch.device("cpu"), required=False)
+    said = capsys.readouterr().out
+    assert said.count("nothing is compiled: Triton is missing.") == said.count("\n") == 1
+    monkeypatch.setattr(hardware, "why_not_compile", lambda device: "")
+    monkeypatch.setattr(torch, "compile", broken_compile)
+    for model in models:
+        hardware.compile_trunk(model, torch.device("cpu"), required=False)
+        for _ in range(2):
+            assert torch.equal(model(x), expected)
+    said = capsys.readouterr().out
+    assert said.count("compiled: RuntimeError, Python.h: no such file.") == said.count("\n") == 1
+
+
+def test_compile_on_that_does_not_work_raises_one_line(monkeypatch, error_of, markov, tmp_path):
+    run_of_training = knobs(tmp_path / "a", dataset=markov, compile="on")
+    monkeypatch.setattr(hardware, "why_not_compile", lambda device: "Triton is missing")
+    said = error_of(train.main, run_of_training)
+    assert said == "--compile=on does not work here: Triton is missing. Use --compile=off."
+    monkeypatch.setattr(hardware, "why_not_compile", lambda device: "")
+    monkeypatch.setattr(torch, "compile", broken_compile)
+    said = error_of(train.main, run_of_training)
+    assert "here: RuntimeError, Python.h: no such file. Use --compile=off." in said
+
+
+def test_an_error_of_the_model_is_not_taken_for_the_compilers(monkeypatch):
+    monkeypatch.setattr(hardware, "why_not_compile", lambda device: "")
+    monkeypatch.setattr(torch, "compile", lambda f: f)
+    model = tiny_model()
+    hardware.compile_trunk(model, torch.device("cpu"), required=False)
+    with pytest.raises(IndexError):
+        model(torch.full((1, 8), 99))
 
 
 def test_what_an_apple_gpu_cannot_do_is_one_line_with_the_way_out(capsys):
@@ -241,3 +311,28 @@ def test_a_model_stored_for_decoding_has_the_same_values():
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name])
     torch.testing.assert_close(model(x), expected)
+
+
+class Elsewhere(torch.nn.Module):
+    """A diffusion model that says which device it is on, and notes how it is called."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.config = types.SimpleNamespace(causal=False)
+        self.wte = types.SimpleNamespace(weight=types.SimpleNamespace(device=device))
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append((x.shape, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+
+
+def test_a_gpus_first_call_comes_before_the_clock_and_a_cpu_has_none(monkeypatch):
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, **kw: zeros(*shape, **kw))
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for device, calls in (("cuda", [((1, 2), False, True)]), ("cpu", [])):
+        model = Elsewhere(torch.device(device))
+        hardware.prepare_for_sampling(model, torch.autocast("cpu", torch.bfloat16))
+        assert model.calls == calls
+    assert waited == [torch.device("cuda")]

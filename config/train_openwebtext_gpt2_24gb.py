@@ -2,10 +2,10 @@
 GPT-2 becomes a diffusion model, on one GPU of 24 GB: its weights with causal = False, and a tenth
 of the tokens that config/train_openwebtext_24gb.py takes from scratch, 1.3 B.
 
-$ python train.py config/train_openwebtext_gpt2.py
+$ python train.py config/train_openwebtext_gpt2_24gb.py
 First:                python data/openwebtext/prepare.py
 
-By calculation, not measured: 9 GB, 4 hours at 66 TFLOP/s. An estimate of the bound it reaches: 3.6
+By arithmetic, not measured: 14 GB, 4 hours at 66 TFLOP/s. An estimate of the bound it reaches: 3.6
 nats a token.
 """
 

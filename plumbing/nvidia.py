@@ -1,0 +1,99 @@
+"""
+Why torch does not use an NVIDIA GPU that is there, and the command that changes it.
+"""
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+
+import torch
+
+from configurator import first_line
+
+WHEELS = "https://download.pytorch.org/whl/"
+# a build of torch for a major version of CUDA -> the oldest driver that it runs with
+OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
+
+
+def install_line(cuda):
+    """'cu126', 'cu130' -> the command that replaces torch by the same version, built for that."""
+    version = torch.__version__.split("+")[0]
+    # the build is named: to pip one torch is as good as another of the same version
+    return f"pip install torch=={version}+{cuda} --index-url {WHEELS}{cuda}"
+
+
+def is_hidden():
+    """Whether somebody wants no GPU to be used."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+
+
+def driver_version():
+    """-> '570.86.10', or 'unknown'; '' where the system shows no NVIDIA GPU."""
+    if shutil.which("nvidia-smi"):
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        try:
+            said = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return "unknown"
+        if said.returncode == 0 and said.stdout.strip():
+            return said.stdout.split()[0]
+    # a container may have the device without the program
+    try:
+        with open("/proc/driver/nvidia/version", encoding="utf-8") as f:
+            found = re.search(r"\s(\d+\.[\d.]+)\s", f.read())
+            return found[1] if found else "unknown"
+    except OSError:
+        return "unknown" if os.path.exists("/dev/nvidia0") else ""
+
+
+@functools.lru_cache  # asked once in a run
+def why_unused():
+    """-> a sentence, '' where torch uses the NVIDIA GPU or there is none."""
+    if is_hidden():
+        return ""
+    if torch.cuda.is_available():
+        return why_too_old_a_gpu()
+    driver = driver_version()
+    if not driver:
+        return ""
+    major = int(driver.split(".")[0]) if driver[0].isdigit() else 0
+    if not torch.version.cuda:
+        cuda = "cu126" if 0 < major < OLDEST_DRIVER[13] else "cu130"
+        return (
+            f"An NVIDIA GPU is here (driver {driver}), but torch {torch.__version__} is built for "
+            f"CPUs only. For the GPU: {install_line(cuda)}"
+        )
+    needed = OLDEST_DRIVER.get(int(torch.version.cuda.split(".")[0]), 0)
+    if 0 < major < needed:
+        return (
+            f"An NVIDIA GPU is here, but its driver {driver} is too old for torch "
+            f"{torch.__version__}, built for CUDA {torch.version.cuda}: install driver {needed} or "
+            f"newer, or take the build for older ones: {install_line('cu126')}"
+        )
+    return f"An NVIDIA GPU is here (driver {driver}), but CUDA does not start: {what_cuda_says()}"
+
+
+def what_cuda_says():
+    try:
+        torch.cuda.init()
+    except Exception as error:  # whatever it is, it is the reason
+        return first_line(error)
+    return "torch.cuda.is_available() is False, and it does not say why"
+
+
+def why_too_old_a_gpu():
+    """-> a sentence where this torch has no code for the first GPU, which is older; else ''."""
+    built_for = re.findall(r"sm_(\d+)", " ".join(torch.cuda.get_arch_list()))
+    if not torch.version.cuda or not built_for:  # another kind of GPU
+        return ""
+    major, minor = torch.cuda.get_device_capability()
+    oldest = min(map(int, built_for))
+    if 10 * major + minor >= oldest:
+        return ""
+    name = torch.cuda.get_device_name()
+    return (
+        f"The GPU, {name} (sm_{major}{minor}), is too old for torch {torch.__version__}, which "
+        f"is built for sm_{oldest} and newer. For older ones: {install_line('cu126')}"
+    )
