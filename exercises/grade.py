@@ -48,8 +48,13 @@ def first_difference(probe, expected):
         return None
     i = tuple(wrong[0].tolist())
     at = f" at {list(i)}" if i else ""
-    about = f" (within {probe.within:g})" if probe.within else ""
-    return f"got {got[i]:.6g}{at}, expected {right[i]:.6g}{about}"
+    if not probe.within:
+        return f"got {got[i]:.6g}{at}, expected {right[i]:.6g}"
+    # a number that was itself found by drawing is no more exact than that
+    about = "about " if probe.expected is None and probe.within > 1e-3 else ""
+    digits = 6 if probe.within <= 1e-3 else 4
+    within = f"(within {probe.within:g})"
+    return f"got {got[i]:.{digits}g}{at}, expected {about}{right[i]:.{digits}g} {within}"
 
 
 def too_slow(*_):
