@@ -1,6 +1,6 @@
 """
 Says of each exercise whether it is passed, what the first wrong value is, or which other exercise
-it waits for.
+it waits for. Its exit status is 1 if one is wrong or stops.
 $ python exercises/grade.py            (or: make grade; some seconds, nothing to download)
 $ python exercises/grade.py 3          (that one alone, without a time limit, for debuggers)
 """
@@ -135,6 +135,8 @@ def main():
         print(f"{exercise['number']:3}  {exercise['title']:36} {verdicts[exercise['number']]}")
     passed = list(verdicts.values()).count("passed")
     print(f"{passed} of {len(exercises)} passed ({expected['name']})")
+    if any(said.startswith(("wrong", "stops")) for said in verdicts.values()):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
