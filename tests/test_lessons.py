@@ -6,6 +6,7 @@ import ast
 import functools
 import glob
 import importlib
+import json
 import os
 import re
 import runpy
@@ -182,6 +183,48 @@ def test_pictures_are_drawn_and_each_is_in_a_chapter(tmp_path):
             assert 5_000 < os.path.getsize(os.path.join(folder, name)) < 60_000
     _, said = run("lessons/pictures.py", ok=False)
     assert said.strip() == "Where to? python lessons/pictures.py FOLDER, of the repository: assets."
+
+
+def numbers_in(text):
+    """'1, 4 to 6 and 9' -> [1, 4, 5, 6, 9]"""
+    found = []
+    for first, last in re.findall(r"(\d+)(?: to (\d+))?", text):
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def test_the_syllabus_has_the_exercises_and_their_minutes():
+    exercises = json.loads(text_of("exercises/exercises.json"))
+    page = text_of("lessons/README.md")
+    reading = {}
+    for row in re.findall(r"^\| (\d) \[.*", page, re.M):
+        line = next(x for x in page.splitlines() if x.startswith(f"| {row} ["))
+        _, _, minutes, cell, _ = (x.strip() for x in line.strip("|").split("|"))
+        reading[int(row)] = int(minutes)
+        here = [e for e in exercises if e["lesson"] == int(row)]
+        if here:
+            which, writing = cell.rsplit(", ", 1)
+            assert numbers_in(which) == [e["number"] for e in here]
+            assert int(writing) == sum(e["minutes"] for e in here)
+    assert len(reading) == 9
+    weeks = page.split("**Four weeks**")[1]
+    done = []
+    for line in re.findall(r"^\| \d \|.*", weeks, re.M):
+        _, lessons, minutes, which, writing, _ = (x.strip() for x in line.strip("|").split("|"))
+        assert int(minutes) == sum(reading[n] for n in numbers_in(lessons))
+        here = [e for e in exercises if e["number"] in numbers_in(which)]
+        assert int(writing) == sum(e["minutes"] for e in here)
+        assert {e["lesson"] for e in here} <= set(numbers_in(lessons))
+        done += numbers_in(which)
+    assert done == list(range(1, 17))
+
+
+def test_the_lecture_walks_through_functions_that_exist():
+    lecture = text_of("lessons/README.md").split("**One lecture")[1].split("**Four weeks**")[0]
+    steps = re.findall(r"\| `(\w+\.py)`: ([^|]*) \|", lecture)
+    assert len(steps) == 6
+    for file, names in steps:
+        assert set(re.findall(r"`(\w+)`", names)) <= names_in(file)
 
 
 def row_of(page, first):
