@@ -118,7 +118,7 @@ def test_the_plain_case_is_reported_first(monkeypatch):
     put(monkeypatch, "model.py:diffusion_loss", wrong_body("weight_forgotten"))
     said = verdict_of("diffusion_loss")
     assert said.startswith("wrong: diffusion_loss, the mean over 60000 texts: got ")
-    assert re.search(r"got \d\.\d+, expected \d\.\d+ \(within 0.06\)$", said)
+    assert re.search(r"got \d\.\d+, expected about \d\.\d+ \(within 0.06\)$", said)
 
 
 def test_what_is_no_answer_is_one_line(monkeypatch):
