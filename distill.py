@@ -95,20 +95,29 @@ cfg = configure(globals())
 
 def divergence_between(log_student, log_teacher, divergence):
     """
-    (..., V) log-probabilities of both -> (...): nats, except tvd, which is in [0, 1], and mse. Each
-    is a sum over V, never a mean.
+    (..., V) log-probabilities of both -> (...): a sum over V, never a mean; nats, except tvd and
+    mse. Raises UserError for another name.
+
+        kl_bwd  KL(student || teacher) = sum student * (log student - log teacher)   mode-seeking
+        kl_fwd  KL(teacher || student) = sum teacher * (log teacher - log student)   mode-covering
+        tvd     sum |student - teacher| / 2, from 0 to 1
+        mse     sum (log student - log teacher)^2 (eq. 11)
+        nla     -log sum min(student, teacher) = -log(1 - tvd), 1 - tvd the acceptance of a draft
+        jsd     (KL(student || m) + KL(teacher || m)) / 2 with m = (student + teacher) / 2
+
+    nla and jsd stay finite where a probability is 0 in float32 but its logarithm is not -inf.
     """
-    if divergence == "kl_bwd":  # KL(student || teacher): mode-seeking, the paper's best
+    if divergence == "kl_bwd":
         return (log_student.exp() * (log_student - log_teacher)).sum(-1)
-    if divergence == "kl_fwd":  # KL(teacher || student): mode-covering
+    if divergence == "kl_fwd":
         return (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
     if divergence == "tvd":  # DIFFERS: the released code has a difference of log-probabilities here
         return (log_student.exp() - log_teacher.exp()).abs().sum(-1) / 2
-    if divergence == "mse":  # eq. 11. DIFFERS: the released code takes the mean over V, 1 / V of it
+    if divergence == "mse":  # DIFFERS: the released code takes the mean over V, 1 / V of it
         return (log_student - log_teacher).square().sum(-1)
-    if divergence == "nla":  # -log of the acceptance of a draft, sum min(p, q) = 1 - tvd
+    if divergence == "nla":
         return -torch.minimum(log_student, log_teacher).logsumexp(-1)
-    if divergence == "jsd":  # the mean KL to the mixture m
+    if divergence == "jsd":
         log_m = torch.logaddexp(log_student, log_teacher) - math.log(2)
         kl_student = log_student.exp() * (log_student - log_m)
         kl_teacher = log_teacher.exp() * (log_teacher - log_m)
@@ -125,7 +134,8 @@ def ancestral_state(x0, dt, k, mask_id, generator):
     (B, T) int64 -> xt (B, T) int64, step_of (B, T) int64: which of the teacher's steps, 1 ... k,
     unmasks each position (k also if it stays masked after them); 0: xt shows the token.
 
-    dt: the length of a step of the teacher; a step of the student is k dt.
+    A row's time t is uniform in (0, 1], stratified over the batch; a token is masked if its own
+    time is before t. dt: the length of a step of the teacher; a step of the student is k dt.
     """
     # any time, not only those of the sampler's grid (Algorithm 1)
     t = 1 - stratified(len(x0), generator, x0.device)  # (B, 1) in (0, 1]
@@ -139,11 +149,13 @@ def spread_state(x0, dt, k, mask_id, generator):
     As ancestral_state, for a student that will sample with `spread` in K = 1 / (k dt) steps. Here 0
     means not supervised: shown, or masked until a later step of the student.
 
-    DIFFERS from the paper, whose sampler is ancestral. Each row draws one step of the student,
-    `present`. It shows the positions of earlier steps and supervises those of this one only, since
-    that is what the student will be asked; the teacher unmasks these in k parts. With K = 8, k = 2
-    a step of the student has, for example, positions 4, 12, 20, 28 ...; the teacher's two have
-    4, 20 ... and 12, 28 ... (These are the sampler's positions where all of the text is masked.)
+    DIFFERS from the paper, whose sampler is ancestral. Position i is in class i mod K, and each
+    step of the student has one class, in random order. Each row draws one step of the student,
+    `present`, stratified over the batch. It shows the positions of earlier steps and supervises
+    those of this one only, since that is what the student will be asked; the teacher unmasks these
+    in k parts: round robin from the left, in random order. With K = 8, k = 2 a step of the student
+    has, for example, positions 4, 12, 20, 28 ...; the teacher's two have 4, 20 ... and 12, 28 ...
+    (These are the sampler's positions where all of the text is masked.)
     """
     B, T = x0.shape
     n_steps = round(1 / (k * dt))  # K
@@ -161,8 +173,9 @@ def spread_state(x0, dt, k, mask_id, generator):
 @torch.no_grad()
 def sdtt_targets(teacher, xt, step_of, k, generator):
     """
-    -> (B, T, C): the teacher's hidden state at each supervised position, in the step step_of; those
-    still masked after step k count as step k. Zeros where step_of is 0.
+    (B, T) int64 each -> (B, T, C): the teacher's hidden state at each supervised position, in the
+    step step_of. Zeros where step_of is 0, which may be everywhere. What a step unmasks is drawn
+    from the teacher, and the later steps see it; xt itself stays as it is.
 
     To save memory the hidden state (C numbers) stands for the log-probabilities (V numbers): the
     loss computes them from it.
@@ -183,7 +196,8 @@ def sdtt_targets(teacher, xt, step_of, k, generator):
 
 def sdtt_loss(student, x0, generator, teacher, dt, sampler, *, k=2, divergence="kl_bwd"):
     """
-    (B, T) int64 -> nats: student against teacher, the mean over supervised positions.
+    (B, T) int64 -> nats: divergence_between student and teacher, the mean over all supervised
+    positions of the batch; 0 if there are none.
 
     The teacher, in eval mode, takes k steps of length dt, the student learns to take them as one of
     k dt. No weight 1/t, as in the paper: this is no bound on a likelihood. sampler: the one that
@@ -209,8 +223,11 @@ def kd_loss(
     drafter, batch, generator, teacher, divergence="kl_fwd", temperature=1.0, ce_weight=0.0
 ):
     """
-    (B, T + 1) int64 -> nats: the divergence of drafter from teacher, both causal, plus ce_weight
-    times the cross-entropy with the text itself.
+    (B, T + 1) int64 -> nats: temperature^2 times divergence_between drafter and teacher, plus
+    ce_weight times the cross-entropy with the text itself, both a mean over all T positions.
+
+    Both networks are causal and read the first T tokens. The temperature divides the logits of both
+    in the divergence, none in the cross-entropy. The teacher gets no gradient.
     """
     x = batch[:, :-1]  # (B, T)
     y = batch[:, 1:]  # (B, T)

@@ -205,6 +205,9 @@ class NGram:
         Kneser-Ney, from short contexts to long: p_m(x) = fraction(x) + backoff * p_(m-1)(x), with
         p_1 the unigram. Laplace: p_m(x) = fraction(x) + backoff. A context that was never seen, or
         never continued, changes nothing, and no longer one was seen either.
+
+        index_of finds a context, prepare says what is stored of it, and the last token of m-gram i
+        is keys[m - 1][i] % V.
         """
         p = self.unigram.copy()
         for m in range(2, min(self.n, len(text) + 1) + 1):

@@ -296,20 +296,21 @@ class Rounds:
 
 def acceptance(rounds):
     """
-    -> alpha, accepted / (accepted + first rejections). What follows a rejection was never tested:
-    counting it would make alpha too small.
+    A Rounds -> alpha, accepted / (accepted + first rejections), 0 if nothing was tested. What
+    follows a rejection was never tested: counting it would make alpha too small.
     """
     return (rounds.accepted.sum() / rounds.tested.sum().clamp(min=1)).item()
 
 
 def tokens_per_forward(rounds):
-    """-> new tokens for each forward pass of the target, over all rounds."""
+    """A Rounds -> new tokens for each forward pass of the target, over all rounds."""
     return rounds.n_tokens / max(rounds.n_forwards, 1)
 
 
 def predicted_speedup(alpha, c, gamma, verify=1.0, propose_rate=1.0):
     """
-    Tokens per round over the round's cost in plain steps (Leviathan et al., theorem 3.8).
+    alpha, 1 too -> tokens per round over the round's cost in plain steps (Leviathan et al.,
+    theorem 3.8).
 
     c: what a draft costs. verify: what the target's forward pass over the gamma drafts costs: in
     theory one step, on a CPU it grows with the tokens. propose_rate: the fraction of rounds in

@@ -341,7 +341,8 @@ def ar_loss(model, batch, generator=None):
 def masked_nll(model, x0, masked, weight):
     """
     (B, T) int64, (B, T) bool, (B, 1) -> nats per token: the masked tokens of x0, predicted from the
-    others. Divided by all tokens, not by the masked ones: only then is it a bound.
+    others, each loss times its row's weight. Divided by all tokens, not by the masked ones: only
+    then is it a bound. 0 if nothing is masked.
     """
     xt = x0.masked_fill(masked, model.mask_id)  # (B, T), N of them masked
     h = model.hidden(xt)[masked]  # (N, C): only masked positions are predicted
@@ -366,7 +367,8 @@ def diffusion_loss(model, x0, generator, t_weight=1.0, eps=1e-3):
 
         E over t of  1/t * sum over masked positions of -log p(x0 | xt),  divided by T
 
-    (MDLM eq. 10 with alpha_t = 1 - t). t is uniform in (eps, 1): the weight stays below 1/eps.
+    (MDLM eq. 10 with alpha_t = 1 - t). t is uniform in (eps, 1), stratified over the batch: the
+    weight stays below 1/eps.
 
     Why 1/t: integrated over t, a set of l masked tokens then has weight 1 / (l C(T, l)), so each
     number l of masked tokens counts alike, as in nelbo. What t < eps would add is left out here.
@@ -427,7 +429,12 @@ def ancestral_steps(u, t, dt, n_steps):
 def unmask_steps(masked, n_steps, sampler, generator):
     """
     (B, T) bool -> (B, T) int64: the step, from 1, that unmasks each position; 0: it is not masked.
-    first_hitting takes as many steps as there are masked positions, whatever n_steps says.
+    Each row has random numbers of its own. Raises UserError for a sampler that is none of these:
+
+        ancestral      any of n_steps, equally likely: ancestral_steps from t = 1; also `analytic`
+        first_hitting  one position a step, in random order: as many steps as masked positions
+        spread         the masked positions, from the left, go round robin to n_steps steps, which
+                       come in random order
     """
     B, T = masked.shape
     u = uniform((B, T), generator, masked.device)
@@ -487,10 +494,12 @@ def unmask(
     watch=None,
 ):
     """
-    (B, T) int64 -> (B, T): positions that hold mask_id are filled, the others stay.
+    (B, T) int64 -> (B, T): positions that hold mask_id are filled, the others stay; so does xt.
 
-    Each step has its own temperature, that of step_temperature; a row whose steps are fewer than
-    another's ends before the last. watch(xt) is called after each step.
+    The steps are those of unmask_steps, without gaps: only steps in which something happens are
+    taken and counted. Each sees what the ones before it drew, and has its own temperature, that of
+    step_temperature; a row whose steps are fewer than another's ends before the last. watch(xt) is
+    called after each step.
     """
     xt = xt.clone()
     step_of = close_gaps(unmask_steps(xt == model.mask_id, n_steps, sampler, generator))  # (B, T)

@@ -156,7 +156,8 @@ def verify(drafts, p, q, generator):
     This is what makes the text's distribution the target's. A draft was drawn with probability q
     and stays with min(1, p / q): together min(p, q). So a rejection has probability
     1 - sum min(p, q) = sum max(p - q, 0), and a token drawn from that residual then adds exactly
-    max(p - q, 0): the sum of both is p.
+    max(p - q, 0): the sum of both is p. Where p is 0 a draft is always rejected; where rounding
+    rejects although p = q, there is no residual, and the token is drawn from p.
     """
     if len(drafts) == 0:
         return draw(p[-1], generator)[None]
@@ -191,10 +192,13 @@ def speculate(
     top_p=1.0,
 ):
     """
-    (T,) int64 -> (T + n_new,), distributed as generate's, or shorter where it ends with eos.
+    (T,) int64 -> (T + n_new,), distributed as generate's, or shorter where a new token is eos.
 
-    gamma: the most drafts in a round. watch(x, drafts) is called after every round, with the text
-    so far and the drafts that were verified. Raises UserError past the target's context.
+    drafter.propose(x, n, settings, generator) -> drafts (g,) with g <= n, and the g distributions q
+    that they were drawn from. n is at most gamma, and one less than the tokens still wanted: a
+    round ends with one of the target's own. settings: the options of probabilities. watch(x,
+    drafts) is called after every round, with the text so far and the drafts that were verified.
+    Raises UserError past the target's context.
     """
     end = len(x) + n_new
     if end > target.config.block_size:

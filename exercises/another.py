@@ -70,8 +70,10 @@ def unmask_steps(masked, n_steps, sampler, generator):
             steps = [order[i % n_steps] for i in range(len(positions))]
         elif sampler == "first_hitting":
             steps = torch.randperm(len(positions), generator=generator)
-        else:
+        elif sampler in ("ancestral", "analytic"):
             steps = torch.randint(n_steps, (len(positions),), generator=generator)
+        else:
+            raise UserError(f"There is no sampler {sampler}.")
         for position, step in zip(positions, steps, strict=True):
             step_of[b, position] = 1 + step
     return step_of
@@ -190,7 +192,8 @@ def sdtt_loss(student, x0, generator, teacher, dt, sampler, *, k=2, divergence="
     h_teacher = sdtt_targets(teacher, xt, step_of, k, generator)
     log_teacher = teacher.head(h_teacher).log_softmax(-1).detach()
     log_student = student(xt).log_softmax(-1)
-    return divergence_between(log_student, log_teacher, divergence)[step_of > 0].mean()
+    losses = divergence_between(log_student, log_teacher, divergence)[step_of > 0]
+    return losses.mean() if len(losses) else losses.sum()
 
 
 def probs(self, text):
@@ -279,15 +282,17 @@ def tokens_per_forward(rounds):
     return rounds.n_tokens / rounds.n_forwards
 
 
-def predicted_speedup(alpha, c, gamma, verify=1.0):
-    return sum(alpha**i for i in range(gamma + 1)) / (gamma * c + verify)
+def predicted_speedup(alpha, c, gamma, verify=1.0, propose_rate=1.0):
+    accepted = sum(alpha**i for i in range(1, gamma + 1))
+    round_cost = gamma * c + propose_rate * verify + 1 - propose_rate
+    return (1 + propose_rate * accepted) / round_cost
 
 
 def soft_cross_entropy(logits, ids, logp, missing="none"):
     w = torch.exp(logp)
     log_p = logits.log_softmax(-1)
     if missing == "renorm":
-        w = w / w.sum(1, keepdim=True)
+        w = torch.nan_to_num(w / w.sum(1, keepdim=True))
     loss = -(w * torch.gather(log_p, 1, ids)).sum(1)
     if missing == "tail":
         named = torch.zeros_like(log_p).scatter(1, ids, 1.0) > 0

@@ -1,6 +1,6 @@
 """
 Says of each exercise whether it is passed, what the first wrong value is, or which other exercise
-it waits for.
+it waits for. Its exit status is 1 if one is wrong or stops.
 $ python exercises/grade.py            (or: make grade; some seconds, nothing to download)
 $ python exercises/grade.py 3          (that one alone, without a time limit, for debuggers)
 """
@@ -48,8 +48,13 @@ def first_difference(probe, expected):
         return None
     i = tuple(wrong[0].tolist())
     at = f" at {list(i)}" if i else ""
-    about = f" (within {probe.within:g})" if probe.within else ""
-    return f"got {got[i]:.6g}{at}, expected {right[i]:.6g}{about}"
+    if not probe.within:
+        return f"got {got[i]:.6g}{at}, expected {right[i]:.6g}"
+    # a number that was itself found by drawing is no more exact than that
+    about = "about " if probe.expected is None and probe.within > 1e-3 else ""
+    digits = 6 if probe.within <= 1e-3 else 4
+    within = f"(within {probe.within:g})"
+    return f"got {got[i]:.{digits}g}{at}, expected {about}{right[i]:.{digits}g} {within}"
 
 
 def too_slow(*_):
@@ -130,6 +135,8 @@ def main():
         print(f"{exercise['number']:3}  {exercise['title']:36} {verdicts[exercise['number']]}")
     passed = list(verdicts.values()).count("passed")
     print(f"{passed} of {len(exercises)} passed ({expected['name']})")
+    if any(said.startswith(("wrong", "stops")) for said in verdicts.values()):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

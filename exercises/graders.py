@@ -151,6 +151,14 @@ def differs(what, f):
     return Probe(what, (first != second).sum(), 0, 0)
 
 
+def raises_user_error(f):
+    try:
+        f()
+    except UserError:
+        return 1
+    return 0
+
+
 def integers(low, high, shape, rng):
     return torch.randint(low, high, shape, generator=rng)
 
@@ -305,6 +313,8 @@ def grade_unmask_steps(rng, noise):
     pairs = frequencies(step_of[:, [0, 2]] - 1, 2)
     what = "first_hitting, 2 masks: how often (1,1), (2,1), (1,2), (2,2)"
     yield Probe(what, pairs, 0.03, [0, 0.5, 0.5, 0])
+    raises = raises_user_error(lambda: model.unmask_steps(masked, 2, "sorted", noise))
+    yield Probe("a sampler that there is not: whether it raises UserError", raises, 0, 1)
     for sampler in ("spread", "ancestral", "first_hitting"):
         step_of = model.unmask_steps(masked & False, 4, sampler, noise)
         yield Probe(f"{sampler}, nothing is masked", step_of.abs().sum(), 0, 0)
@@ -370,18 +380,47 @@ def grade_unmask(rng, noise):
             what_left = [20000 * (n_steps - i) for i in range(1, n_steps + 1)]
             yield Probe(f"{what}: masks that watch sees", torch.stack(left), 0, what_left)
         pairs = frequencies(got[:, :2].clamp(max=2), 3)
-        yield Probe(f"{what}: how often which two tokens", pairs, 0.03)
-    got = model.unmask(network, xt, 1, temperature=1.8, top_p=0.95, generator=noise)
+        together = {("spread", 1): 1.0, ("ancestral", 2): 0.5}.get((sampler, n_steps), 0.0)
+        right = pairs_of(network, xt[0], together)
+        yield Probe(f"{what}: how often which two tokens", pairs, 0.03, right)
+    got = model.unmask(network, xt, 1, temperature=1.8, top_p=0.6, generator=noise)
     pairs = frequencies(got[:, :2].clamp(max=2), 3)
-    yield Probe("temperature 1.8, top_p 0.95: how often which two tokens", pairs, 0.03)
+    right = pairs_of(network, xt[0], 1.0, (1.8, 1.8), top_p=0.6)
+    yield Probe("temperature 1.8, top_p 0.6: how often which two tokens", pairs, 0.03, right)
     got = model.unmask(network, xt, 2, temperature=1.8, cooling=0.2, generator=noise)
     pairs = frequencies(got[:, :2].clamp(max=2), 3)
-    yield Probe("temperature 1.8, cooling 0.2, 2 steps: how often which two tokens", pairs, 0.03)
+    right = pairs_of(network, xt[0], 0.0, (1.8, 0.36))
+    what = "temperature 1.8, cooling 0.2, 2 steps: how often which two tokens"
+    yield Probe(what, pairs, 0.03, right)
+    alone = Network(3, rng, sharp=3.0, wide=False)  # what is masked has one prediction
+    masks = torch.full((20000, 3), 3)
+    got = model.unmask(alone, masks, 300, temperature=1.8, cooling=0.2, generator=noise)
+    found = frequencies(got.reshape(-1, 1).clamp(max=2), 3)
+    logits = alone(masks[:1, :1])[0, 0]
+    right = sum(model.probabilities(logits, temperature) for temperature in (1.8, 1.08, 0.36)) / 3
+    what = "temperature 1.8, cooling 0.2, 300 steps for 3 masks, so temperatures 1.8, 1.08, 0.36"
+    yield Probe(f"{what}: how often each token", found, 0.01, right)
     calls = []
     model.unmask(network, xt[:50], 1000, generator=noise, watch=calls.append)
     yield Probe("2 masks, 1000 steps: how often watch is called", len(calls), 0, 2)
     again = [network, xt[:50], 2, "ancestral"]
     yield differs("unmask", lambda g: model.unmask(*again, generator=g))
+
+
+def pairs_of(network, xt, together, temperatures=(1.0, 1.0), top_p=1.0):
+    """
+    -> (9): the probabilities of what is drawn for tokens 0 and 1 of xt, both masked. together: how
+    often one step draws both of them; else two steps do, either of them first.
+    """
+    first = model.probabilities(network(xt[None])[0], temperatures[0], top_p=top_p)  # (T, V)
+    pairs = together * torch.outer(first[1], first[0])  # of token 1, of token 0
+    for token in range(3):
+        for i, column in ((0, pairs[:, token]), (1, pairs[token])):
+            seen = xt.clone()
+            seen[i] = token
+            then = model.probabilities(network(seen[None])[0], temperatures[1], top_p=top_p)
+            column += (1 - together) / 2 * first[i, token] * then[1 - i]
+    return pairs.flatten()
 
 
 def grade_entropies(rng, noise):
@@ -446,6 +485,12 @@ def grade_sdtt_state(rng, noise):
     order = [sorted((i, j, k)) == [0, 1, 2] for k in range(3) for j in range(3) for i in range(3)]
     what = "spread_state, dt = 1/12, k = 3: how often which steps of positions 0, 4, 8"
     yield Probe(what, first, 0.05, torch.tensor(order) / 6)
+    for state in (distill.ancestral_state, distill.spread_state):
+        again = [x0[:50], 1 / 8, 2, 1]
+        yield differs(
+            state.__name__,
+            lambda g, state=state, again=again: torch.cat(state(*again, g)),
+        )
 
 
 def grade_ancestral_state(rng, noise):
@@ -513,6 +558,12 @@ def grade_sdtt_loss(rng, noise):
             yield Probe(f"{divergence}, {sampler}, networks that see one token", loss)
     loss.backward()
     yield Probe("tvd: the gradient by the student's head", student.W.grad)
+    losses = []  # 8 steps, one token: in most of them no position is supervised
+    for _ in range(100):
+        loss = distill.sdtt_loss(student, x0[:1, :1], noise, teacher, 1 / 16, "spread").detach()
+        losses.append(loss)
+    what = "spread, 8 steps, a text of 1 token, most often not supervised: losses that are NaN"
+    yield Probe(what, torch.stack(losses).isnan().sum(), 0, 0)
 
     student = Network(4, rng)
     teacher = Network(4, rng).requires_grad_(False)
@@ -589,15 +640,16 @@ def grade_verify(rng, noise):
     with RandomNumbers(rows=2, u=0.0):
         tokens = speculative.verify(two, sure[[3, 1, 2]], [sure[0], sure[1]], noise)
     yield Probe("a first draft that p excludes, u = 0", tokens, 0, [d])
+    with RandomNumbers(rows=1, u=0.9999):
+        tokens = speculative.verify(two[:1], 0.999 * sure[[0, 2]], [sure[0]], noise)
+    what = "p = 0.999 q, u = 0.9999: rejected, and there is no residual, so drawn from p"
+    yield Probe(what, tokens, 0, [a])
 
     far = torch.tensor([[0.5, 0.3, 0.2, 0, 0], [0, 0.3, 0.2, 0.2, 0.3]])
     far = far[:, None, torch.randperm(5, generator=rng)]
     p, q = 0.7 * far + 0.3 * torch.randn(2, 3, 5, generator=rng).softmax(-1)  # (3, 5) each
     drafts = torch.multinomial(q[:2], 8000, replacement=True, generator=rng).T  # (8000, 2)
-    written = torch.full((8000, 3), -1)
-    for row, pair in zip(written, drafts, strict=True):
-        tokens = speculative.verify(pair, p, [q[0], q[1]], noise)
-        row[: len(tokens)] = tokens
+    written = verified(drafts, p, q, noise)
     yield Probe("drafts of q: how often each first token", last_of(written, 0), 0.03, p[0])
     overlap = torch.minimum(p, q).sum(1)
     n = (written >= 0).sum(1) - 1  # accepted
@@ -610,6 +662,21 @@ def grade_verify(rng, noise):
     yield Probe(what, last_of(written, 2), 0.06, p[2])
     lengths = [len(speculative.verify(pair, q, [q[0], q[1]], noise)) for pair in drafts[:300]]
     yield Probe("p = q: texts that are shorter than 3", sum(n < 3 for n in lengths), 0, 0)
+    half = torch.tensor([0.5, 0.5, 0, 0, 0]).expand(3, 5)
+    written = verified(torch.zeros(2000, 2).long(), half, torch.eye(5)[[0, 0]], noise)
+    n = (written >= 0).sum(1) - 1
+    what = "q is certain, p half as sure: how often 0, 1 and 2 are accepted"
+    yield Probe(what, frequencies(n[:, None], 3), 0.05, [0.5, 0.25, 0.25])
+    yield differs("verify", lambda again: verified(drafts[:50], p, q, again))
+
+
+def verified(drafts, p, q, generator):
+    """(N, 2), (3, V), two rows of q -> (N, 3): what verify answers, then -1."""
+    written = torch.full((len(drafts), 3), -1)
+    for row, pair in zip(written, drafts, strict=True):
+        tokens = speculative.verify(pair, p, [q[0], q[1]], generator)
+        row[: len(tokens)] = tokens
+    return written
 
 
 def last_of(written, i):
@@ -638,8 +705,10 @@ class Independent:
 
     def __init__(self, q):
         self.q = q
+        self.settings = None
 
     def propose(self, x, n, settings, generator):
+        self.settings = settings
         drafts = torch.multinomial(self.q.expand(n, -1), 1, generator=generator)[:, 0]
         return drafts, self.q.expand(n, -1)
 
@@ -683,32 +752,48 @@ def grade_speculate(rng, noise):
     for what, settings in (
         ("", {}),
         ("temperature 0.6, top_k 2, ", {"temperature": 0.6, "top_k": 2}),
+        ("temperature 3, top_p 0.4, ", {"temperature": 3.0, "top_p": 0.4}),
     ):
         texts = []
+        drafter = Independent(q)
         for _ in range(1000):
             options = {"gamma": 2, "generator": noise, **settings}
-            texts.append(speculative.speculate(target, Independent(q), x, 3, **options)[2:])
+            texts.append(speculative.speculate(target, drafter, x, 3, **options)[2:])
         got = frequencies(torch.stack(texts), 3)
         right = joint(target, x, settings)
         yield Probe(
             f"{what}a drafter that does not read: how often which 3 tokens", got, 0.06, right
         )
-    try:
-        speculative.speculate(target, Independent(q), x, 63, generator=noise)
-        said = 0
-    except UserError:
-        said = 1
-    yield Probe("65 tokens in a context of 64: whether it raises UserError", said, 0, 1)
+        given = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings}
+        told = int(drafter.settings == given)
+        yield Probe(f"{what}whether the drafter is told temperature, top_k and top_p", told, 0, 1)
+    long = [target, Independent(q), x, 63]
+    raises = raises_user_error(lambda: speculative.speculate(*long, generator=noise))
+    yield Probe("65 tokens in a context of 64: whether it raises UserError", raises, 0, 1)
+    text = [target, Independent(q), x, 60]
+    options = {"gamma": 2, "temperature": 3.0}
+    yield differs("speculate", lambda g: speculative.speculate(*text, generator=g, **options))
 
 
 def grade_end_of_text(target, x, best, noise):
     """x (4,), best (16,): the text that the target writes at temperature 0."""
-    eos = best[9].item()
-    first = 4 + (best[4:] == eos).nonzero()[0, 0]
+    # the tenth token becomes the end of text, and its number 0: it changes places with token 0
+    swap = [best[9].item(), *range(1, 6)]
+    swap[swap[0]] = 0
+    for weights in (target.wte.weight, target.before, target.after, target.W):
+        weights[:6] = weights[swap]
+    x = torch.tensor(swap)[x]
+    best = torch.tensor(swap)[best]
+    first = 4 + (best[4:] == 0).nonzero()[0, 0]
     for what, drafter in (("right", Fixed(best, 6)), ("wrong", Fixed((best + 1) % 6, 6))):
-        options = {"gamma": 4, "generator": noise, "eos": eos, "temperature": 0.0}
-        got = speculative.speculate(target, drafter, x, 12, **options)
-        yield Probe(f"eos, {what} drafts: the text, which ends with it", got, 0, best[: first + 1])
+        lengths = []
+        options = {"gamma": 4, "generator": noise, "eos": 0, "temperature": 0.0}
+        watch = lambda x, drafts, lengths=lengths: lengths.append(len(x))  # noqa: E731
+        got = speculative.speculate(target, drafter, x, 12, watch=watch, **options)
+        what = f"eos = 0, {what} drafts"
+        yield Probe(f"{what}: the text, which ends with it", got, 0, best[: first + 1])
+        seen = torch.tensor([0, *lengths])[-1]
+        yield Probe(f"{what}: the length that watch sees last", seen, 0, first + 1)
 
     eos = torch.bincount(best[4:], minlength=6).argmin().item()  # written seldom, or never
     before = torch.cat([torch.tensor([eos]), x])
@@ -738,7 +823,7 @@ def grade_speed(rng, noise):
         kept = torch.empty(()).uniform_(0.6, 0.9, generator=rng)
         rounds.accepted[j] = (rounds.tested[j] * kept).long()
     rounds.n_forwards = 103
-    rounds.n_tokens = 103 + int(rounds.accepted.sum())
+    rounds.n_tokens = 101 + int(rounds.accepted.sum())  # two more came after an end of text
     counts = f"{rounds.accepted.tolist()} of {rounds.tested.tolist()}"
     yield Probe(f"acceptance, {counts} accepted", metrics.acceptance(rounds))
     what = f"tokens_per_forward, {rounds.n_tokens} tokens in {rounds.n_forwards} forward passes"
@@ -747,6 +832,9 @@ def grade_speed(rng, noise):
         said = f"predicted_speedup(alpha={alpha}, c={c}, gamma={gamma}, verify={verify})"
         yield Probe(said, metrics.predicted_speedup(alpha, c, gamma, verify))
     yield Probe("predicted_speedup(0.6, 0.2, 2)", metrics.predicted_speedup(0.6, 0.2, 2))
+    speed = metrics.predicted_speedup(0.6, 0.2, 2, 1.3, propose_rate=0.4)
+    yield Probe("predicted_speedup(0.6, 0.2, 2, verify=1.3, propose_rate=0.4)", speed)
+    yield Probe("acceptance, nothing was tested", metrics.acceptance(metrics.Rounds(4)), 0, 0)
 
 
 def grade_soft_cross_entropy(rng, noise):
@@ -762,7 +850,7 @@ def grade_soft_cross_entropy(rng, noise):
     none[1] = -torch.inf
     twice = torch.tensor([[1, 1, 4], [0, 5, 5], [2, 2, 2]])
     everything = torch.randn(3, 7, generator=rng).log_softmax(-1)
-    for missing in ("none", "tail"):
+    for missing in ("none", "renorm", "tail"):
         for what, labels in (
             ("a label of -inf, and a row of them", (ids, none)),
             ("ids that repeat", (twice, logp - 1)),

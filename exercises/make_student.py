@@ -24,12 +24,17 @@ from plumbing.console import prepare_console
 ROOT = os.path.dirname(grade.HERE)
 FOR_TEACHERS = (
     ".ci/",
+    ".github/",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "exercises/another.py",
     "exercises/make_student.py",
+    "exercises/student/",
     "exercises/wrong/",
     "tests/reference.py",
     "tests/test_exercises.py",
     "tests/test_lessons.py",  # of whole pages
+    "tests/test_project_files.py",
 )
 
 
@@ -187,9 +192,13 @@ def tests_to_drop(tests, exercises):
         missing |= {os.path.basename(f)[:-3] for f in found}
 
 
-def linter_settings(text):
-    """pyproject.toml -> the imports that only a missing body uses are no mistakes."""
-    return text.replace("ignore = [", 'ignore = ["F401", ')
+def settings(text):
+    """
+    pyproject.toml -> the imports that only a missing body uses are no mistakes, and a test that
+    fails says all of it, so that skip_missing.py finds which body is missing.
+    """
+    text = text.replace("ignore = [", 'ignore = ["F401", ')
+    return text.replace("testpaths = ", 'verbosity_assertions = "2"\ntestpaths = ')
 
 
 def page_of(text, exercises):
@@ -212,7 +221,10 @@ def student_files(exercises):
         del texts[f]
     for file, name, why in targets(exercises):
         texts[file] = stripped(texts[file], name, why)
-    texts["pyproject.toml"] = linter_settings(texts["pyproject.toml"])
+    texts["pyproject.toml"] = settings(texts["pyproject.toml"])
+    texts["tests/skip_missing.py"] = read(ROOT, "exercises/student/skip_missing.py")
+    texts["tests/conftest.py"] += "\nfrom skip_missing import pytest_runtest_makereport  # noqa\n"
+    texts[".github/workflows/grade.yml"] = read(ROOT, "exercises/student/grade.yml")
     texts["exercises/README.md"] = page_of(texts["exercises/README.md"], exercises)
     texts["exercises/exercises.json"] = json.dumps(exercises, indent=1)
     there = {f for f in files if f in texts or f.endswith(".png")}

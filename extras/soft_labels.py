@@ -92,11 +92,13 @@ cfg = configure(globals())
 def soft_cross_entropy(logits, ids, logp, missing="none"):
     """
     (N, V), (N, K) int64, (N, K) log-probabilities of a teacher -> (N) nats: -sum_k w_k log p(id_k),
-    w = exp(logp). Ids may repeat; entries with logp -inf have weight 0.
+    w = exp(logp). Ids may repeat: each of them counts. An entry with logp -inf has weight 0, but
+    its id is named; a row of nothing else costs 0, except for a tail.
 
     Its gradient by the logits is W softmax(logits) - scatter(w) with W = sum w: with W < 1,
     forgetting W pushes named tokens the wrong way. missing says what becomes of 1 - W: 'none',
-    nothing; 'renorm', w / W stands for w; 'tail', all tokens that are not named together get it.
+    nothing; 'renorm', w / W stands for w; 'tail', all tokens that are not named together get it,
+    (1 - W) * -log(sum of their p), and nothing is added where all are named.
     """
     lse = logits.logsumexp(-1)  # (N)
     w, missing_mass = label_weights(logp, missing)  # (N, K), (N)

@@ -20,6 +20,7 @@ import graders
 import make_student as M
 import pytest
 import torch
+import yaml
 from conftest import ROOT, run
 
 EXERCISES = grade.load_exercises()
@@ -117,7 +118,7 @@ def test_the_plain_case_is_reported_first(monkeypatch):
     put(monkeypatch, "model.py:diffusion_loss", wrong_body("weight_forgotten"))
     said = verdict_of("diffusion_loss")
     assert said.startswith("wrong: diffusion_loss, the mean over 60000 texts: got ")
-    assert re.search(r"got \d\.\d+, expected \d\.\d+ \(within 0.06\)$", said)
+    assert re.search(r"got \d\.\d+, expected about \d\.\d+ \(within 0.06\)$", said)
 
 
 def test_what_is_no_answer_is_one_line(monkeypatch):
@@ -158,7 +159,8 @@ def test_a_student_is_given_none_of_the_solution(folder):
     left_out = (".pyc", "reference.py", "make_student.py", "another.py")
     assert not [f for f in files if f.endswith(left_out) or f.startswith((".git/", ".ci"))]
     assert not os.path.exists(os.path.join(folder, "exercises", "wrong"))
-    sources = {f: M.read(ROOT, f) for f in files if f.endswith(".py")}
+    given = set(M.project_files())
+    sources = {f: M.read(ROOT, f) for f in files if f.endswith(".py") and f in given}
     secret = M.secret_lines(sources, EXERCISES)
     assert len(secret) > 100
     for f in files:
@@ -205,8 +207,43 @@ def test_ruff_finds_nothing_in_a_student_s_folder(folder):
         assert result.returncode == 0, result.stdout + result.stderr
 
 
+def grading_command(folder):
+    """-> what the workflow of a student's folder runs at last, without the python."""
+    workflow = yaml.safe_load(M.read(folder, ".github", "workflows", "grade.yml"))
+    commands = [step["run"] for step in workflow["jobs"]["grade"]["steps"] if "run" in step]
+    assert commands[0] in M.read(ROOT, "README.md")  # the small torch
+    assert commands[1].startswith("make ")
+    make = ["make", "-n", commands[1].split()[1]]
+    subprocess.run(make, cwd=folder, check=True, capture_output=True)
+    python, *command = commands[-1].split()
+    assert python == ".venv/bin/python"
+    return command
+
+
+def test_a_wrong_exercise_fails_its_workflow(tmp_path):
+    folder = str(tmp_path / "ada")
+    M.make_student(folder, "ada", lesson=7)
+    file = os.path.join(folder, "extras", "soft_labels.py")
+    wrong = wrong_body("named_by_weight")
+    lines = wrong.splitlines(True)[M.body(wrong, "soft_cross_entropy")]
+    with open(file, "r+", encoding="utf-8") as f:
+        text = M.replaced(f.read(), "soft_cross_entropy", lines)
+        f.seek(0)
+        f.write(text)
+    out, _ = run(*grading_command(folder), cwd=folder, ok=False)
+    assert "wrong: missing=tail" in out and "0 of 1 passed (ada)" in out
+
+
+def test_a_test_that_needs_a_missing_function_is_skipped(folder):
+    test = "tests/test_extras_loss_plot.py"
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", test]
+    result = subprocess.run(pytest_, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    assert "exercise 2: write diffusion_loss in model.py" in result.stdout
+
+
 def test_a_student_s_folder_grades_itself(folder):
-    out, _ = run("exercises/grade.py", cwd=folder)
+    out, _ = run(*grading_command(folder), cwd=folder)  # nothing is wrong: status 0
     assert out.count("not done") == len(EXERCISES)
     assert f"0 of {len(EXERCISES)} passed (ada)" in out
     out, _ = run("exercises/grade.py", "2", cwd=folder)

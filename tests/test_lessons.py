@@ -6,6 +6,7 @@ import ast
 import functools
 import glob
 import importlib
+import json
 import os
 import re
 import runpy
@@ -17,6 +18,8 @@ import torch
 from conftest import ROOT, run
 
 import configurator
+from drafters import NGram
+from model import ancestral_steps, rank_in_row
 
 LESSONS = glob.glob(os.path.join(ROOT, "lessons", "*.md"))
 PAGES = ["README.md"]
@@ -180,6 +183,78 @@ def test_pictures_are_drawn_and_each_is_in_a_chapter(tmp_path):
             assert 5_000 < os.path.getsize(os.path.join(folder, name)) < 60_000
     _, said = run("lessons/pictures.py", ok=False)
     assert said.strip() == "Where to? python lessons/pictures.py FOLDER, of the repository: assets."
+
+
+def numbers_in(text):
+    """'1, 4 to 6 and 9' -> [1, 4, 5, 6, 9]"""
+    found = []
+    for first, last in re.findall(r"(\d+)(?: to (\d+))?", text):
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def test_the_syllabus_has_the_exercises_and_their_minutes():
+    exercises = json.loads(text_of("exercises/exercises.json"))
+    page = text_of("lessons/README.md")
+    reading = {}
+    for row in re.findall(r"^\| (\d) \[.*", page, re.M):
+        line = next(x for x in page.splitlines() if x.startswith(f"| {row} ["))
+        _, _, minutes, cell, _ = (x.strip() for x in line.strip("|").split("|"))
+        reading[int(row)] = int(minutes)
+        here = [e for e in exercises if e["lesson"] == int(row)]
+        if here:
+            which, writing = cell.rsplit(", ", 1)
+            assert numbers_in(which) == [e["number"] for e in here]
+            assert int(writing) == sum(e["minutes"] for e in here)
+    assert len(reading) == 9
+    weeks = page.split("**Four weeks**")[1]
+    done = []
+    for line in re.findall(r"^\| \d \|.*", weeks, re.M):
+        _, lessons, minutes, which, writing, _ = (x.strip() for x in line.strip("|").split("|"))
+        assert int(minutes) == sum(reading[n] for n in numbers_in(lessons))
+        here = [e for e in exercises if e["number"] in numbers_in(which)]
+        assert int(writing) == sum(e["minutes"] for e in here)
+        assert {e["lesson"] for e in here} <= set(numbers_in(lessons))
+        done += numbers_in(which)
+    assert done == list(range(1, 17))
+
+
+def test_the_lecture_walks_through_functions_that_exist():
+    lecture = text_of("lessons/README.md").split("**One lecture")[1].split("**Four weeks**")[0]
+    steps = re.findall(r"\| `(\w+\.py)`: ([^|]*) \|", lecture)
+    assert len(steps) == 6
+    for file, names in steps:
+        assert set(re.findall(r"`(\w+)`", names)) <= names_in(file)
+
+
+def row_of(page, first):
+    """-> the cells of the first row of a table that begins so, as numbers."""
+    line = next(x for x in text_of(page).splitlines() if x.startswith(f"| {first} |"))
+    return [float(x.split()[0]) for x in line.split("|")[2:-1] if x.strip()]
+
+
+def test_the_rows_that_lessons_work_out_are_the_functions():
+    page = "lessons/3_sampling_and_orders.md"
+    u = torch.tensor([row_of(page, "u")])
+    assert row_of(page, "step of `ancestral`") == ancestral_steps(u, 1, 1 / 4, 4)[0].tolist()
+    rank = row_of(page, "step of `first_hitting`: the rank of u, from the top")
+    assert rank == (1 + rank_in_row(-u))[0].tolist()
+    spread = row_of(page, "step of `spread`, if the classes come in the order 2, 0, 3, 1")
+    classes = row_of(page, "class i mod 4")
+    assert [[2, 0, 3, 1][int(step) - 1] for step in spread] == classes == [0, 1, 2, 3, 0, 1]
+    page = "lessons/4_sdtt.md"
+    u = torch.tensor([row_of(page, "u")])
+    assert row_of(page, "step_of") == ancestral_steps(u, 1 / 2, 1 / 8, 2)[0].tolist()
+    page = "lessons/5_drafters.md"
+    ngram = NGram(2, 3).fit([0, 1, 0, 2, 0, 1, 1])
+    assert row_of(page, "key: 3 * context + last token") == ngram.keys[1].tolist()
+    assert row_of(page, "start") == ngram.start[1].tolist()
+    fraction = row_of(page, "fraction: (count - 0.75) / count of the context")
+    assert fraction == pytest.approx(ngram.fraction[1].tolist(), abs=1e-3)
+    backoff = row_of(page, "backoff: 0.75 * different followers / count")
+    assert backoff == pytest.approx(ngram.backoff[1].tolist())
+    said = ", ".join(f"{x:.3f}" for x in ngram.probs([0]))
+    assert f"= ({said})" in text_of(page)
 
 
 def test_the_code_of_chapter_2_runs(pydoc, tmp_path, capsys):
