@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from configurator import UserError, choose
 from plumbing.attention import flash_attention, is_slow_in_sdpa, sdpa
+from plumbing.hardware import format_of_products
 from plumbing.head import float32_linear
 from plumbing.randomness import uniform
 
@@ -83,7 +84,7 @@ def rotate(x, cos, sin):
     """(B, H, T, D), (T, D) -> (B, H, T, D)."""
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
-    return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
+    return x * cos + turned * sin
 
 
 def attend(q, k, v, causal):
@@ -211,7 +212,8 @@ class GPT(nn.Module):
         x = self.wte(idx)  # (B, T, C)
         rope = None
         if self.config.pos == "rope":
-            rope = self.cos[start:end], self.sin[start:end]  # (T, D) each
+            dtype = format_of_products(x)  # that of queries and keys, under autocast, too
+            rope = self.cos[start:end].to(dtype), self.sin[start:end].to(dtype)  # (T, D) each
         elif self.config.pos == "learned":
             x = x + self.wpe.weight[start:end]
         x = self.dropout(x)

@@ -64,6 +64,22 @@ def test_rope_turns_pairs_of_channels_as_complex_numbers():
         torch.testing.assert_close(turned[0, h], literal, atol=1e-5, rtol=1e-5)
 
 
+def test_rope_is_cast_once_for_all_layers_under_autocast(monkeypatch):
+    model = tiny_model(n_layer=3)
+    seen = []
+    rotate = M.rotate
+
+    def spy(x, cos, sin):
+        seen.append((id(cos), x.dtype, cos.dtype))
+        return rotate(x, cos, sin)
+
+    monkeypatch.setattr(M, "rotate", spy)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.hidden(torch.zeros(1, 5, dtype=torch.int64))
+    assert len(seen) == 6 and len(set(seen)) == 1  # queries and keys of three layers
+    assert seen[0][1] == seen[0][2] == torch.bfloat16
+
+
 @pytest.mark.parametrize("pos", ["rope", "learned"])
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_gpt_does_not_see_the_future_and_a_diffusion_model_does(causal, pos):
