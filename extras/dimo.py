@@ -194,12 +194,12 @@ def student_loss(student, B, T, generator, teacher):
     """
     -> nats: at masked positions of a text y that the student wrote, the mean of
 
-        sum over v of p(v) (log fake(v) - log teacher(v)),
+        sum over v of student(v) (log fake(v) - log teacher(v)),
 
-    p: what y was drawn from, given the random start. Only p has a gradient: a token that the fake
-    finds likelier than the teacher does is one that the student writes too often. Where fake and
-    teacher agree at every yt, the student's texts have the teacher's distribution, and the gradient
-    is 0.
+    student(v): the distribution that y was drawn from, given the random start. Only it has a
+    gradient. A token that the fake finds likelier than the teacher does is one that the student
+    writes too often. Where fake and teacher agree at every yt, the student's texts have the
+    teacher's distribution, and the gradient is 0.
     """
     h, y = write(student, B, T, generator)  # (B, T, C), (B, T)
     masked = masked_at_random(y, generator)  # (B, T), N of them
@@ -207,8 +207,8 @@ def student_loss(student, B, T, generator, teacher):
     with torch.no_grad():
         log_fake = student.fake.head(student.fake.hidden(yt)[masked]).float().log_softmax(-1)
         log_teacher = teacher.head(teacher.hidden(yt)[masked]).float().log_softmax(-1)  # (N, V)
-    p = student.head(h[masked]).float().softmax(-1)  # (N, V)
-    losses = (p * (log_fake - log_teacher)).sum(-1)  # (N)
+    student_probs = student.head(h[masked]).float().softmax(-1)  # (N, V)
+    losses = (student_probs * (log_fake - log_teacher)).sum(-1)  # (N)
     return losses.sum() / max(len(losses), 1)
 
 
@@ -229,8 +229,8 @@ def dimo_loss(student, x0, generator, teacher, stay_weight=1.0, *, fake_first=60
     (B, T) int64, real texts -> nats, a mean over masked tokens.
 
     The networks take turns: the fake `fake_first` times, then `fake_turns` times for each turn of
-    the student. A fake that lags behind the student sends it nowhere. A validation is nobody's turn
-    and tells the student's loss. Texts matter to stay_loss only.
+    the student. A fake that lags behind misleads the student. In validation it is the student's
+    loss, and no turn is counted. The real texts are used by stay_loss only.
     """
     B, T = x0.shape
     if not student.training:
@@ -292,8 +292,8 @@ def train_student(cfg):
     if saved:
         student.load_state_dict(saved["model"])
     print_once(f"on {note}: the student learns to write in one step, the fake what it writes")
-    # The fake is a part of the student, so one optimizer has both: whose turn it is not has no
-    # gradient and stays as it is.
+    # The fake is a part of the student, so one optimizer has both. The network whose turn it is not
+    # has no gradient, so the optimizer leaves it as it is.
     loss = functools.partial(dimo_loss, teacher=teacher, stay_weight=cfg.stay_weight)
     get_batch = functools.partial(data.batch, corpus.train, cfg.batch_size, T)
     validate = validator(loss, corpus, T, cfg, device)
