@@ -22,8 +22,8 @@ class UserError(ValueError):
 
 def configure(script):
     """
-    script: the globals() of a script whose globals so far are its knobs -> their values, as the
-    attributes of one object. Imported, a script just has its defaults.
+    script: the globals() of a script, at the end of its knobs -> an object with the knobs as
+    attributes. An imported script gets its defaults.
 
     Raises UserError for an unknown knob, a value of another type, a config file that is missing.
     """
@@ -105,7 +105,7 @@ def checked(name, value, knobs, where):
 
 
 def is_like(value, default):
-    """Whether it has the same type; an int is a float, too."""
+    """Whether value has the type of default; an int may stand for a float."""
     return type(value) is type(default) or (type(value) is int and type(default) is float)
 
 

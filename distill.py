@@ -28,7 +28,7 @@ from loop import check_loop, fit, hooks, validator
 from model import GPT, GPTConfig, ancestral_steps, draw_tokens, rank_in_row, stratified
 from plumbing.checkpoints import load_checkpoint, load_weights, weights_of
 from plumbing.checks import check_distillation, check_teacher, check_text
-from plumbing.hardware import format_of_frozen, pick_for_sampling
+from plumbing.hardware import frozen_dtype, pick_for_sampling
 from plumbing.parallel import join_processes, leave_processes, on_first_process, wait_for_all
 from plumbing.randomness import seeded, uniform
 from plumbing.runs import (
@@ -45,17 +45,17 @@ from speculative import generate
 method = "sdtt"  # 'sdtt' | 'kd' (a drafter for a GPT: start from config/kd_*.py)
 teacher = "out/pydoc/ckpt.pt"  # sdtt: a masked diffusion model; kd: a GPT, the drafter's target
 dataset = ""  # a name under data/, or a folder that a prepare.py wrote; '': the teacher's
-out_dir = "out/sdtt"  # gets round_1.pt, round_2.pt, ...; of kd ckpt.pt or ngram.txt
+out_dir = "out/sdtt"  # sdtt writes round_1.pt, round_2.pt, ...; kd writes ckpt.pt or ngram.txt
 init_from = "teacher"  # 'teacher' | 'resume' (out_dir, also within a round, also to add rounds)
 divergence = "kl_bwd"  # 'kl_bwd' | 'kl_fwd' | 'tvd' | 'mse' | 'jsd' | 'nla', of student and teacher
 # sdtt
 teacher_steps = 2  # k: this many steps of the teacher become one of the student's
-orig_steps = 1024  # the teacher's steps of round 1 are 1 / orig_steps, then k times longer a round
+orig_steps = 1024  # sampling steps of the first teacher; each later teacher has k times fewer
 rounds = 7
 iters_per_round = 10000  # optimizer steps; kd is one round, and may be resumed with more
 sampler = "ancestral"  # 'ancestral' (the paper's) | 'spread', the teacher's and the student's
 reset_optimizer = True  # a new optimizer every round; False: moments carry over
-ema_teacher = True  # the next teacher has the averaged weights, if ema > 0; False: the last step's
+ema_teacher = True  # the next teacher gets the averaged weights, if ema > 0; False: the final ones
 # kd
 drafter = "lstm"  # 'lstm' | 'cnn' | 'gpt' | 'ngram' (counts texts of the teacher) | a checkpoint
 n_layer = 1  # of a new drafter
@@ -102,10 +102,10 @@ def divergence_between(log_student, log_teacher, divergence):
         kl_fwd  KL(teacher || student) = sum teacher * (log teacher - log student)   mode-covering
         tvd     sum |student - teacher| / 2, from 0 to 1
         mse     sum (log student - log teacher)^2 (eq. 11)
-        nla     -log sum min(student, teacher) = -log(1 - tvd), 1 - tvd the acceptance of a draft
+        nla     -log sum min(student, teacher) = -log(1 - tvd): -log P(a draft is accepted)
         jsd     (KL(student || m) + KL(teacher || m)) / 2 with m = (student + teacher) / 2
 
-    nla and jsd stay finite where a probability is 0 in float32 but its logarithm is not -inf.
+    nla and jsd stay finite where a probability underflows to 0 in float32.
     """
     if divergence == "kl_bwd":
         return (log_student.exp() * (log_student - log_teacher)).sum(-1)
@@ -113,7 +113,7 @@ def divergence_between(log_student, log_teacher, divergence):
         return (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
     if divergence == "tvd":  # DIFFERS: the released code has a difference of log-probabilities here
         return (log_student.exp() - log_teacher.exp()).abs().sum(-1) / 2
-    if divergence == "mse":  # DIFFERS: the released code takes the mean over V, 1 / V of it
+    if divergence == "mse":  # DIFFERS: the released code has a mean over V
         return (log_student - log_teacher).square().sum(-1)
     if divergence == "nla":
         return -torch.minimum(log_student, log_teacher).logsumexp(-1)
@@ -146,16 +146,16 @@ def ancestral_state(x0, dt, k, mask_id, generator):
 
 def spread_state(x0, dt, k, mask_id, generator):
     """
-    As ancestral_state, for a student that will sample with `spread` in K = 1 / (k dt) steps. Here 0
-    means not supervised: shown, or masked until a later step of the student.
+    Like ancestral_state, for a student that will sample with `spread` in K = 1 / (k dt) steps. In
+    step_of, 0 means not supervised: shown, or masked until a later step of the student.
 
-    DIFFERS from the paper, whose sampler is ancestral. Position i is in class i mod K, and each
-    step of the student has one class, in random order. Each row draws one step of the student,
-    `present`, stratified over the batch. It shows the positions of earlier steps and supervises
-    those of this one only, since that is what the student will be asked; the teacher unmasks these
-    in k parts: round robin from the left, in random order. With K = 8, k = 2 a step of the student
-    has, for example, positions 4, 12, 20, 28 ...; the teacher's two have 4, 20 ... and 12, 28 ...
-    (These are the sampler's positions where all of the text is masked.)
+    DIFFERS from the paper, whose sampler is ancestral. Position i is in class i mod K. Each student
+    step unmasks one class, in random order. Each row draws one student step, `present`, stratified
+    over the batch: classes of earlier steps are shown, only the class of this step is supervised,
+    as in sampling. The teacher unmasks that class in k parts, dealt from left to right; the parts
+    come in random order. Example, K = 8 and k = 2: a student step has positions 4, 12, 20, 28 ...;
+    the two teacher steps have 4, 20 ... and 12, 28 ... (`spread` has the same classes if the whole
+    text is masked.)
     """
     B, T = x0.shape
     n_steps = round(1 / (k * dt))  # K
@@ -163,8 +163,8 @@ def spread_state(x0, dt, k, mask_id, generator):
     order = rank_in_row(uniform((B, n_steps), generator, x0.device))  # (B, K)
     student_step = order[:, position % n_steps]  # (B, T) in 0 ... K - 1
     part_order = rank_in_row(uniform((B, k), generator, x0.device))  # (B, k)
-    visit = position // n_steps  # how many full turns of the round robin came before
-    part = 1 + part_order[:, visit % k]  # (B, T) in 1 ... k
+    member = position // n_steps  # its number within its class, from 0
+    part = 1 + part_order[:, member % k]  # (B, T) in 1 ... k
     present = (stratified(B, generator, x0.device) * n_steps).long()  # (B, 1) in 0 ... K - 1
     xt = torch.where(student_step < present, x0, mask_id)
     return xt, torch.where(student_step == present, part, 0)
@@ -174,11 +174,11 @@ def spread_state(x0, dt, k, mask_id, generator):
 def sdtt_targets(teacher, xt, step_of, k, generator):
     """
     (B, T) int64 each -> (B, T, C): the teacher's hidden state at each supervised position, in the
-    step step_of. Zeros where step_of is 0, which may be everywhere. What a step unmasks is drawn
-    from the teacher, and the later steps see it; xt itself stays as it is.
+    step that unmasks it. Zeros where step_of is 0 (possibly everywhere). The tokens of a step are
+    drawn from the teacher, and later steps see them. xt itself is not changed.
 
-    To save memory the hidden state (C numbers) stands for the log-probabilities (V numbers): the
-    loss computes them from it.
+    To save memory it returns hidden states (C numbers), not log-probabilities (V numbers): the loss
+    computes those.
     """
     z = xt.clone()
     targets = teacher.wte.weight.new_zeros(*xt.shape, teacher.config.n_embd)
@@ -189,7 +189,7 @@ def sdtt_targets(teacher, xt, step_of, k, generator):
             continue
         h = teacher.hidden(z[rows])[now[rows]]  # (N, C)
         targets[now] = h.to(targets.dtype)
-        if step < k:  # nobody looks at what the last step would draw
+        if step < k:  # no step follows that would see the draws of the last
             z[now] = draw_tokens(teacher, h, generator)
     return targets
 
@@ -199,9 +199,9 @@ def sdtt_loss(student, x0, generator, teacher, dt, sampler, *, k=2, divergence="
     (B, T) int64 -> nats: divergence_between student and teacher, the mean over all supervised
     positions of the batch; 0 if there are none.
 
-    The teacher, in eval mode, takes k steps of length dt, the student learns to take them as one of
-    k dt. No weight 1/t, as in the paper: this is no bound on a likelihood. sampler: the one that
-    both will be sampled with.
+    The teacher, in eval mode, takes k steps of length dt; the student learns to do the same in one
+    step of length k dt. The paper has no weight 1/t either: this is not a likelihood bound.
+    sampler: the one that both will sample with.
     """
     state = spread_state if sampler == "spread" else ancestral_state
     xt, step_of = state(x0, dt, k, student.mask_id, generator)  # (B, T) each
@@ -248,13 +248,13 @@ def kd_loss(
 
 def set_up(cfg, causal, pattern):
     """
-    -> teacher, corpus, device, its description; out_dir is made. Raises UserError if they do not
+    -> teacher, corpus, device, a note on the device; makes out_dir. Raises UserError if they do not
     fit.
 
-    pattern: of the checkpoints that this run writes. They are read back from out_dir, so processes
-    on several nodes need one that all of them see.
+    pattern: of the names of this run's checkpoints. All processes read them back, so on several
+    nodes out_dir must be on a shared disk.
     """
-    frozen = format_of_frozen(cfg.device, cfg.dtype)
+    frozen = frozen_dtype(cfg.device, cfg.dtype)
     teacher, checkpoint = load_model(cfg.teacher, attention=cfg.attention, dtype=frozen)
     check_teacher(cfg.teacher, teacher, causal)
     cfg.dataset = cfg.dataset or checkpoint["config"]["dataset"]
@@ -262,10 +262,10 @@ def set_up(cfg, causal, pattern):
     cfg.teacher_loss = checkpoint["val_loss"]
     corpus = data.load(cfg.dataset)
     check_text(cfg, corpus, teacher.config.block_size, checkpoint["meta"])
-    # a run without rounds may be extended
-    check_folder(
-        cfg, pattern, free=() if pattern == "round_*.pt" else ("iters_per_round", "max_iters")
-    )
+    free = ()
+    if causal:  # kd has no rounds: it may be resumed with more steps
+        free = ("iters_per_round", "max_iters")
+    check_folder(cfg, pattern, free)
     device, note = join_processes(cfg)
     on_first_process(lambda: start_folder(cfg, note))
     return teacher.to(device).requires_grad_(False), corpus, device, note
@@ -277,7 +277,7 @@ def start_folder(cfg, note):
 
 
 def plan_rounds(orig_steps, k, rounds):
-    """-> [(dt, steps that the student aims at), ...], a pair a round."""
+    """-> [(length dt of a teacher step, sampling steps of the student), ...], one per round."""
     plan = []
     steps = orig_steps
     for _ in range(rounds):
@@ -293,7 +293,7 @@ def plan_rounds(orig_steps, k, rounds):
 
 
 def make_student(teacher, saved, dropout):
-    """-> a copy of the teacher to train, or what the round has saved of it."""
+    """-> a copy of the teacher to train, with the saved weights of an interrupted round, if any."""
     config = dataclasses.replace(teacher.config, dropout=dropout)
     student = GPT(config).to(teacher.wte.weight.device)
     load_weights(student, saved["model"] if saved else teacher.state_dict())
@@ -301,7 +301,7 @@ def make_student(teacher, saved, dropout):
 
 
 def round_parts(student, teacher, corpus, device, cfg, *, dt, steps, name, steps_before):
-    """-> loss, on_eval, save of a round, in which steps of dt become the student's."""
+    """-> loss, on_eval, save of a round: dt and steps as in plan_rounds."""
     loss = functools.partial(
         sdtt_loss,
         teacher=teacher,
@@ -356,7 +356,7 @@ def sdtt(cfg):
             carried = {**saved, "step": 0, "ema": weights if cfg.ema else None}
 
     last = f"{cfg.out_dir}/round_{len(plan)}.pt"
-    print_once(f"Rounds done: {last} samples in {plan[-1][1]} steps.")
+    print_once(f"Rounds done: {last} is made for {plan[-1][1]} sampling steps.")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """
-What proposes the next tokens of a GPT: n-grams, prompt lookup, an LSTM, a CNN. (A small GPT is
-model.py's; speculative.Network makes any of the networks propose.)
+Drafters, which propose the next tokens of a GPT: n-grams, prompt lookup, an LSTM, a CNN. (A small
+GPT is in model.py. speculative.Network makes a drafter of any network.)
 
 N-grams: Chen & Goodman 1999 (interpolated Kneser-Ney). Prompt lookup: Saxena 2023.
 """
@@ -44,10 +44,10 @@ class LSTMBlock(nn.Module):
 
     def forward(self, x, rope, cache=None, layer=0):
         y = self.ln(x).float()  # (B, T, C)
-        with torch.autocast(x.device.type, enabled=False):  # on CUDA it would choose float16
+        with torch.autocast(x.device.type, enabled=False):  # CUDA's would run an LSTM in float16
             if cache is None:
                 return x + self.dropout(self.lstm(y)[0])
-            # token by token, for the state after each of them is kept
+            # token by token: the cache keeps the state after each
             state = cache.last(layer, 1)[:, :, 0]  # (2, B, 1, C): h and c after the last token
             h, c = state.transpose(1, 2).contiguous()  # (1, B, C) each, as nn.LSTM has them
             states = []
@@ -124,8 +124,8 @@ class NGram:
 
             start     (number of contexts + 1)  where a context's continuations start among m-grams
             fraction  (number of m-grams)       of a context's continuations that are this one
-            backoff   (number of contexts)      the weight of what shorter contexts say; of Laplace
-                                                the probability of a token that never followed
+            backoff   (number of contexts)      Kneser-Ney: the weight of the shorter context's p;
+                                                Laplace: p of a token that never followed
 
         A context is an (m - 1)-gram.
         """
@@ -133,9 +133,9 @@ class NGram:
         V = self.V
         if self.smoothing == "kneser_ney":
             used = self.continuation_counts()
-            # what the discount takes away goes to all tokens alike, also to those never seen
-            each = self.discount * (used[0] > 0).sum() / V
-            self.unigram = (np.maximum(used[0] - self.discount, 0) + each) / used[0].sum()
+            # what is discounted is divided evenly among all tokens, seen or not
+            added = self.discount * (used[0] > 0).sum() / V
+            self.unigram = (np.maximum(used[0] - self.discount, 0) + added) / used[0].sum()
         else:
             self.unigram = (used[0] + self.alpha) / (used[0].sum() + self.alpha * V)
         self.unigram = self.unigram.astype(np.float32)
@@ -164,7 +164,7 @@ class NGram:
         return self
 
     def continuation_counts(self):
-        """Kneser-Ney: below the longest, an m-gram counts once for each token found before it."""
+        """Kneser-Ney: an m-gram with m < n counts the different tokens that precede it."""
         used = []
         for m in range(1, self.n):
             suffix = self.find(self.grams(m + 1)[:, 1:])  # of each (m + 1)-gram
@@ -203,10 +203,10 @@ class NGram:
         next token.
 
         Kneser-Ney, from short contexts to long: p_m(x) = fraction(x) + backoff * p_(m-1)(x), with
-        p_1 the unigram. Laplace: p_m(x) = fraction(x) + backoff. A context that was never seen, or
-        never continued, changes nothing, and no longer one was seen either.
+        p_1 the unigram. Laplace: p_m(x) = fraction(x) + backoff. It stops at the first context that
+        was never seen or never continued: none of the longer contexts was seen.
 
-        index_of finds a context, prepare says what is stored of it, and the last token of m-gram i
+        index_of finds a context, prepare says what is stored for it, and the last token of m-gram i
         is keys[m - 1][i] % V.
         """
         p = self.unigram.copy()
@@ -215,7 +215,7 @@ class NGram:
             if index is None:
                 break
             first, end = self.start[m - 1][index : index + 2]
-            if first == end:  # it is the end of a text
+            if first == end:  # the context occurs only at the end of a text
                 break
             if self.smoothing == "laplace":
                 p[:] = self.backoff[m - 1][index]  # the longest context that is known decides alone
@@ -341,9 +341,9 @@ def load_model(path, device="cpu", attention="sdpa", dtype=torch.float32):
     """
     -> GPT in eval mode, and the checkpoint's dict without its weights.
 
-    path: a ckpt.pt; or, what extras/ knows, a published name such as gpt2 or mdlm-owt, hf:NAME, a
-    folder with a model.safetensors. Only here does the core look there. dtype: of the weights of
-    hf:NAME, which may be many; ours are float32.
+    path: a ckpt.pt, or something that extras/ loads: a published name such as gpt2 or mdlm-owt,
+    hf:NAME, a folder with a model.safetensors. (The core imports extras/ only here.) dtype: of the
+    weights of hf:NAME; all others are float32.
     """
     saved = load_checkpoint(path) if os.path.isfile(path) else None
     name = saved["model_config"].get("arch", "gpt") if saved else path
@@ -375,7 +375,7 @@ def check_context(drafter, path, length):
 
 def load_drafter(path, target, meta, attention="sdpa"):
     """
-    -> a drafter for the target: 'lookup', an n-gram file (.txt) or a model, of its vocabulary.
+    path: 'lookup', an n-gram file (.txt) or a model -> a drafter with the target's vocabulary.
     """
     if not target.config.causal:
         raise UserError("--draft makes a GPT faster; this checkpoint is a diffusion model.")
@@ -387,7 +387,7 @@ def load_drafter(path, target, meta, attention="sdpa"):
         weight = target.wte.weight
         model, checkpoint = load_model(path, weight.device, attention, weight.dtype)
         if not model.config.causal:
-            raise UserError(f"{path} is a diffusion model: python -m extras.diffusion_drafter.")
+            raise UserError(f"{path} is a diffusion model. Use python -m extras.diffusion_drafter")
         prepare_for_sampling(model)
         drafter = Network(model)
         drafter_meta = checkpoint["meta"]

@@ -40,7 +40,7 @@ def learning_rate_at(step, cfg):
 
 
 def set_learning_rate(optimizer, step, cfg):
-    """-> that of this step, which the optimizer has from here on."""
+    """Sets the learning rate of this step in the optimizer, and returns it."""
     lr = learning_rate_at(step, cfg)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -63,11 +63,10 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
     Trains model in place on loss(model, batch, generator), with batches from get_batch(generator),
     and returns it with its averaged weights.
 
-    Every eval_interval steps and at the end, on_eval(model, step) -> validation loss runs on the
-    averaged weights, and save(state, val_loss) writes the checkpoint: what it holds besides the
-    state of the training, and where, is up to the caller. resume: such a checkpoint to resume from;
-    the model has its weights already. steps_before: of earlier rounds; seeds and log count on from
-    there. Raises UserError at a loss that is not finite.
+    Every eval_interval steps and at the end, on_eval(model, step) returns the validation loss with
+    the averaged weights, and save(state, val_loss) writes a checkpoint, with what the caller adds.
+    resume: a checkpoint whose weights the model already has. steps_before: the steps of earlier
+    rounds; seeds and log continue from there. Raises UserError if a loss is not finite.
     """
     device, autocast, _ = pick_device(cfg.device, cfg.dtype)
     rank, world = rank_and_world()
@@ -78,12 +77,15 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
     optimizer = make_optimizer(model, cfg)
     # name of a weight -> its exponential moving average
     averaged = copy_weights(model) if cfg.ema else {}
-    # of float16's losses, whose small gradients would be 0; in other formats it does nothing
+    # scales a float16 loss, whose small gradients would underflow; does nothing in other formats
     scaler = make_scaler(device, autocast)
     start = restore(resume, optimizer, averaged, scaler, cfg) if resume else 0
-    if cfg.compile == "on" or (cfg.compile, device.type) == ("auto", "cuda"):
+    if cfg.compile == "on" or (cfg.compile == "auto" and device.type == "cuda"):
         compile_trunk(model, device, required=cfg.compile == "on")
     progress = Progress(cfg, start, steps_before)
+    # a rank adds up n_forwards / world losses, and DDP averages over the ranks: with this factor
+    # the result is the mean over all forward passes
+    loss_scale = world / n_forwards
 
     model.train()
     for step in range(start, cfg.max_iters):
@@ -102,16 +104,14 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
                 torch.manual_seed(generator.initial_seed())
             with no_sync_until_last(batch_loss, cfg.fsdp, world, last=i + world >= n_forwards):
                 with autocast:
-                    # a rank adds up n_forwards / world losses, and DDP takes the mean over ranks:
-                    # this factor makes that the mean over all forward passes
-                    value = batch_loss(batch, generator) * (world / n_forwards)
+                    value = batch_loss(batch, generator) * loss_scale
                 scaler.scale(value).backward()
             step_loss += value.detach()
         if cfg.grad_clip:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
-        scaler.step(optimizer)  # except if a scaled gradient is infinite:
-        scaler.update()  # then the scale is halved
+        scaler.step(optimizer)  # float16: no step if a scaled gradient overflowed
+        scaler.update()  # float16: halves the scale after an overflow
         optimizer.zero_grad()
         update_averages(averaged, model, step, cfg.ema)
 
@@ -127,7 +127,7 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
             progress.validated(step, val_loss)
     progress.close()
 
-    swap(model, averaged)
+    swap(model, averaged)  # the caller gets the averaged weights
     return model.eval()
 
 
@@ -141,8 +141,8 @@ def copy_weights(model):
 
 def update_averages(averaged, model, step, ema):
     """
-    The averages move towards the weights by 1 - ema, and by more while the run is young, or they
-    would remember its random start.
+    average = decay * average + (1 - decay) * weight. decay is ema, but smaller in early steps, so
+    that the average forgets the random initial weights.
     """
     if averaged:
         weights = [p.data for p in model.parameters()]
@@ -151,7 +151,7 @@ def update_averages(averaged, model, step, ema):
 
 
 def swap(model, averaged):
-    """Exchanges the values in place: FSDP gathers from the memory that it knows."""
+    """Exchanges weights and averages, in place: FSDP keeps using the tensors that it sharded."""
     if not averaged:
         return
     for weight, average in zip(model.parameters(), averaged.values(), strict=True):
@@ -162,7 +162,7 @@ def swap(model, averaged):
 
 @contextlib.contextmanager
 def averaged_weights(model, averaged):
-    """Inside, the weights are their averages (if there are any); outside, what they were."""
+    """Inside the context the model has the averaged weights, if there are any."""
     swap(model, averaged)
     try:
         yield
@@ -188,12 +188,12 @@ def validator(loss, corpus, length, cfg, device):
 
 
 def validate_and_show(model, step, *, validate, steps_before, cfg, meta, made_for=None):
-    """-> the validation loss, in float32; prints a sample where one is due."""
+    """-> the validation loss, in float32. Prints a sample every sample_interval steps."""
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # the shapes vary
         val_loss = validate(model)
         if cfg.sample_interval and step % cfg.sample_interval == 0:
             generator = seeded(cfg.seed, "show", device=model.wte.weight.device)
-            text = show_sample(model, generator, meta, made_for)  # all ranks: FSDP gathers blocks
+            text = show_sample(model, generator, meta, made_for)  # FSDP: needs all ranks
             if is_first_process():
                 tqdm.write(f"--- step {steps_before + step}\n{text}\n---")
     return val_loss
@@ -209,7 +209,7 @@ def show_sample(model, generator, meta, made_for=None):
 
 
 def save_run(state, val_loss, *, path, steps_before, cfg, model, meta, made_for=None):
-    """The state of a training, with what makes it a model that others can load, to path."""
+    """Writes a checkpoint to path: the training state, and what load_model needs."""
     checkpoint = {
         **state,
         "model_config": dataclasses.asdict(model.config),
@@ -255,7 +255,7 @@ def check_loop(cfg):
             f"Use --gradient_accumulation_steps={fitting}."
         )
     if cfg.fsdp and "WORLD_SIZE" not in os.environ:
-        raise UserError("fsdp shards over processes: torchrun --standalone --nproc_per_node=2 ...")
+        raise UserError("fsdp needs torchrun: torchrun --standalone --nproc_per_node=2 ...")
     if cfg.wandb and not importlib.util.find_spec("wandb"):
         raise UserError(f"wandb is {cfg.wandb!r}, but it is missing: pip install wandb")
     if cfg.sample_interval % cfg.eval_interval:

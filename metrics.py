@@ -57,7 +57,7 @@ def likelihood(model, x, *, draws, seed, batch_size):
 
 
 # --------------------------------------------------------------------------------------------------
-# how good and how varied they are
+# how good and how varied samples are
 
 
 def scored_positions(x, eot=None, prefix=0):
@@ -93,8 +93,8 @@ def text_nats(x_and_scored, evaluator):
 def evaluator_nats(evaluator, x, scored, batch_size):
     """
     (n, L) int64, (n, L) bool -> (n,) float64: -log p of each text's scored tokens under the
-    evaluator, an autoregressive model. Generative perplexity is the exp of their sum over how many
-    are scored. Never of a text's first token, which must not be scored.
+    evaluator, an autoregressive model. Generative perplexity is exp(all nats / all scored tokens).
+    The first token of a text must not be scored: nothing predicts it.
     """
     batches = list(zip(x.split(batch_size), scored.split(batch_size), strict=True))
     return torch.cat(map_over_ranks(text_nats, batches, "evaluator", evaluator)).double()
@@ -110,7 +110,7 @@ def entropies(x):
 
 
 def repeated(x, n=4):
-    """(N, L) int64 -> the fraction of a sample's n-grams that it has had before, their mean."""
+    """(N, L) int64 -> the fraction of n-grams that occur earlier in the same sample."""
     grams = x.unfold(1, n, 1)  # (N, L - n + 1, n)
     return 1 - sum(len(row.unique(dim=0)) for row in grams) / (grams.size(0) * grams.size(1))
 
@@ -123,7 +123,7 @@ def count_ngrams(row, n):
 def highest_counts(counts):
     """
     [Counter of a row, ...] -> {n-gram: (its highest count in a row, in how many rows it has that,
-    its next lower count)}: enough to tell the highest count among all rows but any one.
+    its next lower count)}. This gives the highest count among all rows except any one of them.
     """
     best = {}
     for row in counts:
@@ -176,9 +176,9 @@ def bootstrap_sample(texts, generator):
 def over_frontier(student, teacher, extend=False):
     """
     student (n, 3), teacher [(n, 3) at each temperature]: nats, scored tokens and entropy of each
-    text -> the student's perplexity over the teacher's at the same entropy: on the log scale, on
-    the straight line between the two temperatures whose entropies enclose it. None where no two
-    do, unless extend: the line goes on at its ends.
+    text -> the student's perplexity over the teacher's at the same entropy. The teacher's log
+    perplexity is interpolated linearly between its two temperatures whose entropies enclose the
+    student's. None if there are no such two; extend: extrapolates from the ends instead.
     """
     entropy, nats = mean_point(student)
     line = sorted(mean_point(texts) for texts in teacher)
@@ -188,8 +188,8 @@ def over_frontier(student, teacher, extend=False):
     enclosing = [segment for segment in segments if entropy <= segment[1][0]] or segments[-1:]
     (low, nats_low), (high, nats_high) = enclosing[0]
     fraction = (entropy - low) / max(high - low, 1e-9)  # between the two: from 0 to 1
-    # An extended line is trusted for one length of its segment: where the two entropies are almost
-    # equal its slope is noise, and exp of a far point on it would be all of the interval.
+    # Extrapolate by at most one length of the segment: if its two entropies are almost equal, its
+    # slope is noise, and one far point would dominate the bootstrap interval.
     fraction = min(max(fraction, -1), 2)
     return math.exp(nats - nats_low - (nats_high - nats_low) * fraction)
 
@@ -309,8 +309,8 @@ def tokens_per_forward(rounds):
 
 def predicted_speedup(alpha, c, gamma, verify=1.0, propose_rate=1.0):
     """
-    alpha, 1 too -> tokens per round over the round's cost in plain steps (Leviathan et al.,
-    theorem 3.8).
+    -> the speedup: tokens per round, divided by the cost of a round in plain steps (Leviathan et
+    al., theorem 3.8). alpha may be 1.
 
     c: what a draft costs. verify: what the target's forward pass over the gamma drafts costs: in
     theory one step, on a CPU it grows with the tokens. propose_rate: the fraction of rounds in
@@ -325,7 +325,7 @@ def predicted_speedup(alpha, c, gamma, verify=1.0, propose_rate=1.0):
     return tokens / cost
 
 
-GAMMAS = (1, 2, 3, 4, 6, 8)  # that are tried
+GAMMAS = (1, 2, 3, 4, 6, 8)  # the gammas to choose from
 
 
 def read_again(target, cache, x, n):
@@ -377,8 +377,8 @@ def trial(target, drafter, x, n_new, settings, generator):
 
 def choose_gamma(target, drafter, x, n_new, settings, generator):
     """
-    x (T,) int64, known text -> the gamma that is fastest by what a short trial tells; 0: plain
-    decoding is.
+    x (T,) int64, known text -> the gamma that is fastest in a short trial, or 0 if plain decoding
+    is faster.
     """
     n_trial = min(64, n_new)
     if n_trial <= max(GAMMAS):

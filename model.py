@@ -1,6 +1,6 @@
 """
-The model: a GPT whose one flag, `causal`, makes it a masked diffusion language model. With the
-loss of each, and the samplers of diffusion. (speculative.generate samples from a GPT.)
+The model: a GPT that is a masked diffusion language model with one flag, causal = False. Also the
+losses of both, and the samplers of diffusion. (speculative.generate samples from a GPT.)
 
 Read in this order: GPT, convert, diffusion_loss, unmask_steps, unmask.
 Shapes: B batch, T sequence, C width, V vocabulary without [MASK], H heads, D = C / H, K sampling
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from configurator import UserError, choose
 from plumbing.attention import flash_attention, is_slow_in_sdpa, sdpa
-from plumbing.hardware import format_of_products
+from plumbing.hardware import matmul_dtype
 from plumbing.head import float32_linear
 from plumbing.randomness import uniform
 
@@ -39,8 +39,8 @@ class GPTConfig:
     n_head: int = 6
     n_embd: int = 384  # C
     dropout: float = 0.0
-    causal: bool = False  # a position sees itself and those before it (GPT); False: all (diffusion)
-    pos: str = "rope"  # 'rope' | 'learned'; 'none' of an LSTM and a CNN is set below
+    causal: bool = False  # a position sees all others (diffusion); True: none after it (GPT)
+    pos: str = "rope"  # 'rope' | 'learned'; __post_init__ sets 'none' for an LSTM or a CNN
     tie_weights: bool = True  # the head shares the token embedding
     # what published checkpoints need
     attn_bias: bool = False
@@ -55,8 +55,8 @@ class GPTConfig:
         choose("arch", self.arch, ("gpt", "lstm", "cnn"))
         if self.arch != "gpt":
             if not self.causal:
-                raise UserError(f"arch is {self.arch!r}, which sees the past only: --objective=ar.")
-            self.pos = "none"  # they know the order of tokens without positions
+                raise UserError(f"arch is {self.arch!r}, which is causal. Use --objective=ar.")
+            self.pos = "none"  # an LSTM or a CNN needs no position embedding
             return
         choose("pos", self.pos, ("rope", "learned"))
         choose("attention", self.attention, ("sdpa", "manual", "flash_attn"))
@@ -66,7 +66,7 @@ class GPTConfig:
             raise UserError(f"n_embd {self.n_embd} does not divide into {self.n_head} heads.")
         D = self.n_embd // self.n_head
         if self.pos == "rope" and D % 2:
-            raise UserError(f"rope turns pairs; n_embd / n_head {D} is odd: --pos=learned.")
+            raise UserError(f"rope turns pairs, but n_embd / n_head {D} is odd. Use --pos=learned.")
 
 
 def rope_tables(T, D, base=10000.0):
@@ -212,7 +212,7 @@ class GPT(nn.Module):
         x = self.wte(idx)  # (B, T, C)
         rope = None
         if self.config.pos == "rope":
-            dtype = format_of_products(x)  # that of queries and keys, under autocast, too
+            dtype = matmul_dtype(x)  # that of queries and keys, under autocast, too
             rope = self.cos[start:end].to(dtype), self.sin[start:end].to(dtype)  # (T, D) each
         elif self.config.pos == "learned":
             x = x + self.wpe.weight[start:end]
@@ -230,7 +230,7 @@ class GPT(nn.Module):
         return weight[: self.config.vocab_size]
 
     def head(self, h):
-        """(..., C) -> (..., V) logits, in float32 under autocast, too."""
+        """(..., C) -> (..., V) logits, which autocast does not round: see float32_linear."""
         return float32_linear(h, self.head_weight, self.head_bias)
 
     def forward(self, idx):
@@ -253,7 +253,7 @@ def convert(model, causal=False, block_size=None, dropout=0.0):
     )
     if config.pos == "learned" and block_size > model.config.block_size:
         n = model.config.block_size
-        raise UserError(f"The model has learned {n} positions: --block_size={n} is the most.")
+        raise UserError(f"The model has learned {n} positions, no more. Use --block_size={n}.")
 
     weights = model.state_dict()
     rows = weights["wte.weight"]  # (V, C), or (V + 1, C) of a diffusion model
@@ -276,9 +276,9 @@ def convert(model, causal=False, block_size=None, dropout=0.0):
 
 def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):
     """
-    (..., V) -> (..., V) float32: what is drawn from. temperature 0: always the best token.
+    (..., V) logits -> (..., V) float32, what tokens are drawn from. temperature 0: the argmax.
 
-    top_k keeps the k best tokens (0: all), top_p the fewest that hold this much probability.
+    top_k keeps the k most probable tokens (0: all), top_p the fewest that sum to at least top_p.
     """
     logits = logits.float()
     if temperature == 0:
@@ -289,12 +289,12 @@ def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):
         logits = logits.masked_fill(logits < smallest_kept, -math.inf)
     p = logits.softmax(-1)
     if top_p < 1:
-        # drop a token if the better ones already hold top_p together, but never the best one
-        best, order = p.sort(-1, descending=True)
-        dropped = best.cumsum(-1) - best >= top_p
-        dropped[..., 0] = False
-        best[dropped] = 0
-        p = torch.zeros_like(p).scatter(-1, order, best)
+        sorted_p, order = p.sort(-1, descending=True)
+        before = sorted_p.cumsum(-1) - sorted_p  # what all more probable tokens sum to
+        dropped = before >= top_p
+        dropped[..., 0] = False  # never the most probable one
+        sorted_p[dropped] = 0
+        p = torch.zeros_like(p).scatter(-1, order, sorted_p)
         p = p / p.sum(-1, keepdim=True)
     return p
 
@@ -342,15 +342,15 @@ def ar_loss(model, batch, generator=None):
 
 def masked_nll(model, x0, masked, weight):
     """
-    (B, T) int64, (B, T) bool, (B, 1) -> nats per token: the masked tokens of x0, predicted from the
-    others, each loss times its row's weight. Divided by all tokens, not by the masked ones: only
-    then is it a bound. 0 if nothing is masked.
+    (B, T) int64, (B, T) bool, (B, 1) -> nats per token: the cross-entropy of the masked tokens of
+    x0 given the others, times the weight of their row. The sum is divided by all B T tokens, as the
+    bound demands, not by the masked ones. 0 if nothing is masked.
     """
     xt = x0.masked_fill(masked, model.mask_id)  # (B, T), N of them masked
     h = model.hidden(xt)[masked]  # (N, C): only masked positions are predicted
     logits = model.head(h).float()  # (N, V)
     losses = F.cross_entropy(logits, x0[masked], reduction="none")  # (N)
-    weights = weight.expand_as(masked)[masked]  # (N): that of each token's row
+    weights = weight.expand_as(masked)[masked]  # (N): each token has the weight of its row
     return (weights * losses).sum() / x0.numel()
 
 
@@ -372,12 +372,12 @@ def diffusion_loss(model, x0, generator, t_weight=1.0, eps=1e-3):
     (MDLM eq. 10 with alpha_t = 1 - t). t is uniform in (eps, 1), stratified over the batch: the
     weight stays below 1/eps.
 
-    Why 1/t: integrated over t, a set of l masked tokens then has weight 1 / (l C(T, l)), so each
-    number l of masked tokens counts alike, as in nelbo. What t < eps would add is left out here.
+    Why 1/t: integrating over t gives each set of l masked tokens the weight 1 / (l C(T, l)). There
+    are C(T, l) such sets, so every l counts equally, as in nelbo. The part below eps is left out.
 
-    DIFFERS if a = t_weight < 1: the weight is (2 - a) / t^a, so that the few masked tokens of a
-    small t count less. That is no bound, but the optimum is the same: given xt, x0 does not depend
-    on t, so p(x0 | xt) is the best answer at every t. (2 - a) keeps the mean of t * weight at 1.
+    DIFFERS if a = t_weight < 1: the weight is (2 - a) / t^a, so that small t, with few masked
+    tokens, counts less. This is not a bound, but it has the same optimum: x0 given xt does not
+    depend on t, so p(x0 | xt) is optimal at every t. (2 - a) keeps the mean of t * weight at 1.
     """
     t = eps + (1 - eps) * stratified(len(x0), generator, x0.device)  # (B, 1)
     masked = uniform(x0.shape, generator, x0.device) < t  # (B, T)
@@ -407,8 +407,8 @@ def nelbo(model, x0, generator):
 
 
 # --------------------------------------------------------------------------------------------------
-# sampling: which step unmasks which position does not depend on the network, so it is drawn first;
-# the head and the draws then run only where a step unmasks
+# sampling. The step of each position does not depend on the network, so all steps are drawn first.
+# The head then runs only on the positions that a step unmasks
 
 SAMPLERS = ("spread", "ancestral", "first_hitting", "confidence")
 DEFAULTS = {"sampler": "spread", "steps": 64}  # unless a knob or the checkpoint says otherwise
@@ -417,12 +417,12 @@ DEFAULTS = {"sampler": "spread", "steps": 64}  # unless a knob or the checkpoint
 def ancestral_steps(u, t, dt, n_steps):
     """
     u (B, T), the time at which each token becomes masked -> (B, T) int64, the step that unmasks it,
-    from 1. Step j goes from t - (j - 1) dt to t - j dt; the last one, n_steps, also unmasks what is
-    still masked after it. 0: the token is not masked at t.
+    from 1. Step j goes from t - (j - 1) dt to t - j dt. The last step, n_steps, also unmasks all
+    tokens with a smaller u. 0: the token is not masked at t.
 
-    With alpha_t = 1 - t every token has a time of its own, uniform in [0, 1), whatever the network
-    predicts: it is masked at t if u < t. So of the tokens masked at t the step to s unmasks those
-    with s <= u < t, a fraction (t - s) / t: MDLM's eq. 7.
+    With alpha_t = 1 - t the time u of each token is uniform in [0, 1) and does not depend on the
+    network. A token is masked at t if u < t. The step from t to s unmasks the tokens with
+    s <= u < t, a fraction (t - s) / t of the masked ones: MDLM's eq. 7.
     """
     # step j unmasks t - j dt <= u < t - (j - 1) dt; u >= t gives 0; the last step takes the rest
     return ((t - u) / dt).ceil().clamp(0, n_steps).long()
@@ -431,12 +431,12 @@ def ancestral_steps(u, t, dt, n_steps):
 def unmask_steps(masked, n_steps, sampler, generator):
     """
     (B, T) bool -> (B, T) int64: the step, from 1, that unmasks each position; 0: it is not masked.
-    Each row has random numbers of its own. Raises UserError for a sampler that is none of these:
+    Each row has its own random numbers. Raises UserError for a sampler that is none of these:
 
-        ancestral      any of n_steps, equally likely: ancestral_steps from t = 1; also `analytic`
-        first_hitting  one position a step, in random order: as many steps as masked positions
-        spread         the masked positions, from the left, go round robin to n_steps steps, which
-                       come in random order
+        ancestral      each step is equally likely: ancestral_steps from t = 1 (also `analytic`)
+        first_hitting  one position per step, in random order: as many steps as masked positions
+        spread         deals the masked positions, from left to right, to n_steps steps in turn;
+                       the steps come in random order
     """
     B, T = masked.shape
     u = uniform((B, T), generator, masked.device)
@@ -448,12 +448,11 @@ def unmask_steps(masked, n_steps, sampler, generator):
         # infinitely many steps: each unmasks at most one position of a row (Zheng et al. 2024)
         step_of = 1 + rank_in_row(u.masked_fill(~masked, 2))  # 2 is above any u: these come last
     elif sampler == "spread":
-        # Positions unmasked in one step do not see each other's tokens: keep them far apart. The
-        # masked positions of a row, from the left, go round robin to K steps in random order.
-        # (B, K) in 0 ... K - 1
-        order = rank_in_row(uniform((B, n_steps), generator, masked.device))
+        # positions unmasked in one step do not see each other's tokens: keep them far apart
+        noise = uniform((B, n_steps), generator, masked.device)
+        order = rank_in_row(noise)  # (B, K) in 0 ... K - 1
         number = masked.cumsum(dim=1) - 1  # (B, T): 0, 1, 2 ... at the masked positions
-        number = number.clamp(min=0)  # those before the first masked one are set to 0 below
+        number = number.clamp(min=0)  # -1 before the first masked one; such positions get 0 below
         step_of = 1 + order.gather(1, number % n_steps)
     else:
         raise UserError(f"sampler is {sampler!r}; choose ancestral, first_hitting or spread.")
@@ -462,11 +461,10 @@ def unmask_steps(masked, n_steps, sampler, generator):
 
 def close_gaps(step_of):
     """
-    (B, T) int64 -> (B, T) int64: the steps that occur in a row renumbered 1, 2, ... Then a step in
-    which nothing happens costs nothing, and rows share their forward passes: 1024 steps are at most
-    T of them.
+    (B, T) int64 -> (B, T) int64: each row's steps, renumbered 1, 2, ... without gaps. Empty steps
+    then cost nothing, and rows share forward passes: 1024 steps take at most T passes.
     """
-    ordered, position = step_of.sort(dim=1)  # a row 7 0 3 0 7: 0 0 3 7 7, and where they come from
+    ordered, position = step_of.sort(dim=1)  # row 7 0 3 0 7 -> 0 0 3 7 7, and their positions
     before = ordered.new_zeros(len(ordered), 1)
     rises = ordered.diff(dim=1, prepend=before) > 0  # a new step starts: 0 0 1 1 0
     number = rises.cumsum(dim=1)  # 0 0 1 2 2
@@ -496,19 +494,19 @@ def unmask(
     watch=None,
 ):
     """
-    (B, T) int64 -> (B, T): positions that hold mask_id are filled, the others stay; so does xt.
+    (B, T) int64 -> (B, T): masked positions are filled, all others stay. xt itself is not changed.
 
-    The steps are those of unmask_steps, without gaps: only steps in which something happens are
-    taken and counted. Each sees what the ones before it drew, and has its own temperature, that of
-    step_temperature; a row whose steps are fewer than another's ends before the last. watch(xt) is
-    called after each step.
+    unmask_steps says which step unmasks each position. close_gaps drops the empty steps: they are
+    neither taken nor counted. Each step sees the tokens of all steps before it and draws at the
+    temperature of step_temperature. A row with fewer steps than another is finished earlier.
+    watch(xt) is called after each step.
     """
     xt = xt.clone()
     step_of = close_gaps(unmask_steps(xt == model.mask_id, n_steps, sampler, generator))  # (B, T)
-    n_steps = int(step_of.max())  # those in which something happens
+    n_steps = int(step_of.max())  # empty steps are not taken
     for step in range(1, n_steps + 1):
         now = step_of == step  # (B, T)
-        rows = now.any(dim=1)  # (B): the others need no forward pass: the network has no time input
+        rows = now.any(dim=1)  # (B): no time input, so an unchanged row needs no forward pass
         h = model.hidden(xt[rows])[now[rows]]  # (N, C), in the same order as xt[now]
         temp = step_temperature(step, n_steps, temperature, cooling)
         xt[now] = draw_tokens(model, h, generator, temp, top_p)
@@ -526,19 +524,19 @@ def unmask_by_confidence(
     model, xt, n_steps, *, temperature=1.0, cooling=1.0, top_p=1.0, generator=None, watch=None
 ):
     """
-    As unmask: every step draws all masked positions and keeps the most probable draws (MaskGIT,
-    LLaDA). Fast, but it repeats itself: read its perplexity beside its entropy.
+    Like unmask, but every step draws all masked positions and keeps the most probable draws
+    (MaskGIT, LLaDA). Fast, but its text is repetitive: read its perplexity beside its entropy.
     """
     xt = xt.clone()
     n_all = (xt == model.mask_id).sum(dim=1)  # (B)
-    n_steps = min(n_steps, int(n_all.max()))  # a step without a token is none
+    n_steps = min(n_steps, int(n_all.max()))  # each unmasks at least one token
     for step in range(1, n_steps + 1):
         masked = xt == model.mask_id  # (B, T), N of them
-        n_left = n_all * (n_steps - step) // n_steps  # (B): the same fraction of each row's
+        n_left = n_all * (n_steps - step) // n_steps  # (B): the same fraction in every row
         n_now = masked.sum(dim=1) - n_left  # (B)
         h = model.hidden(xt)[masked]  # (N, C)
         temp = step_temperature(step, n_steps, temperature, cooling)
-        tokens, p = draw_with_probability(model, h, generator, temp, top_p)  # (N) both
+        tokens, p = draw_with_probability(model, h, generator, temp, top_p)  # (N) each
         confidence = torch.full(xt.shape, -1.0, device=xt.device)  # below any probability
         confidence[masked] = p
         drawn = xt.masked_scatter(masked, tokens)
@@ -551,8 +549,8 @@ def unmask_by_confidence(
 
 def draw_with_probability(model, h, generator, temperature, top_p):
     """
-    (N, C) -> (N,) int64, what draw_tokens draws, and (N,) float32: what the model gives these
-    tokens at temperature 1. The head is computed once for both.
+    (N, C) -> the tokens that draw_tokens draws, (N,) int64, and their probabilities at temperature
+    1, (N,) float32. The head is computed once for both.
     """
     rows_at_once = max(1, 2**25 // model.config.vocab_size)
     tokens = []
@@ -566,7 +564,7 @@ def draw_with_probability(model, h, generator, temperature, top_p):
 
 
 def show_window(watch, xt, start, window):
-    """watch(xt), with a window of it that is being filled."""
+    """Calls watch with the whole text: xt, with the unfinished window put in at start."""
     xt = xt.clone()
     xt[:, start : start + window.size(1)] = window
     watch(xt)
@@ -575,9 +573,9 @@ def show_window(watch, xt, start, window):
 @torch.no_grad()
 def unmask_any(model, xt, n_steps, sampler="spread", *, watch=None, **options):
     """
-    (B, L) int64 -> (B, L): unmask with every sampler, and for any length. Past block_size windows
-    slide by half a context, each filled given what the last one wrote (MDLM's semi-autoregressive
-    decoding). options: temperature, cooling, top_p, generator.
+    (B, L) int64 -> (B, L): unmask with any sampler, any length L. A text longer than block_size is
+    filled in windows that overlap by half; each window is given the tokens of the one before
+    (MDLM's semi-autoregressive decoding). options: temperature, cooling, top_p, generator.
     """
     if model.config.causal:
         raise UserError("This is a GPT: it generates left to right and cannot fill in masks.")
@@ -595,6 +593,6 @@ def unmask_any(model, xt, n_steps, sampler="spread", *, watch=None, **options):
     starts = [*range(0, last_start, max(size // 2, 1)), last_start]
     for start in starts:
         window = xt[:, start : start + size]
-        show = watch and functools.partial(show_window, watch, xt, start)
+        show = functools.partial(show_window, watch, xt, start) if watch else None
         xt[:, start : start + size] = fill(model, window, n_steps, watch=show, **options)
     return xt

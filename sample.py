@@ -23,7 +23,7 @@ from plumbing.checks import check_cooling, check_sampling_knobs
 from plumbing.hardware import (
     check_attention,
     compile_trunk,
-    format_of_frozen,
+    frozen_dtype,
     pick_device,
     pick_for_sampling,
     prepare_for_sampling,
@@ -77,7 +77,7 @@ def load(path, cfg):
     """-> model, checkpoint, the context to sample in, a note on device and number format."""
     device, _, _ = pick_device(cfg.device, cfg.dtype)
     check_attention(cfg.attention, cfg.device, cfg.dtype)
-    frozen = format_of_frozen(cfg.device, cfg.dtype)
+    frozen = frozen_dtype(cfg.device, cfg.dtype)
     model, checkpoint = load_model(path, device, cfg.attention, frozen)
     autocast, note = pick_for_sampling(model.config.causal, cfg.device, cfg.dtype)
     prepare_for_sampling(model, autocast)
@@ -181,7 +181,7 @@ def draw_with_drafts(model, checkpoint, template, drafter, gamma, cfg, *, number
 
 
 def chosen_gamma(model, drafter, template, cfg):
-    """-> gamma; where it is open the fastest in short trials, 0 if none is faster than plain."""
+    """-> cfg.gamma; if that is 0, the fastest in a short trial, or 0 if drafts do not pay off."""
     if cfg.gamma:
         return cfg.gamma
     device = model.wte.weight.device
@@ -195,12 +195,12 @@ def chosen_gamma(model, drafter, template, cfg):
 
 
 def cost_line(n_new, seconds, note, cfg):
-    """-> what the texts took, which have n_new tokens that were not given."""
+    """-> a line: how long n_new new tokens took, and where."""
     return f"{n_new} new tokens in {seconds:.2f} s on {note}, seed {cfg.seed}"
 
 
 def draft_line(n_drafted, rounds, gamma):
-    """metrics.Rounds, how many tokens were drafted -> what the drafts were good for."""
+    """n_drafted: accepted drafts in the texts; rounds: metrics.Rounds -> a line on the drafts."""
     if gamma == 0:
         return "no drafts: in a short trial plain decoding was faster (--gamma=4 drafts anyway)"
     return (
@@ -241,7 +241,7 @@ def sample_with_drafts(model, checkpoint, template, note, cfg):
     rounds = metrics.Rounds(gamma)
     n_known = int((template >= 0).sum())
     texts = []
-    drafted = []  # of each text, whether each token was
+    drafted = []  # for each text a list: whether each token is an accepted draft
     began = time.perf_counter()
     for number in range(cfg.num_samples):
         rounds.start(n_known)
@@ -251,7 +251,7 @@ def sample_with_drafts(model, checkpoint, template, note, cfg):
 
     if sys.stdout.isatty():
         pairs = zip(texts, drafted, strict=True)
-        shown = [colored(text.tolist(), green[: len(text)], decode) for text, green in pairs]
+        shown = [colored(text.tolist(), flags[: len(text)], decode) for text, flags in pairs]
     else:
         shown = [decode(text.tolist()) for text in texts]
     n_new = sum(len(text) - n_known for text in texts)

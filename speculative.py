@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import data
 from configurator import UserError, choose
 from model import DEFAULTS, SAMPLERS, draw, probabilities, unmask_any
-from plumbing.hardware import format_of_products
+from plumbing.hardware import matmul_dtype
 from plumbing.parallel import map_over_ranks
 from plumbing.randomness import seeded, uniform
 
@@ -33,7 +33,7 @@ class KVCache:
         shape = (2, batch_size, H, config.block_size, D)
         weight = model.wte.weight
         # under autocast keys and values are of 16 bits, the states of an LSTM are not
-        dtype = format_of_products(weight) if config.arch == "gpt" else weight.dtype
+        dtype = matmul_dtype(weight) if config.arch == "gpt" else weight.dtype
         # One tensor for each layer, on the model's device. (If all layers shared one, a compiled
         # step would copy the whole of it in each layer and take twice as long.)
         self.kv = [weight.new_zeros(shape, dtype=dtype) for _ in range(config.n_layer)]
@@ -59,7 +59,7 @@ class KVCache:
 
 
 def new_cache(model, batch_size=1):
-    """-> an empty KVCache, or the model's own kind of it, which has a `length` to lower, too."""
+    """-> an empty KVCache, or the cache of a model that makes its own (also with a `length`)."""
     if hasattr(model, "new_cache"):
         return model.new_cache(batch_size)
     return KVCache(model, batch_size)
@@ -81,8 +81,8 @@ def generate(
     """
     (B, T) int64 -> (B, T + n_new), T >= 1. After an eos a row is filled with eos.
 
-    watch(idx) is called after every token. Past block_size the window drops its older half at once,
-    so that the cache is filled anew once in block_size / 2 tokens.
+    watch(idx) is called after every token. When the window is full it drops its older half, so that
+    the cache is refilled only once every block_size / 2 tokens.
     DIFFERS from nanoGPT, which has no cache and slides by one token.
     """
     size = model.config.block_size
@@ -112,8 +112,9 @@ def generate(
 # draft and verify
 #
 # A drafter has propose(x (T,), n, settings, generator) -> drafts (g,) with g <= n, and q, where
-# q[i] (V,) is what draft i was drawn from. It may propose fewer than n, also none. settings are
-# temperature, top_k and top_p; it need not follow them: the text is the target's whatever q is.
+# q[i] (V,) is what draft i was drawn from. A drafter may propose fewer than n, or none. settings
+# are temperature, top_k and top_p. A drafter may ignore them: the text has the target's
+# distribution for any q.
 
 
 class Network:
@@ -131,8 +132,8 @@ class Network:
 
     @torch.no_grad()
     def propose(self, x, n, settings, generator):
-        # Keep the cache as far as its tokens equal x's: rejected drafts go, and any other text. The
-        # last token of x is always left to read.
+        # Keep the longest cached prefix of x, which drops rejected drafts or another text. At least
+        # the last token of x is read again: its hidden state gives the first q.
         m = min(len(self.cached), len(x) - 1)
         same = self.cached[:m] == x[:m]
         self.cache.length = int(same.cumprod(0).sum())  # the common prefix
@@ -153,24 +154,24 @@ def verify(drafts, p, q, generator):
     drafts (g,), p (g + 1, V), q: a list of g tensors (V,) -> (1 ... g + 1,): the accepted drafts
     and one token more.
 
-    This is what makes the text's distribution the target's. A draft was drawn with probability q
-    and stays with min(1, p / q): together min(p, q). So a rejection has probability
-    1 - sum min(p, q) = sum max(p - q, 0), and a token drawn from that residual then adds exactly
-    max(p - q, 0): the sum of both is p. Where p is 0 a draft is always rejected; where rounding
-    rejects although p = q, there is no residual, and the token is drawn from p.
+    Why the text has the target's distribution: token x is drafted with probability q(x) and
+    accepted with min(1, p(x) / q(x)), together min(p(x), q(x)). A rejection has probability
+    1 - sum min(p, q) = sum max(p - q, 0). Then a token is drawn from the residual max(p - q, 0),
+    normalized, which adds exactly max(p(x) - q(x), 0). The sum of both is p(x). A draft with p = 0
+    is always rejected. If rounding rejects a draft although p = q, the token is drawn from p.
     """
     if len(drafts) == 0:
         return draw(p[-1], generator)[None]
     u = uniform((len(drafts),), generator, p.device)
     p_drafts = p[:-1].gather(1, drafts[:, None])[:, 0]  # (g): of each draft
     q_drafts = torch.stack(list(q)).gather(1, drafts[:, None])[:, 0]  # (g)
-    rejected = u * q_drafts >= p_drafts  # >=: at p = 0 also if u = 0
-    for i, is_rejected in enumerate(rejected.tolist()):  # one list: a GPU is waited for once
+    rejected = u * q_drafts >= p_drafts  # not >, which would accept p = 0 at u = 0
+    for i, is_rejected in enumerate(rejected.tolist()):  # tolist: one wait for the GPU
         if is_rejected:
             residual = (p[i] - q[i]).clamp(min=0)
-            # p = q, where the residual is 0: nothing is ever rejected, except by rounding
+            # all 0 if p = q; then only rounding can have rejected, and the token is drawn from p
             residual = torch.where(residual.any(), residual, p[i])
-            token = draw(residual, generator)  # draw takes it relative to its sum
+            token = draw(residual, generator)  # draw normalizes it
             return torch.cat([drafts[:i], token[None]])
     bonus = draw(p[-1], generator)  # all accepted: the same forward pass gives one token more
     return torch.cat([drafts, bonus[None]])
@@ -195,10 +196,10 @@ def speculate(
     (T,) int64 -> (T + n_new,), distributed as generate's, or shorter where a new token is eos.
 
     drafter.propose(x, n, settings, generator) -> drafts (g,) with g <= n, and the g distributions q
-    that they were drawn from. n is at most gamma, and one less than the tokens still wanted: a
-    round ends with one of the target's own. settings: the options of probabilities. watch(x,
-    drafts) is called after every round, with the text so far and the drafts that were verified.
-    Raises UserError past the target's context.
+    that they were drawn from. n is at most gamma, and less than the number of tokens still wanted,
+    because a round ends with one of the target's own. settings: temperature, top_k, top_p, as in
+    probabilities. watch(x, drafts) is called after every round, with the text so far and the drafts
+    that were verified. Raises UserError past the target's context.
     """
     end = len(x) + n_new
     if end > target.config.block_size:
@@ -219,8 +220,8 @@ def speculate(
         if eos in ids:
             new = new[: ids.index(eos) + 1]
         x = torch.cat([x, new])
-        # hidden has raised it by all that it read: forget the rejected drafts. The last token of x
-        # is not read yet
+        # target.hidden cached all drafts: forget the rejected ones. The last token of x is not
+        # cached yet
         cache.length = len(x) - 1
         if watch:
             watch(x, drafts)
@@ -234,7 +235,7 @@ def speculate(
 
 
 def known_text(template):
-    """(B, L) int64 with -1 at the blanks -> (B, n): the tokens before them; none may follow."""
+    """(B, L) int64 with -1 at the blanks -> (B, n), n >= 1: the known tokens, all at the start."""
     n = int((template[0] >= 0).sum())
     if n == 0 or (template[:, :n] < 0).any():
         raise UserError(
@@ -252,7 +253,7 @@ def empty_templates(model, meta, n, size):
 
 
 def check_sampler(sampler):
-    """Raises UserError for one that does not exist. '': whatever the model was made for."""
+    """Raises UserError for an unknown sampler. '' stands for the one the model was made for."""
     if sampler:
         choose("sampler", sampler, (*SAMPLERS, "analytic"))
 
@@ -271,8 +272,8 @@ def draw_samples(
     (B, L) int64 with -1 at the blanks -> (B, L) int64. options: temperature, top_p, generator,
     watch.
 
-    n_steps, sampler and cooling are for diffusion, which fills any blanks; top_k and eos for a GPT,
-    whose known tokens, at least one, stand at the beginning.
+    A diffusion model uses n_steps, sampler and cooling, and fills any blanks. A GPT uses top_k and
+    eos, and continues its known tokens, at least one.
     """
     if model.config.causal:
         known = known_text(template)

@@ -3,8 +3,8 @@ Train a GPT, or a masked diffusion language model.
 $ python train.py config/train_pydoc.py           (4 minutes on 2 laptop cores; --help: all knobs)
 $ torchrun --standalone --nproc_per_node=8 train.py config/train_openwebtext.py
 
-A diffusion model converts from a GPT: --init_from=out/gpt/ckpt.pt. Sahoo et al. 2024, arXiv
-2406.07524.
+To start a diffusion model from a trained GPT: --init_from=out/gpt/ckpt.pt.
+Sahoo et al. 2024, arXiv 2406.07524.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ objective = "diffusion"  # 'diffusion' | 'ar'
 out_dir = "out/train"
 init_from = "scratch"  # 'scratch' | 'resume' (out_dir) | a checkpoint, converted if need be
 # model
-arch = "gpt"  # 'gpt' | 'lstm' | 'cnn' | 'ngram': the last three draft for a GPT, --objective=ar
+arch = "gpt"  # 'gpt' | 'lstm' | 'cnn' | 'ngram'; the last three are drafters: --objective=ar
 block_size = 256  # tokens
 n_layer = 6
 n_head = 6
@@ -78,8 +78,8 @@ def check_vocabulary(path, checkpoint, meta, dataset):
     if not data.same_vocabulary(checkpoint["meta"], meta):
         V = checkpoint["meta"]["vocab_size"]
         raise UserError(
-            f"{path} has another vocabulary ({V} tokens, {dataset} has {meta['vocab_size']}): "
-            f"data/text/prepare.py {data.tokenizer_knob(path, checkpoint['meta'])} takes it."
+            f"{path} has another vocabulary ({V} tokens, {dataset} has {meta['vocab_size']}). Use: "
+            f"python data/text/prepare.py {data.tokenizer_knob(path, checkpoint['meta'])}"
         )
 
 
@@ -101,11 +101,11 @@ def new_run(cfg, meta):
 
     model, checkpoint = load_model(cfg.init_from, attention=cfg.attention)
     if not isinstance(model.config, GPTConfig):
-        raise UserError(f"{cfg.init_from} has blocks of its own: only models of ours train here.")
+        raise UserError(f"{cfg.init_from} is a model of transformers, which train.py cannot train.")
     check_vocabulary(cfg.init_from, checkpoint, meta, cfg.dataset)
     if model.config.block_size != cfg.block_size:
         n = model.config.block_size
-        print_once(f"a context of {cfg.block_size} tokens; that of {cfg.init_from} is {n}")
+        print_once(f"block_size is {cfg.block_size}; {cfg.init_from} was trained with {n}")
     return convert(model, causal, cfg.block_size, cfg.dropout)
 
 
@@ -120,7 +120,9 @@ def resumed_run(cfg, meta):
         GPTConfig(**saved["model_config"]), dropout=cfg.dropout, attention=cfg.attention
     )
     if config.causal != (cfg.objective == "ar"):
-        raise UserError(f"{path} has another objective than {cfg.objective!r}: --init_from={path}.")
+        raise UserError(
+            f"{path} has another objective than {cfg.objective!r}. To convert it: --init_from={path}."
+        )
     model = new_model(config)
     load_weights(model, saved["model"])
     return model, saved
@@ -135,14 +137,14 @@ def make_model(cfg, meta):
         source = cfg.out_dir
     else:
         model = new_run(cfg, meta)
-    taken = []  # a checkpoint's shape wins over the knobs, except its context
+    overridden = []  # knobs that the shape of a checkpoint overrides
     for name in SHAPE:
         value = getattr(model.config, name)
         if getattr(cfg, name) != value and value != "none":  # an LSTM has no positions
-            taken.append(f"{name} {value}")
+            overridden.append(f"{name} {value}")
             setattr(cfg, name, value)  # so that config.json has the real shape
-    if taken:
-        print_once(f"the shape is that of {source}: {', '.join(taken)}")
+    if overridden:
+        print_once(f"the shape is that of {source}: {', '.join(overridden)}")
     return model, saved
 
 
@@ -185,11 +187,11 @@ def main(cfg):
     T = cfg.block_size
 
     def get_batch(generator):
+        if ar:  # T inputs, and the target of the last one
+            return data.batch(corpus.train, cfg.batch_size, T + 1, generator)
         length = T
-        if not ar and cfg.random_length and torch.rand((), generator=generator) < cfg.random_length:
+        if cfg.random_length and torch.rand((), generator=generator) < cfg.random_length:
             length = int(torch.randint(1, T + 1, (), generator=generator))
-        if ar:
-            length += 1  # the last target is one token more
         return data.batch(corpus.train, cfg.batch_size, length, generator)
 
     if ar:

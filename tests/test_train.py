@@ -459,7 +459,7 @@ def test_other_mistakes_raise_before_any_work(pydoc, tmp_path, error_of):
     for name in ("dropout", "ema", "beta2"):
         assert f"{name} is 1.5" in said(**{name: 1.5})
     assert "ngram_n is 9" in said(objective="ar", arch="ngram", ngram_n=9)
-    assert "sees the past only" in said(arch="lstm")
+    assert "which is causal" in said(arch="lstm")
     assert "multiple" in said(sample_interval=4)
     assert "pip install wandb" in said(wandb="x")
     assert "torchrun" in said(fsdp=True)
