@@ -9,8 +9,8 @@ genppl      perplexity of a model's samples under --evaluator, an autoregressive
             real text is repetition, not quality
 selfbleu    how alike a model's samples are, by 1- to 4-grams: 1 is one text over and over
 frontier    genppl and entropy of every model at every number of steps, temperature and cooling, and
-            how much better the others are than the first, the teacher, at its best, at equal steps
-            and equal entropy. (The teacher's own falling temperatures: than its uniform one)
+            how much better each is than the first model, the teacher, at its best, at equal steps
+            and entropy. (The teacher with cooling is compared with the teacher without)
 latency     seconds per sample: a diffusion model at each number of steps, a GPT with its KV cache
 acceptance  for a GPT and its drafters: how many of their tokens it accepts, how much faster it gets
 
@@ -31,7 +31,7 @@ from configurator import UserError, check_at_least, choose, configure
 from drafters import check_context, load_drafter, load_model
 from plumbing.checkpoints import paths_of
 from plumbing.checks import check_sampling_knobs
-from plumbing.hardware import compile_trunk, pick_for_sampling, store_for_decoding
+from plumbing.hardware import compile_trunk, dtype_of, pick_for_sampling, store_for_decoding
 from plumbing.parallel import (
     is_first_process,
     join_processes,
@@ -228,7 +228,7 @@ def sampling_context(model, cfg):
 
 
 def sampling_options(cfg, checkpoint):
-    """-> the options of draw_samples. A sampler that is open is the one a student was made for."""
+    """-> the options of draw_samples. --sampler= takes the sampler a student was made for."""
     sampler, _ = sampler_and_steps(cfg.sampler, 0, checkpoint)
     return {
         "sampler": sampler,
@@ -239,12 +239,12 @@ def sampling_options(cfg, checkpoint):
 
 
 def steps_to_try(causal, sampler, length, cfg):
-    """-> [number of steps, ...]: one where --steps has no say, for a GPT and first_hitting."""
+    """-> [number of steps, ...]: only one for a GPT and for first_hitting, which ignore --steps."""
     return [length] if causal or sampler == "first_hitting" else cfg.steps
 
 
 def coolings_to_try(causal, n_steps, coolings):
-    """-> [cooling, ...]: one where there is no second step that could be colder."""
+    """-> [cooling, ...]: only 1.0 for a GPT, and for a single step."""
     return [1.0] if causal or n_steps == 1 else coolings
 
 
@@ -346,8 +346,8 @@ def score(x, about, evaluator, meta, cfg):
 
 def self_bleu_of(x, about, n):
     """
-    Self-BLEU grows with the number of texts: it is of n of them, evenly chosen, one of those that
-    continue the same prefix. n is the same in every row of a table.
+    Self-BLEU grows with the number of texts, so every row of a table takes the same number n:
+    evenly spaced texts, and only one for each prefix.
     """
     one_each = x[:: about["continuations"], about["prefix"] :]
     chosen = torch.linspace(0, len(one_each) - 1, n).long()
@@ -390,10 +390,10 @@ def frontier(texts, evaluator, meta, cfg):
 
 def gains(lines, real_entropy, seed):
     """
-    lines: {(model, steps, cooling): [(row, (n, 3)), ...]}, a point for each temperature. -> for
-    each line of another model than the first, the teacher: the row of one point, with its gain over
-    the teacher's lines of as many steps. The teacher's own falling temperatures are compared with
-    its uniform one. Lines with nothing to compare are left out.
+    lines: {(model, steps, cooling): [(row, (n, 3)), ...]}, a point for each temperature. The first
+    model is the teacher. -> for each line of the others, the row of one point, with its gain over
+    the teacher's lines of as many steps. The teacher's lines with cooling are compared with its
+    line without. Lines with nothing to compare are left out.
     """
     if not lines:  # samples of files that have no steps
         return []
@@ -458,9 +458,10 @@ def load_target(cfg, models, meta):
             f"num_samples is {cfg.num_samples}; the intervals of acceptance take at least 7."
         )
     target = next(iter(models.values()))[0]
-    drafters = {
-        path: load_drafter(path, target, meta, cfg.attention) for path in paths_of(cfg.draft)
-    }
+    with sampling_context(target, cfg):  # in which a drafter makes its cache
+        drafters = {
+            path: load_drafter(path, target, meta, cfg.attention) for path in paths_of(cfg.draft)
+        }
     context = target.config.block_size
     length = cfg.length or context
     shortest = 4 * max(metrics.GAMMAS)
@@ -500,7 +501,7 @@ def rows_of_drafters(target, drafters, prompts, length, cfg):
 
 
 def needs_text(parts, cfg):
-    """-> whether validation text is read: by all parts but latency, and acceptance with prompts."""
+    """-> whether validation text is needed: not for latency, nor for acceptance with --prompts."""
     return bool({"nelbo", *SAMPLE_PARTS} & set(parts)) or (
         "acceptance" in parts and not cfg.prompts
     )
@@ -509,16 +510,16 @@ def needs_text(parts, cfg):
 def with_formats(note, models, parts, cfg):
     """The note on the machine -> the same, with the number formats of what is measured on it."""
     machine = note.rpartition(", ")[0]
-    halves = []
+    kinds = []  # the kinds of model that sample in 16 bits, all in the same dtype
     for kind, causal in (("diffusion models", False), ("GPTs", True)):
-        among = any(model.config.causal == causal for model, _ in models.values())
-        picked = pick_for_sampling(causal, cfg.device, cfg.dtype)[1].rpartition(", ")[2]
-        if among and picked != "float32":
-            halves.append(kind)
-            dtype = picked
-    if not halves or set(parts) == {"nelbo"}:
+        is_evaluated = any(model.config.causal == causal for model, _ in models.values())
+        picked = dtype_of(pick_for_sampling(causal, cfg.device, cfg.dtype)[0])
+        if is_evaluated and picked != torch.float32:
+            kinds.append(kind)
+            dtype = str(picked).removeprefix("torch.")
+    if not kinds or set(parts) == {"nelbo"}:
         return f"{machine}, float32"
-    return f"{machine}, {' and '.join(halves)} sampled in {dtype}, all else in float32"
+    return f"{machine}, {' and '.join(kinds)} sampled in {dtype}, all else in float32"
 
 
 def measure_samples(models, files, corpus, evaluator, parts, cfg):

@@ -71,6 +71,8 @@ def verdict(exercise, name, numbers, hurry=True):
     if hurry:
         signal.signal(signal.SIGPROF, too_slow)
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # a busy machine is not the student's fault
+        signal.signal(signal.SIGALRM, too_slow)
+        signal.alarm(10 * SECONDS)  # waiting, as at a breakpoint() left behind, takes no CPU
     try:
         for probe, number in zip(graders.grades(exercise, name), numbers, strict=True):
             right = number if probe.expected is None else probe.expected
@@ -83,6 +85,7 @@ def verdict(exercise, name, numbers, hurry=True):
     finally:
         if hurry:
             signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.alarm(0)
 
 
 def what_stopped(exercise, error):

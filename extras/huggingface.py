@@ -8,10 +8,12 @@ What was trained here becomes a folder of transformers, which hf:FOLDER loads:
 $ python -m extras.huggingface --ckpt=out/drafter/ckpt.pt --out=out/drafter_hf
 
 pip install 'transformers>=5.24,<6'. Safetensors only, no code of a model is ever executed. The
-weights are float32; on a GPU that computes in bfloat16, bfloat16 where they are not trained.
+weights are float32; on a GPU that computes in bfloat16, those of targets, drafters and teachers are
+bfloat16 (not in eval.py). float16 is not used: activations may be too large for it.
 Encoder-decoders (T5) are in extras/t5.py.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -131,6 +133,16 @@ class HuggingFaceModel(nn.Module):
     def train(self, mode=True):
         return self
 
+    def without_float16(self):
+        """
+        -> a context in which autocast leaves float16 out: activations of models that are published
+        in bfloat16 may be too large for it.
+        """
+        kind = self.wte.weight.device.type
+        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
+            return torch.autocast(kind, enabled=False)
+        return contextlib.nullcontext()
+
     def use_flash(self):
         """After the checks, which run on a CPU: that has no flash-attn."""
         if self.attention == "flash_attn":
@@ -209,13 +221,15 @@ class Decoder(HuggingFaceModel):
         T = idx.size(1)
         if cache is None:
             self.check_length(T)
-            return self.inner(input_ids=self.opened(idx), use_cache=False).logits[:, -T:]
+            with self.without_float16():
+                return self.inner(input_ids=self.opened(idx), use_cache=False).logits[:, -T:]
         end = cache.length + T
         self.check_length(end)
         if cache.length == 0:
             idx = self.opened(idx)
             cache.n_opening = idx.size(1) - T
-        h = self.inner(input_ids=idx, use_cache=True, cache=cache.cropped()).logits
+        with self.without_float16():
+            h = self.inner(input_ids=idx, use_cache=True, cache=cache.cropped()).logits
         cache.length = end
         return h[:, -T:]
 
@@ -229,6 +243,7 @@ class Decoder(HuggingFaceModel):
         return Cache(transformers.DynamicCache())
 
     @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)  # which would round only one of the two ways
     def check_and_take_head_out(self):
         """
         Raises UserError for a model whose logits are not the head's alone (soft-capped ones), and

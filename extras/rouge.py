@@ -17,7 +17,7 @@ from eval import sampling_context
 from metrics import mean_and_error
 from plumbing.checkpoints import paths_of
 from plumbing.checks import check_sampling_knobs
-from plumbing.hardware import pick_device
+from plumbing.hardware import check_attention, pick_device
 from plumbing.randomness import seeded
 from sample import settings_of, text_end
 from speculative import generate, speculate
@@ -95,12 +95,14 @@ def evaluate(cfg):
     """-> {who writes: (ROUGE-2, half the width of its 95 % interval)}"""
     check_package()
     device, _, _ = pick_device(cfg.device, cfg.dtype)
+    check_attention(cfg.attention, cfg.device, cfg.dtype)
     target, checkpoint = load_model(cfg.ckpt, device, cfg.attention)
     if not target.config.causal:
         raise UserError(f"{cfg.ckpt} is a diffusion model; the target is a GPT.")
     meta = checkpoint["meta"]
     names = paths_of(cfg.draft) if cfg.draft else []
-    drafters = {name: load_drafter(name, target, meta, cfg.attention) for name in names}
+    with sampling_context(target, cfg):  # in which a drafter makes its cache
+        drafters = {name: load_drafter(name, target, meta, cfg.attention) for name in names}
     for name, drafter in drafters.items():
         check_context(drafter, name, cfg.length)
     x, references = data.load_prompts(cfg.prompts, meta, cfg.num_samples)

@@ -35,7 +35,7 @@ from extras.vocab_parallel import label_weights, sliced_logits, sliced_soft_cros
 from loop import check_loop, fit, hooks, validator
 from model import ar_loss
 from plumbing.checks import check_text
-from plumbing.hardware import format_of_frozen, pick_device
+from plumbing.hardware import dtype_of, frozen_dtype, pick_device
 from plumbing.parallel import join_processes, leave_processes, on_first_process
 from plumbing.runs import check_folder, check_origin, release
 
@@ -319,7 +319,7 @@ def load_teacher_and_corpus(cfg):
         corpus = data.load(cfg.dataset)
         meta = corpus.meta
     else:
-        frozen = format_of_frozen(cfg.device, cfg.dtype)
+        frozen = frozen_dtype(cfg.device, cfg.dtype)
         teacher, checkpoint = load_model(cfg.teacher, attention=cfg.attention, dtype=frozen)
         if not teacher.config.causal:
             said = f"The teacher {cfg.teacher} is a masked diffusion model"
@@ -348,6 +348,8 @@ def origin_of(cfg, L):
                 digest.update(line)
         return {**origin, "soft_data that holds": digest.hexdigest()[:16]}
     names = ("teacher", "teacher_step", "teacher_loss", "n_tokens")
+    _, autocast, _ = pick_device(cfg.device, cfg.dtype)
+    origin["computed in"] = str(dtype_of(autocast))
     return origin | {name: getattr(cfg, name) for name in names}
 
 

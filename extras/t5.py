@@ -64,7 +64,7 @@ from plumbing.checkpoints import (
     without_weights,
 )
 from plumbing.checks import check_sampling_knobs
-from plumbing.hardware import format_of_frozen, pick_device, pick_for_sampling
+from plumbing.hardware import frozen_dtype, pick_device, pick_for_sampling
 from plumbing.parallel import join_processes, leave_processes, on_first_process
 from plumbing.randomness import seeded
 from plumbing.report import table
@@ -142,10 +142,12 @@ class EncoderDecoder(HuggingFaceModel):
         self.check_length(source.size(1))
         mask = (source != self.inner.config.pad_token_id).long()  # (B, S)
         encoder = self.inner.get_encoder()
-        states = encoder(input_ids=source, attention_mask=mask).last_hidden_state
+        with self.without_float16():
+            states = encoder(input_ids=source, attention_mask=mask).last_hidden_state
         return ConditionedDecoder(self, states, mask)
 
     @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)
     def check_and_take_head_out(self):
         """Raises UserError for a head or a cache of another kind, as huggingface.Decoder does."""
         V = self.config.vocab_size
@@ -184,13 +186,14 @@ class ConditionedDecoder:
         """(B, T) int64, the decoder's -> (B, T, C). idx follow the cached tokens, if any."""
         end = idx.size(1) + (cache.length if cache is not None else 0)
         self.model.check_length(end)
-        h = self.model.inner(
-            decoder_input_ids=idx,
-            encoder_outputs=(self.states,),
-            attention_mask=self.mask,
-            use_cache=cache is not None,
-            cache=None if cache is None else cache.cropped(),
-        ).logits  # the head is out: this is what enters it
+        with self.model.without_float16():
+            h = self.model.inner(
+                decoder_input_ids=idx,
+                encoder_outputs=(self.states,),
+                attention_mask=self.mask,
+                use_cache=cache is not None,
+                cache=None if cache is None else cache.cropped(),
+            ).logits  # the head is out: this is what enters it
         if cache is not None:
             cache.length = end
         return h
@@ -380,7 +383,7 @@ def load_teacher(cfg, meta):
     """-> the target, as a teacher, or None where nobody asks it."""
     if cfg.learn == "text" and (cfg.kd_data != "teacher" or cfg.drafter == "ngram"):
         return None
-    frozen = format_of_frozen(cfg.device, cfg.dtype)
+    frozen = frozen_dtype(cfg.device, cfg.dtype)
     model, checkpoint = load_model(cfg.target, attention=cfg.attention, dtype=frozen)
     if not data.same_vocabulary(meta, checkpoint["meta"]):
         raise UserError(f"The target {cfg.target} has another vocabulary than {cfg.dataset}.")
@@ -533,7 +536,7 @@ def sample(cfg):
     check_sampling_knobs(cfg)
     device, _, _ = pick_device(cfg.device, cfg.dtype)
     autocast, note = pick_for_sampling(True, cfg.device, cfg.dtype)
-    frozen = format_of_frozen(cfg.device, cfg.dtype)
+    frozen = frozen_dtype(cfg.device, cfg.dtype)
     target, checkpoint = load_model(cfg.target, device, cfg.attention, frozen)
     check_length(cfg, target)
     meta = checkpoint["meta"]
@@ -688,8 +691,6 @@ def table_of(rows):
 
 def main(cfg):
     choose("task", cfg.task, ("kd", "sample", "eval"))
-    if not cfg.dtype and pick_device(cfg.device)[2].endswith(", float16"):
-        cfg.dtype = "float32"  # activations of a large T5 overflow in float16
     if cfg.task == "sample":
         return sample(cfg)
     if cfg.task == "eval":

@@ -38,7 +38,7 @@ def check_device(device):
     """Raises UserError unless this torch sees it: 'cpu', 'cuda', 'cuda:1', 'mps'."""
     kind, _, number = device.partition(":")
     choose("device", kind, ("cuda", "mps", "cpu"))
-    if kind == "cuda" and why_unused():
+    if kind == "cuda" and (number in ("", "0") or not torch.cuda.is_available()) and why_unused():
         raise UserError(f"device is {device!r}. {why_unused()}")
     n_devices = 1
     if kind == "cuda":
@@ -52,13 +52,13 @@ def check_device(device):
         )
 
 
-# a value of the knob dtype -> torch's
-FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# a value of the knob `dtype` -> torch's
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(device="", dtype=""):
     """
-    '' or a torch device, '' or a number format of FORMATS -> device, an autocast context, what was
+    '' or a torch device, '' or a number format of DTYPES -> device, an autocast context, what was
     chosen and why (str).
     """
     why = "as asked"
@@ -67,19 +67,24 @@ def pick_device(device="", dtype=""):
     check_device(device)
     kind = device.split(":")[0]
     if dtype:
-        choose("dtype", dtype, tuple(FORMATS))
-        if dtype not in fast_formats(kind):
+        choose("dtype", dtype, tuple(DTYPES))
+        if dtype != "float32" and dtype not in fast_dtypes(device):
             warn_slow(device, dtype)
     else:
-        dtype = fast_formats(kind)[0]
+        dtype = fast_dtypes(device)[0]
         if dtype != "bfloat16":
             why += ", without fast bfloat16"
     autocast = contextlib.nullcontext()
     if dtype != "float32":
-        autocast = torch.autocast(kind, FORMATS[dtype])
+        autocast = torch.autocast(kind, DTYPES[dtype])
     if kind == "cpu":
         keep_freed_memory()
     return torch.device(device), autocast, f"{device} ({why}), {dtype}"
+
+
+def dtype_of(autocast):
+    """A context of pick_device -> the dtype of matrix products in it."""
+    return getattr(autocast, "fast_dtype", torch.float32)
 
 
 def pick_for_sampling(causal, device="", dtype=""):
@@ -94,13 +99,13 @@ def pick_for_sampling(causal, device="", dtype=""):
     return autocast, note
 
 
-def format_of_frozen(device="", dtype=""):
+def frozen_dtype(device="", dtype=""):
     """
-    As pick_device -> the number format of weights that are many and not trained, those of hf:NAME:
-    half the memory on a GPU that computes in bfloat16, which such models are published in.
+    -> the dtype in which the weights of hf:NAME are loaded, which are not trained: bfloat16 on a
+    GPU that computes in it (such models are published in it), else float32.
     """
     picked, autocast, _ = pick_device(device, dtype)
-    on_gpu = picked.type == "cuda" and getattr(autocast, "fast_dtype", None) == torch.bfloat16
+    on_gpu = picked.type == "cuda" and dtype_of(autocast) == torch.bfloat16
     return torch.bfloat16 if on_gpu else torch.float32
 
 
@@ -108,38 +113,38 @@ def check_attention(attention, device="", dtype=""):
     """Raises UserError for flash_attn where it cannot run. device and dtype as in pick_device."""
     if attention != "flash_attn":
         return
-    picked, _, note = pick_device(device, dtype)
-    new_gpu = picked.type == "cuda" and "bfloat16" in fast_formats("cuda")
-    if not new_gpu or note.endswith("float32"):
+    picked, autocast, note = pick_device(device, dtype)
+    new_gpu = picked.type == "cuda" and "bfloat16" in fast_dtypes(str(picked))
+    if not new_gpu or dtype_of(autocast) == torch.float32:
         raise UserError(
             f"attention is 'flash_attn', which takes 16 bits on a GPU of sm_80 or newer. This is "
             f"{note}: --attention=sdpa."
         )
 
 
-def format_of_products(x):
+def matmul_dtype(x):
     """A tensor -> the number format in which its products are computed here, by autocast or not."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 @functools.lru_cache  # measured once in a run
-def fast_formats(kind):
+def fast_dtypes(device):
     """
-    'cuda' | 'mps' | 'cpu' -> the number formats, the best first, that it multiplies in hardware, a
-    CPU those of 16 bits only if clearly faster than float32.
+    'cuda:1' | 'mps' | 'cpu' -> the number formats that are fast on it, the best first. On a CPU
+    bfloat16 is measured, and must be clearly faster than float32.
 
-    The name of an instruction set does not say: with avx512_bf16 one CPU is twice as fast, another
-    half as fast, and without it torch emulates, a hundred times as slowly.
+    Why measured: among CPUs with avx512_bf16, bfloat16 is twice as fast as float32 on one and half
+    as fast on another. Without that instruction torch emulates it, a hundred times slower.
     """
-    if kind == "cuda":
-        major, _ = torch.cuda.get_device_capability()
+    if device.startswith("cuda"):
+        major, _ = torch.cuda.get_device_capability(device)
         if major >= 8:
             return "bfloat16", "float16", "float32"
         if major == 7:  # a T4, a V100: eight times as fast as in float32
             return "float16", "float32"
-    if kind == "cpu":
-        rates = {name: matmul_tflops(kind, FORMATS[name]) for name in ("bfloat16", "float32")}
+    if device == "cpu":
+        rates = {name: matmul_tflops(device, DTYPES[name]) for name in ("bfloat16", "float32")}
         if rates["bfloat16"] > 1.2 * rates["float32"]:
             return "bfloat16", "float32"
     return ("float32",)
@@ -173,9 +178,9 @@ def prepare_for_sampling(model, autocast=None):
 
 def store_for_decoding(model):
     """
-    A CPU decodes as fast as it reads the weights, and MKL's product of one row reads a matrix with
-    more outputs than inputs (the first of an MLP, the head) up to three times as fast if the
-    weights of one input are neighbors. Those are stored so; values and shapes stay.
+    Stores matrices with more outputs than inputs (the first of an MLP, the head) transposed in
+    memory; values and shapes stay. Decoding on a CPU is limited by reading the weights, and MKL's
+    product of one row reads these up to three times as fast in this order.
     """
     if not torch.backends.mkl.is_available() or model.wte.weight.device.type != "cpu":
         return
@@ -192,8 +197,8 @@ def store_for_decoding(model):
 
 def compile_trunk(model, device, required=True):
     """
-    model.hidden becomes its compiled self. Where that is not possible it stays as it is, and a line
-    says so; if required, UserError is raised.
+    Compiles model.hidden. If that is not possible it stays as it is, and a line says so; if
+    required, raises UserError.
     """
     reason = why_not_compile(device)
     if reason:
@@ -204,7 +209,9 @@ def compile_trunk(model, device, required=True):
     def compiled_or_plain(*args, **kw):
         try:
             return compiled(*args, **kw)
-        except Exception as error:  # no list of what a compiler may lack is complete
+        except torch.OutOfMemoryError:  # it compiled; without the compiler it would need more
+            raise
+        except Exception as error:  # a compiler fails in too many ways to list
             failure = f"{type(error).__name__}, {first_line(error)}"
         h = plain(*args, **kw)  # if this fails too, it was not the compiler
         model.hidden = plain
@@ -218,7 +225,7 @@ def compile_trunk(model, device, required=True):
 def say_not_compiled(reason, required):
     if required:
         raise UserError(f"--compile=on does not work here: {reason}. Use --compile=off.")
-    print_once(f"Slower, for nothing is compiled: {reason}. (--compile=off leaves this line out.)")
+    print_once(f"Not compiled, so slower: {reason}. (--compile=off hides this line.)")
 
 
 def why_not_compile(device):
@@ -243,7 +250,7 @@ def why_not_compile(device):
 
 @functools.lru_cache  # once in a run
 def warn_slow(device, dtype):
-    factor = matmul_tflops(device, torch.float32) / matmul_tflops(device, FORMATS[dtype])
+    factor = matmul_tflops(device, torch.float32) / matmul_tflops(device, DTYPES[dtype])
     if factor <= 1:
         return
     slow = f"a product takes {factor:.1f} times as long as in float32 here"

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from configurator import UserError, print_once
 from plumbing.console import leave_interrupts, take_first_interrupt
+from plumbing.hardware import dtype_of
 from plumbing.parallel import is_shard, rank_and_world, shard_like, whole
 from plumbing.runs import Log, files_of_run
 
@@ -25,7 +26,7 @@ def make_scaler(device, autocast):
     many gradients are, so the loss is multiplied by a large scale before its backward pass, and the
     gradients are divided by it afterwards.
     """
-    is_float16 = getattr(autocast, "fast_dtype", None) == torch.float16
+    is_float16 = dtype_of(autocast) == torch.float16
     return torch.amp.GradScaler(device.type, enabled=is_float16)
 
 
@@ -35,7 +36,7 @@ def make_scaler(device, autocast):
 
 def training_state(model, optimizer, averaged, scaler, step):
     """
-    -> a dict; of weights in shards, every process has to call it, and the first gets them whole.
+    -> a dict. With FSDP all processes must call this; the first one gets the whole weights.
     """
     state = {
         "model": model.state_dict(),
@@ -49,18 +50,18 @@ def training_state(model, optimizer, averaged, scaler, step):
 
 
 def restore(resume, optimizer, averaged, scaler, cfg):
-    """Optimizer, averages and scaler get what the checkpoint `resume` holds -> its step."""
+    """Loads optimizer, averages and scaler from the checkpoint `resume` -> its step."""
     if bool(resume["ema"]) != bool(cfg.ema):
         ema = resume["config"]["ema"]
         raise UserError(f"{cfg.out_dir} was trained with --ema={ema}; resume it with the same.")
     saved = resume["optimizer"]
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
     state = {}
-    for i, of_weight in saved["state"].items():
-        state[i] = {key: shard_like(ordered[i], x) for key, x in of_weight.items()}
+    for i, moments in saved["state"].items():
+        state[i] = {key: shard_like(ordered[i], x) for key, x in moments.items()}
     optimizer.load_state_dict({**saved, "state": state})
-    for n, average in averaged.items():
-        averaged[n] = shard_like(average, resume["ema"][n])
+    for name, average in averaged.items():
+        averaged[name] = shard_like(average, resume["ema"][name])
     if resume.get("scaler"):  # of a run in another format it is empty
         scaler.load_state_dict(resume["scaler"])
     if resume["step"] >= cfg.max_iters:
@@ -75,7 +76,7 @@ LOG_INTERVAL = 10  # steps
 
 
 class Progress:
-    """The bar and log.jsonl; an end where a loss is no longer finite, or at Ctrl-C."""
+    """The progress bar and log.jsonl. Stops a run at a loss that is not finite, or at Ctrl-C."""
 
     def __init__(self, cfg, start, steps_before):
         self.out_dir = cfg.out_dir
@@ -112,7 +113,7 @@ class Progress:
         self.began = time.perf_counter()
 
     def add(self, step, loss, lr, tokens, evaluating):
-        """Counts a step; every LOG_INTERVAL of them, and before a validation, says how it goes."""
+        """Counts a step. Every LOG_INTERVAL steps, and before a validation, logs loss and speed."""
         self.losses.append(loss)
         self.tokens += tokens
         self.bar.update()
@@ -132,9 +133,9 @@ class Progress:
         self.begin()
 
     def validated(self, step, val_loss):
-        """Logs it. Raises KeyboardInterrupt where Ctrl-C has asked for this end."""
+        """Logs the validation loss. Raises KeyboardInterrupt if Ctrl-C has ended the run."""
         self.write({"step": self.steps_before + step + 1, "val_loss": round(val_loss, 4)})
-        self.began = time.perf_counter()  # the time that it took is not training's
+        self.began = time.perf_counter()  # validation does not count as training time
         if self.interrupted:
             self.close()
             raise KeyboardInterrupt
@@ -144,20 +145,21 @@ class Progress:
             self.log.write(record)
 
     def check_finite(self, losses, step, lr):
-        """losses: those since the last log, the last one of them step's."""
+        """losses: of all steps since the last log, up to this step (counted from 0)."""
         bad = [i for i, value in enumerate(losses) if not math.isfinite(value)]
         if not bad:
             return
         self.close()
-        at = self.steps_before + step + 2 - len(losses) + bad[0]
+        first_step = self.steps_before + step + 2 - len(losses)  # of losses[0], counted from 1
+        at = first_step + bad[0]
         value = losses[bad[0]]
         if self.is_untrained and bad[0] == 0:
             raise UserError(
-                f"The loss is {value} at step {at}, before a step has changed any weight: it is "
-                "not the learning rate, but the data or the model that the run begins with."
+                f"The loss is {value} at step {at}, before a step has changed any weight. Look at "
+                "the data or the model that the run starts from, not at the learning rate."
             )
         good = files_of_run(self.out_dir)
         hint = "No checkpoint was saved yet: start again with a lower --learning_rate."
         if good:
-            hint = f"The last good one is {good[-1]}: --init_from=resume, a lower --learning_rate."
+            hint = f"Resume {good[-1]} with --init_from=resume and a lower --learning_rate."
         raise UserError(f"The loss became {value} at step {at}, learning rate {lr:.2e}. {hint}")

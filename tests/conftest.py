@@ -7,7 +7,7 @@ import tempfile
 import traceback
 import types
 
-# no test sees a GPU, nor does what it runs: the default device is the CPU on every machine
+# no test sees an NVIDIA GPU, nor does what it runs
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 import pytest

@@ -67,7 +67,7 @@ def test_what_a_backward_keeps_is_what_the_shapes_say():
 
 
 def test_a_gpus_rows_are_as_large_as_its_memory_and_rate_allow():
-    T4 = {"free_gb": 15, "rate": 6e12, "low": 4}
+    T4 = {"free_gb": 15, "rate": 26e12}
     RTX_4090 = {"free_gb": 24, "rate": 150e12}
     H100 = {"free_gb": 79, "rate": 600e12}
     for gpu in (T4, RTX_4090, H100):

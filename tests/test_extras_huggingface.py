@@ -319,6 +319,17 @@ def test_a_frozen_model_in_bfloat16_predicts_what_autocast_does(models):
     assert 0 < variation.mean() < 0.02 and variation.max() < 0.1
 
 
+@torch.no_grad()
+def test_a_model_loads_under_autocast_and_is_not_computed_in_float16(models):
+    x = torch.randint(10, (4, 20), generator=seeded(0))
+    exact = load_model(models[0])[0].hidden(x)
+    for half in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", half):
+            h = load_model(models[0])[0].hidden(x)
+        error = float((h.float() - exact).abs().max() / exact.abs().max())
+        assert 1e-4 < error < 0.05 if half == torch.bfloat16 else error == 0
+
+
 def test_a_model_that_is_not_ours_to_run_raises_in_bfloat16_too(tmp_path, error_of):
     shape = dict(head_dim=8, layer_types=["full_attention"] * 2, final_logit_softcapping=1.0)
     path = make("gemma", tmp_path / "gemma", 1, **shape)

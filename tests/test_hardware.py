@@ -17,7 +17,7 @@ import train
 from plumbing import console, hardware
 from plumbing.hardware import (
     check_attention,
-    format_of_frozen,
+    frozen_dtype,
     pick_device,
     pick_for_sampling,
 )
@@ -27,13 +27,13 @@ def cpu(monkeypatch, float32, bfloat16):
     """Pretends to be a CPU of such rates, in TFLOP/s."""
     rates = {torch.float32: float32, torch.bfloat16: bfloat16, torch.float16: float32 / 2}
     monkeypatch.setattr(hardware, "matmul_tflops", lambda device, dtype, n=256: rates[dtype])
-    hardware.fast_formats.cache_clear()
+    hardware.fast_dtypes.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def measured_anew():
     yield
-    hardware.fast_formats.cache_clear()
+    hardware.fast_dtypes.cache_clear()
 
 
 def test_a_cpu_gets_bfloat16_only_where_it_multiplies_it_faster(monkeypatch):
@@ -92,9 +92,9 @@ def gpu(monkeypatch, capability):
     """Pretends that there is one of that capability: (8, 0) stands for sm_80."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # emulated at least
-    hardware.fast_formats.cache_clear()
+    hardware.fast_dtypes.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
@@ -120,10 +120,10 @@ def test_both_formats_of_16_bits_are_fast_on_a_new_gpu(monkeypatch, capsys):
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
 def test_frozen_weights_are_bfloat16_on_a_gpu_that_computes_in_it(monkeypatch):
     gpu(monkeypatch, (8, 0))
-    assert format_of_frozen() == torch.bfloat16
-    assert format_of_frozen("cuda", "float32") == format_of_frozen("cpu") == torch.float32
+    assert frozen_dtype() == torch.bfloat16
+    assert frozen_dtype("cuda", "float32") == frozen_dtype("cpu") == torch.float32
     gpu(monkeypatch, (7, 5))
-    assert format_of_frozen() == torch.float32
+    assert frozen_dtype() == torch.float32
 
 
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
@@ -246,7 +246,7 @@ def test_auto_falls_back_to_what_is_not_compiled_with_a_line(monkeypatch, capsys
     for model in models:  # as the students of two rounds
         hardware.compile_trunk(model, torch.device("cpu"), required=False)
     said = capsys.readouterr().out
-    assert said.count("nothing is compiled: Triton is missing.") == said.count("\n") == 1
+    assert said.count("Not compiled, so slower: Triton is missing.") == said.count("\n") == 1
     monkeypatch.setattr(hardware, "why_not_compile", lambda device: "")
     monkeypatch.setattr(torch, "compile", broken_compile)
     for model in models:
@@ -254,7 +254,7 @@ def test_auto_falls_back_to_what_is_not_compiled_with_a_line(monkeypatch, capsys
         for _ in range(2):
             assert torch.equal(model(x), expected)
     said = capsys.readouterr().out
-    assert said.count("compiled: RuntimeError, Python.h: no such file.") == said.count("\n") == 1
+    assert said.count("slower: RuntimeError, Python.h: no such file.") == said.count("\n") == 1
 
 
 def test_compile_on_that_does_not_work_raises_one_line(monkeypatch, error_of, markov, tmp_path):

@@ -4,6 +4,8 @@ python -m pytest tests/test_head.py
 the head's product: float32 logits under autocast, also where its factors have 16 bits
 """
 
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -73,7 +75,7 @@ def test_gradients_of_a_16_bit_head_are_those_of_float32(half, with_bias, gpu_pr
     bias = torch.randn(11, generator=generator, requires_grad=True) if with_bias else None
     given = [x for x in (h, weight, bias) if x is not None]
     exact = torch.autograd.grad(F.linear(h, weight, bias).log_softmax(-1)[..., 3].sum(), given)
-    monkeypatch.setattr(head, "format_of_factors", lambda h, weight: half)
+    monkeypatch.setattr(head, "factor_dtype", lambda h, weight: half)
     logits = float32_linear(h, weight, bias)
     assert logits.shape == (3, 7, 11) and logits.dtype == torch.float32
     found = torch.autograd.grad(logits.log_softmax(-1)[..., 3].sum(), given)
@@ -81,6 +83,26 @@ def test_gradients_of_a_16_bit_head_are_those_of_float32(half, with_bias, gpu_pr
         assert a.dtype == torch.float32
         assert (a - b).norm() < 0.02 * b.norm()
     assert float32_linear(h[0, 0], weight, bias).shape == (11,)
+
+
+def test_a_gpu_multiplies_in_16_bits_except_few_rows_of_float32_weights(monkeypatch):
+    def on_gpu(n, dtype):
+        sizes = {"numel": lambda: n * 8, "size": lambda dim: 8}
+        return types.SimpleNamespace(device=torch.device("cuda"), dtype=dtype, **sizes)
+
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.float16)
+    many, few = on_gpu(65, torch.float32), on_gpu(64, torch.float32)
+    for mixed, h, dtype, found in (
+        (True, many, torch.float32, torch.float16),
+        (True, few, torch.float32, torch.float32),
+        (True, few, torch.bfloat16, torch.bfloat16),
+        (False, many, torch.float32, torch.float32),
+        (False, many, torch.bfloat16, torch.bfloat16),
+    ):
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind, mixed=mixed: mixed)
+        assert head.factor_dtype(h, on_gpu(1, dtype)) == found
+    on_cpu = torch.zeros(65, 8)
+    assert head.factor_dtype(on_cpu, on_cpu.bfloat16()) == torch.float32
 
 
 @pytest.mark.parametrize("half", HALVES)

@@ -46,6 +46,12 @@ def test_a_driver_too_old_for_the_build_is_said_with_both_ways_out(monkeypatch):
     said = nvidia.why_unused()
     assert "driver 570.86.10 is too old for torch 2.13.0+cu130, built for CUDA 13.0" in said
     assert "install driver 580 or newer" in said and "pip install torch==2.13.0+cu126 " in said
+    machine(monkeypatch, "470.57", "12.6", "2.13.0+cu126")  # which has that build already
+    assert nvidia.why_unused().endswith("install driver 525 or newer")
+    machine(monkeypatch, "470.57", None, "2.13.0+cpu")
+    assert "For the GPU, with driver 525 or newer: pip install torch==2.13.0+cu126" in (
+        nvidia.why_unused()
+    )
 
 
 def test_a_cuda_that_does_not_start_is_said_in_its_own_words(monkeypatch):
@@ -100,8 +106,14 @@ def test_the_driver_is_what_nvidia_smi_says_if_it_finds_a_gpu(monkeypatch):
     for status, out, found in ((0, "580.65.06\n580.65.06\n", "580.65.06"), (9, "no devices\n", "")):
         said = types.SimpleNamespace(returncode=status, stdout=out)
         monkeypatch.setattr(nvidia.subprocess, "run", lambda *args, said=said, **kw: said)
-        monkeypatch.setattr(nvidia.os.path, "exists", lambda path: False)
         assert nvidia.driver_version() == found
+
+    # without the program: a container sees its host's driver, but a GPU only if it has one
+    monkeypatch.setattr(nvidia.shutil, "which", lambda name: None)
+    for devices in ([], ["/dev/nvidia0"]):
+        monkeypatch.setattr(nvidia.glob, "glob", lambda pattern, found=devices: found)
+        assert bool(nvidia.driver_version()) == bool(devices)
+    monkeypatch.setattr(nvidia.shutil, "which", lambda name: f"/usr/bin/{name}")
 
     def hang(command, **kw):
         raise subprocess.TimeoutExpired(command, 20)

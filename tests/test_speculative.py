@@ -432,7 +432,7 @@ def test_under_autocast_a_cache_has_16_bits_and_the_tokens_of_a_larger_one(half,
     texts = []
     for wide in (False, True):
         if wide:
-            monkeypatch.setattr(speculative, "format_of_products", lambda weight: weight.dtype)
+            monkeypatch.setattr(speculative, "matmul_dtype", lambda weight: weight.dtype)
         with torch.autocast("cpu", half):
             assert KVCache(model).kv[0].dtype == (torch.float32 if wide else half)
             assert KVCache(tiny_model(causal=True, arch="lstm")).kv[0].dtype == torch.float32

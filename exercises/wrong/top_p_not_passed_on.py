@@ -20,11 +20,11 @@ def speculate(
     cache = new_cache(target)
     while len(x) < end:
         n = min(gamma, end - len(x) - 1)
-        drafts, q = drafter.propose(x, n, settings, generator)
+        drafts, q = drafter.propose(x, n, {"temperature": temperature, "top_k": top_k}, generator)
         unread = torch.cat([x[cache.length :], drafts])
         h = target.hidden(unread[None], cache)[0]
         h = h[-len(drafts) - 1 :]
-        p = probabilities(target.head(h), temperature=temperature, top_k=top_k)
+        p = probabilities(target.head(h), **settings)
         new = verify(drafts, p, q, generator)
         ids = new.tolist()
         if eos in ids:
