@@ -28,7 +28,7 @@ from loop import check_loop, fit, hooks, validator
 from model import GPT, GPTConfig, ancestral_steps, draw_tokens, rank_in_row, stratified
 from plumbing.checkpoints import load_checkpoint, load_weights, weights_of
 from plumbing.checks import check_distillation, check_teacher, check_text
-from plumbing.hardware import frozen_dtype, pick_for_sampling
+from plumbing.hardware import dtype_of, frozen_dtype, pick_for_sampling
 from plumbing.parallel import join_processes, leave_processes, on_first_process, wait_for_all
 from plumbing.randomness import seeded, uniform
 from plumbing.runs import (
@@ -383,6 +383,16 @@ def write_pseudo_data(target, corpus, cfg, device, rows_at_once=64):
     return write_chunks(path, n_chunks, (rows_at_once, T), dtype, texts)
 
 
+def pseudo_texts(target, corpus, cfg, device):
+    """-> (n, T) memory-mapped texts of the target. The first process writes them, all open them."""
+    names = ("teacher", "teacher_step", "teacher_loss", "dataset", "seed")
+    origin = {"T": target.config.block_size} | {name: getattr(cfg, name) for name in names}
+    origin["computed in"] = str(dtype_of(pick_for_sampling(True, cfg.device, cfg.dtype)[0]))
+    on_first_process(lambda: check_origin(os.path.join(cfg.out_dir, "pseudo.json"), origin))
+    on_first_process(lambda: write_pseudo_data(target, corpus, cfg, device))
+    return write_pseudo_data(target, corpus, cfg, device)  # it is complete: this only opens it
+
+
 def make_drafter(cfg, meta, T, device, note):
     """-> the model to train, new, resumed or from a checkpoint, and what to resume from or None."""
     saved = checkpoint_to_resume(cfg)
@@ -420,20 +430,17 @@ def make_drafter(cfg, meta, T, device, note):
 
 def kd(cfg):
     target, corpus, device, note = set_up(cfg, causal=True, pattern="ckpt.pt")
-    T = target.config.block_size
-    if cfg.drafter != "ngram":  # its mistakes show before the target writes for hours
-        drafter, saved = make_drafter(cfg, corpus.meta, T, device, note)
-    pseudo = None
-    if cfg.kd_data == "teacher" or cfg.drafter == "ngram":
-        names = ("teacher", "teacher_step", "teacher_loss", "dataset", "seed")
-        origin = {"T": T} | {name: getattr(cfg, name) for name in names}
-        on_first_process(lambda: check_origin(os.path.join(cfg.out_dir, "pseudo.json"), origin))
-        on_first_process(lambda: write_pseudo_data(target, corpus, cfg, device))
-        pseudo = write_pseudo_data(target, corpus, cfg, device)  # it is there: this only opens it
     if cfg.drafter == "ngram":
+        pseudo = pseudo_texts(target, corpus, cfg, device)
         on_first_process(lambda: fit_ngram(pseudo, corpus, cfg.ngram_n, cfg.smoothing, cfg.out_dir))
         return
 
+    T = target.config.block_size
+    # first, so that a bad drafter fails before the target writes for hours
+    drafter, saved = make_drafter(cfg, corpus.meta, T, device, note)
+    pseudo = None
+    if cfg.kd_data == "teacher":
+        pseudo = pseudo_texts(target, corpus, cfg, device)
     start = data.start_token(corpus.meta)
     autocast, _ = pick_for_sampling(True, cfg.device, cfg.dtype)
 

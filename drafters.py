@@ -345,13 +345,15 @@ def load_model(path, device="cpu", attention="sdpa", dtype=torch.float32):
     hf:NAME, a folder with a model.safetensors. (The core imports extras/ only here.) dtype: of the
     weights of hf:NAME; all others are float32.
     """
-    saved = load_checkpoint(path) if os.path.isfile(path) else None
-    name = saved["model_config"].get("arch", "gpt") if saved else path
-    if saved and not name.startswith("hf:"):
-        model = model_of(saved, path, attention)
-        return model.to(device), without_weights(saved)
+    saved = None
+    source = path
+    if os.path.isfile(path):
+        saved = load_checkpoint(path)
+        source = saved["model_config"].get("arch", "gpt")  # hf:NAME: a network of transformers
+        if not source.startswith("hf:"):
+            return model_of(saved, path, attention).to(device), without_weights(saved)
 
-    extra = "huggingface" if name.startswith("hf:") else "published"
+    extra = "huggingface" if source.startswith("hf:") else "published"
     try:
         module = importlib.import_module(f"extras.{extra}")
     except ModuleNotFoundError as error:

@@ -229,7 +229,7 @@ def sampling_context(model, cfg):
 
 def sampling_options(cfg, checkpoint):
     """-> the options of draw_samples. --sampler= takes the sampler a student was made for."""
-    sampler, _ = sampler_and_steps(cfg.sampler, 0, checkpoint)
+    sampler, _ = sampler_and_steps(cfg.sampler, 0, checkpoint.get("made_for"))
     return {
         "sampler": sampler,
         "temperature": cfg.temperature,

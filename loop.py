@@ -203,7 +203,7 @@ def show_sample(model, generator, meta, made_for=None):
     """-> the text of one sample; a student samples with the sampler and steps it was made for."""
     template = empty_templates(model, meta, 1, model.config.block_size)
     template = template.to(model.wte.weight.device)
-    sampler, n_steps = sampler_and_steps("", 0, {"made_for": made_for})
+    sampler, n_steps = sampler_and_steps("", 0, made_for)
     tokens = draw_samples(model, template, n_steps, sampler, generator=generator)
     return data.encoder(meta)[1](tokens[0].tolist())
 

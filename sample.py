@@ -158,7 +158,7 @@ def settings_of(cfg):
 def draw_plain(model, checkpoint, template, n, cfg, watch=None):
     """(L,) -> n texts, each (at most L,) int64 on the CPU."""
     device = model.wte.weight.device
-    sampler, steps = sampler_and_steps(cfg.sampler, cfg.steps, checkpoint)
+    sampler, steps = sampler_and_steps(cfg.sampler, cfg.steps, checkpoint.get("made_for"))
     eos = checkpoint["meta"].get("eot") if model.config.causal else None
     templates = template.to(device).expand(n, -1)  # (n, L)
     generator = seeded(cfg.seed, device=device)

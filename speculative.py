@@ -258,10 +258,9 @@ def check_sampler(sampler):
         choose("sampler", sampler, (*SAMPLERS, "analytic"))
 
 
-def sampler_and_steps(sampler, steps, checkpoint):
-    """Unset values ('' or 0) fall back to the checkpoint's own, then to DEFAULTS."""
-    made_for = checkpoint.get("made_for") or {}
-    own = {**DEFAULTS, **made_for}
+def sampler_and_steps(sampler, steps, made_for):
+    """Unset values ('' or 0) fall back to made_for, of a student of SDTT, then to DEFAULTS."""
+    own = {**DEFAULTS, **(made_for or {})}
     return sampler or own["sampler"], steps or own["steps"]
 
 

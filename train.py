@@ -121,7 +121,8 @@ def resumed_run(cfg, meta):
     )
     if config.causal != (cfg.objective == "ar"):
         raise UserError(
-            f"{path} has another objective than {cfg.objective!r}. To convert it: --init_from={path}."
+            f"{path} has another objective than {cfg.objective!r}. To convert it: "
+            f"--init_from={path}."
         )
     model = new_model(config)
     load_weights(model, saved["model"])

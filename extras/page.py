@@ -84,7 +84,7 @@ def name_of(model, checkpoint, cfg):
     """'GPT', 'masked diffusion, 4 steps', 'SDTT student, 4 steps': what writes a text."""
     if model.config.causal:
         return name_of_network(model)
-    _, n_steps = sampler_and_steps(cfg.sampler, cfg.steps, checkpoint)
+    _, n_steps = sampler_and_steps(cfg.sampler, cfg.steps, checkpoint.get("made_for"))
     kind = "SDTT student" if checkpoint.get("made_for") else "masked diffusion"
     return f"{kind}, {n_steps} steps" if n_steps > 1 else f"{kind}, 1 step"
 

@@ -105,7 +105,7 @@ def main(cfg):
     size = cfg.length or model.config.block_size
     check_save(cfg, size)
     dataset = cfg.dataset or checkpoint["config"]["dataset"]
-    sampler, steps = sampler_and_steps(cfg.sampler, cfg.steps, checkpoint)
+    sampler, steps = sampler_and_steps(cfg.sampler, cfg.steps, checkpoint.get("made_for"))
     templates = empty_templates(model, meta, cfg.num_samples, size)  # (N, L)
     if cfg.prefix:
         templates = put_prefixes(templates, meta, dataset, cfg)

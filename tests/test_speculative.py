@@ -682,8 +682,8 @@ def test_samples_do_not_depend_on_how_many_are_asked_for():
 
 
 def test_a_students_own_sampler_and_steps_are_the_defaults():
-    student = {"made_for": {"sampler": "ancestral", "steps": 4}}
-    teacher = {"made_for": None}
+    student = {"sampler": "ancestral", "steps": 4}
+    teacher = None
     assert speculative.sampler_and_steps("", 0, student) == ("ancestral", 4)
     assert speculative.sampler_and_steps("spread", 8, student) == ("spread", 8)
     assert speculative.sampler_and_steps("", 0, teacher) == ("spread", 64)
