@@ -17,7 +17,7 @@ from tqdm import tqdm
 import data
 from configurator import UserError, check_at_least, choose
 from plumbing.checkpoints import save_checkpoint
-from plumbing.hardware import compile_trunk, pick_device
+from plumbing.hardware import compile_as_asked, pick_device
 from plumbing.parallel import (
     is_first_process,
     no_sync_until_last,
@@ -58,10 +58,16 @@ def make_optimizer(model, cfg):
     return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, cfg.beta2), fused=True)
 
 
+def seed_dropout(model, generator):
+    """Dropout can only use the global generator."""
+    if model.config.dropout:
+        torch.manual_seed(generator.initial_seed())
+
+
 def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before=0):
     """
-    Trains model in place on loss(model, batch, generator), with batches from get_batch(generator),
-    and returns it with its averaged weights.
+    Trains model on loss(model, batch, generator), with batches from get_batch(generator), and
+    returns the same model, with its averaged weights.
 
     Every eval_interval steps and at the end, on_eval(model, step) returns the validation loss with
     the averaged weights, and save(state, val_loss) writes a checkpoint, with what the caller adds.
@@ -80,15 +86,14 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
     # scales a float16 loss, whose small gradients would underflow; does nothing in other formats
     scaler = make_scaler(device, autocast)
     start = restore(resume, optimizer, averaged, scaler, cfg) if resume else 0
-    if cfg.compile == "on" or (cfg.compile == "auto" and device.type == "cuda"):
-        compile_trunk(model, device, required=cfg.compile == "on")
+    compile_as_asked(model, device, cfg.compile)
     progress = Progress(cfg, start, steps_before)
     # a rank adds up n_forwards / world losses, and DDP averages over the ranks: with this factor
     # the result is the mean over all forward passes
     loss_scale = world / n_forwards
 
-    model.train()
     for step in range(start, cfg.max_iters):
+        model.train()
         lr = set_learning_rate(optimizer, step, cfg)
 
         # All random numbers of a step follow from (seed, step, i): a resumed run, or one on another
@@ -99,9 +104,7 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
             key = (cfg.seed, steps_before + step, i)
             batch = get_batch(seeded(*key)).to(device, non_blocking=True)
             generator = seeded(*key, "noise", device=device)
-            if model.config.dropout:
-                # dropout can only use the global generator
-                torch.manual_seed(generator.initial_seed())
+            seed_dropout(model, generator)
             with no_sync_until_last(batch_loss, cfg.fsdp, world, last=i + world >= n_forwards):
                 with autocast:
                     value = batch_loss(batch, generator) * loss_scale
@@ -121,7 +124,6 @@ def fit(model, loss, get_batch, cfg, on_eval, save, resume=None, *, steps_before
         if evaluating:
             with averaged_weights(model, averaged), whole_weights(batch_loss, cfg.fsdp):
                 val_loss = on_eval(model.eval(), step + 1)
-            model.train()
             progress.check_finite([val_loss], step, lr)
             save(training_state(model, optimizer, averaged, scaler, step + 1), val_loss)
             progress.validated(step, val_loss)
@@ -151,7 +153,7 @@ def update_averages(averaged, model, step, ema):
 
 
 def swap(model, averaged):
-    """Exchanges weights and averages, in place: FSDP keeps using the tensors that it sharded."""
+    """Exchanges the values of weights and averages: FSDP keeps using its own tensors."""
     if not averaged:
         return
     for weight, average in zip(model.parameters(), averaged.values(), strict=True):

@@ -66,7 +66,7 @@ def label_weights(logp, missing):
     """
     w = logp.exp()  # (N, K)
     if missing == "renorm":
-        w = w / w.sum(-1, keepdim=True).clamp(min=1e-30)  # an empty label weighs nothing
+        w = w / w.sum(-1, keepdim=True).clamp(min=1e-30)  # an empty label has weight 0
     missing_mass = 1 - w.sum(-1)  # (N)
     return w, missing_mass.masked_fill(missing_mass < 1e-6, 0)  # below is rounding
 

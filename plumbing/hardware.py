@@ -195,6 +195,12 @@ def store_for_decoding(model):
 # torch.compile
 
 
+def compile_as_asked(model, device, asked):
+    """asked: 'on', 'off', or 'auto', which compiles on a GPU if that is possible."""
+    if asked == "on" or (asked == "auto" and device.type == "cuda"):
+        compile_trunk(model, device, required=asked == "on")
+
+
 def compile_trunk(model, device, required=True):
     """
     Compiles model.hidden. If that is not possible it stays as it is, and a line says so; if
