@@ -13,6 +13,7 @@ import json
 import os
 import runpy
 import sys
+import textwrap
 import types
 
 
@@ -66,7 +67,10 @@ def parse(argv, knobs):
 def read_config(path):
     """A python file -> {name: value} of its globals, without modules, functions and classes."""
     if not (os.path.isfile(path) and path.endswith(".py")):
-        raise UserError(f"{path} is not a config file (config/ has some). A knob is --key=value.")
+        raise UserError(
+            f"{path} is not a config file (config/ has some). A knob is --key=value, of several "
+            "numbers --key=1,2."
+        )
     found = {}
     for name, value in runpy.run_path(path).items():
         is_helper = callable(value) or isinstance(value, types.ModuleType)
@@ -140,7 +144,8 @@ def save_config(cfg, out_dir, **more):
 
 def first_line(error):
     """-> the first line of an exception's message, for a message of one line."""
-    return (str(error) or type(error).__name__).splitlines()[0][:100]
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return textwrap.shorten(line, 120, placeholder=" ...")
 
 
 def print_once(*args):

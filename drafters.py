@@ -380,7 +380,7 @@ def load_drafter(path, target, meta, attention="sdpa"):
     path: 'lookup', an n-gram file (.txt) or a model -> a drafter with the target's vocabulary.
     """
     if not target.config.causal:
-        raise UserError("--draft makes a GPT faster; this checkpoint is a diffusion model.")
+        raise UserError("--draft makes a GPT faster; this is a diffusion model. Leave --draft out.")
     if path == "lookup":
         return Lookup(target.config.vocab_size)
     if path.endswith(".txt"):

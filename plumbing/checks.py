@@ -58,7 +58,9 @@ def check_teacher(name, teacher, causal):
     if teacher.config.causal != causal:
         kind = "a GPT" if teacher.config.causal else "a masked diffusion model"
         method = "kd" if causal else "sdtt"
-        raise UserError(f"The teacher {name} is {kind}; --method={method} needs the other kind.")
+        raise UserError(
+            f"The teacher {name} is {kind}; --method={method} needs the other kind: --teacher=CKPT."
+        )
 
 
 def check_text(cfg, corpus, T, meta):

@@ -48,7 +48,7 @@ def check_device(device):
     number = number or "0"
     if not number.isdecimal() or int(number) >= n_devices:
         raise UserError(
-            f"device is {device!r}, but this torch sees {n_devices} of that kind. Use --device=cpu."
+            f"device is {device!r}, but torch finds {n_devices} of that kind. Use --device=cpu."
         )
 
 

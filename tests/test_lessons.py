@@ -203,7 +203,7 @@ def test_the_syllabus_has_the_exercises_and_their_minutes():
         reading[int(row)] = int(minutes)
         here = [e for e in exercises if e["lesson"] == int(row)]
         if here:
-            which, writing = cell.rsplit(", ", 1)
+            which, writing = cell.split(": ")
             assert numbers_in(which) == [e["number"] for e in here]
             assert int(writing) == sum(e["minutes"] for e in here)
     assert len(reading) == 9
