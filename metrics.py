@@ -314,7 +314,8 @@ def predicted_speedup(alpha, c, gamma, verify=1.0, propose_rate=1.0):
 
     c: what a draft costs. verify: what the target's forward pass over the gamma drafts costs: in
     theory one step, on a CPU it grows with the tokens. propose_rate: the fraction of rounds in
-    which the drafter has something to propose; the others are plain steps.
+    which the drafter has something to propose. The others verify nothing: one step, one token. But
+    looking for a draft costs gamma c in them, too.
     """
     if alpha == 1:
         tokens = gamma + 1

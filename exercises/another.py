@@ -275,7 +275,8 @@ def speculate(
 
 
 def acceptance(rounds):
-    return float(rounds.accepted.sum()) / max(float(rounds.tested.sum()), 1)
+    accepted = int(rounds.accepted.sum())
+    return accepted / (accepted + rounds.n_rejected) if accepted else 0.0
 
 
 def tokens_per_forward(rounds):

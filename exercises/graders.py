@@ -822,7 +822,10 @@ def grade_speed(rng, noise):
             rounds.tested[j] = rounds.accepted[j - 1]
         kept = torch.empty(()).uniform_(0.6, 0.9, generator=rng)
         rounds.accepted[j] = (rounds.tested[j] * kept).long()
+    rounds.n_rejected = int((rounds.tested - rounds.accepted).sum())
     rounds.n_forwards = 103
+    rounds.n_rounds_with_drafts = 100
+    rounds.n_drafts = 400
     rounds.n_tokens = 101 + int(rounds.accepted.sum())  # two more came after an end of text
     counts = f"{rounds.accepted.tolist()} of {rounds.tested.tolist()}"
     yield Probe(f"acceptance, {counts} accepted", metrics.acceptance(rounds))
