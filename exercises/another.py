@@ -140,6 +140,8 @@ def divergence_between(log_student, log_teacher, divergence):
         return ((log_student - log_teacher) ** 2).sum(-1)
     if divergence == "nla":
         return -torch.logsumexp(torch.minimum(log_student, log_teacher), -1)
+    if divergence != "jsd":
+        raise UserError("no such divergence")
     log_m = torch.stack([log_student, log_teacher]).logsumexp(0) - math.log(2)
     return (p * (log_student - log_m) + q * (log_teacher - log_m)).sum(-1) / 2
 
