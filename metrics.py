@@ -110,7 +110,10 @@ def entropies(x):
 
 
 def repeated(x, n=4):
-    """(N, L) int64 -> the fraction of n-grams that occur earlier in the same sample."""
+    """
+    (N, L) int64 -> the fraction of a sample's L - n + 1 n-grams that occur earlier in it, a mean
+    over the samples.
+    """
     grams = x.unfold(1, n, 1)  # (N, L - n + 1, n)
     return 1 - sum(len(row.unique(dim=0)) for row in grams) / (grams.size(0) * grams.size(1))
 
