@@ -78,11 +78,11 @@ test: .venv/ready-to-test
 	.venv/bin/ruff format --check .
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests -n auto --dist worksteal
 
-# model and samplers, SDTT and drafters, speculation, the loop
-STORY = $(addprefix tests/test_,model.py diffusion.py distill.py drafters.py speculative.py train.py)
+# model and samplers, SDTT and drafters, speculation, the loop (a student's folder lacks some)
+STORY = $(wildcard $(addprefix tests/test_,model.py diffusion.py distill.py drafters.py speculative.py train.py))
 
 quick: .venv/ready-to-test
-	OMP_NUM_THREADS=1 $(PY) -m pytest $(STORY) -m "not slow" -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(or $(STORY),tests) -m "not slow" -q -n 2 --dist worksteal
 
 grade: .venv/ready
 	@$(PY) exercises/grade.py || true

@@ -199,9 +199,10 @@ def sdtt_loss(student, x0, generator, teacher, dt, sampler, *, k=2, divergence="
     (B, T) int64 -> nats: divergence_between student and teacher, the mean over all supervised
     positions of the batch; 0 if there are none.
 
-    The teacher, in eval mode, takes k steps of length dt; the student learns to do the same in one
-    step of length k dt. The paper has no weight 1/t either: this is not a likelihood bound.
-    sampler: the one that both will sample with.
+    The teacher, already in eval mode, takes k steps of length dt; the student learns to do the same
+    in one step of length k dt. The paper has no weight 1/t either: this is not a likelihood bound.
+    sampler: the one that both will sample with. 'spread' takes spread_state, any other
+    ancestral_state.
     """
     state = spread_state if sampler == "spread" else ancestral_state
     xt, step_of = state(x0, dt, k, student.mask_id, generator)  # (B, T) each
@@ -227,7 +228,8 @@ def kd_loss(
     ce_weight times the cross-entropy with the text itself, both a mean over all T positions.
 
     Both networks are causal and read the first T tokens. The temperature divides the logits of both
-    in the divergence, none in the cross-entropy. The teacher gets no gradient.
+    in the divergence, none in the cross-entropy. The teacher gets no gradient. Neither changes its
+    mode, train or eval.
     """
     x = batch[:, :-1]  # (B, T)
     y = batch[:, 1:]  # (B, T)

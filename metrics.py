@@ -110,7 +110,10 @@ def entropies(x):
 
 
 def repeated(x, n=4):
-    """(N, L) int64 -> the fraction of n-grams that occur earlier in the same sample."""
+    """
+    (N, L) int64 -> the fraction of a sample's L - n + 1 n-grams that occur earlier in it, a mean
+    over the samples.
+    """
     grams = x.unfold(1, n, 1)  # (N, L - n + 1, n)
     return 1 - sum(len(row.unique(dim=0)) for row in grams) / (grams.size(0) * grams.size(1))
 
@@ -314,7 +317,8 @@ def predicted_speedup(alpha, c, gamma, verify=1.0, propose_rate=1.0):
 
     c: what a draft costs. verify: what the target's forward pass over the gamma drafts costs: in
     theory one step, on a CPU it grows with the tokens. propose_rate: the fraction of rounds in
-    which the drafter has something to propose; the others are plain steps.
+    which the drafter has something to propose. The others verify nothing: one step, one token. But
+    looking for a draft costs gamma c in them, too.
     """
     if alpha == 1:
         tokens = gamma + 1

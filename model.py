@@ -431,10 +431,11 @@ def ancestral_steps(u, t, dt, n_steps):
 def unmask_steps(masked, n_steps, sampler, generator):
     """
     (B, T) bool -> (B, T) int64: the step, from 1, that unmasks each position; 0: it is not masked.
-    Each row has its own random numbers. Raises UserError for a sampler that is none of these:
+    Each row has its own random numbers. Raises UserError for a sampler that is none of these (for
+    `confidence`, too, which has its own function):
 
         ancestral      each step is equally likely: ancestral_steps from t = 1 (also `analytic`)
-        first_hitting  one position per step, in random order: as many steps as masked positions
+        first_hitting  one position per step, in random order, whatever n_steps is
         spread         deals the masked positions, from left to right, to n_steps steps in turn;
                        the steps come in random order
     """
@@ -461,8 +462,9 @@ def unmask_steps(masked, n_steps, sampler, generator):
 
 def close_gaps(step_of):
     """
-    (B, T) int64 -> (B, T) int64: each row's steps, renumbered 1, 2, ... without gaps. Empty steps
-    then cost nothing, and rows share forward passes: 1024 steps take at most T passes.
+    (B, T) int64 -> (B, T) int64: in each row the steps that occur become 1, 2, ... in their order;
+    0 stays 0. Empty steps then cost nothing, and rows share forward passes: 1024 steps take at most
+    T passes.
     """
     ordered, position = step_of.sort(dim=1)  # row 7 0 3 0 7 -> 0 0 3 7 7, and their positions
     before = ordered.new_zeros(len(ordered), 1)
@@ -498,8 +500,8 @@ def unmask(
 
     unmask_steps says which step unmasks each position. close_gaps drops the empty steps: they are
     neither taken nor counted. Each step sees the tokens of all steps before it and draws at the
-    temperature of step_temperature. A row with fewer steps than another is finished earlier.
-    watch(xt) is called after each step.
+    temperature of step_temperature, with as many steps as the row that has most; a row with fewer
+    is finished earlier. watch(xt) is called after each step.
     """
     xt = xt.clone()
     step_of = close_gaps(unmask_steps(xt == model.mask_id, n_steps, sampler, generator))  # (B, T)

@@ -199,7 +199,7 @@ def speculate(
     that they were drawn from. n is at most gamma, and less than the number of tokens still wanted,
     because a round ends with one of the target's own. settings: temperature, top_k, top_p, as in
     probabilities. watch(x, drafts) is called after every round, with the text so far and the drafts
-    that were verified. Raises UserError past the target's context.
+    that were verified. Raises UserError at once if T + n_new is more than the target's block_size.
     """
     end = len(x) + n_new
     if end > target.config.block_size:

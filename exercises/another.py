@@ -140,6 +140,8 @@ def divergence_between(log_student, log_teacher, divergence):
         return ((log_student - log_teacher) ** 2).sum(-1)
     if divergence == "nla":
         return -torch.logsumexp(torch.minimum(log_student, log_teacher), -1)
+    if divergence != "jsd":
+        raise UserError("no such divergence")
     log_m = torch.stack([log_student, log_teacher]).logsumexp(0) - math.log(2)
     return (p * (log_student - log_m) + q * (log_teacher - log_m)).sum(-1) / 2
 
@@ -275,7 +277,8 @@ def speculate(
 
 
 def acceptance(rounds):
-    return float(rounds.accepted.sum()) / max(float(rounds.tested.sum()), 1)
+    accepted = int(rounds.accepted.sum())
+    return accepted / (accepted + rounds.n_rejected) if accepted else 0.0
 
 
 def tokens_per_forward(rounds):

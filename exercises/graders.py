@@ -63,6 +63,7 @@ class Network(torch.nn.Module):
         )
         self.mask_id = None if causal else V
         self.seen = []  # every batch that it was shown
+        self.modes = set()  # train (True) or eval (False), whenever it was called
         self.wte = torch.nn.Embedding(V + 1, C)
         self.wte.weight.data = torch.randn(V + 1, C, generator=rng)
         self.before = torch.nn.Parameter(wide * torch.randn(V + 1, C, generator=rng))
@@ -72,6 +73,7 @@ class Network(torch.nn.Module):
         self.W = torch.nn.Parameter(sharp * torch.randn(V, C, generator=rng) / C**0.5)
 
     def hidden(self, idx, cache=None):
+        self.modes.add(self.training)
         n_new = idx.size(1)
         if cache is not None:  # its "keys" are the tokens themselves
             k = idx[:, None, :, None].expand(-1, 1, -1, self.config.n_embd)
@@ -159,6 +161,22 @@ def raises_user_error(f):
     return 0
 
 
+def gradients(loss, *tensors):
+    """-> the gradient of a loss by each of the tensors; zeros where it does not depend on one."""
+    if not getattr(loss, "requires_grad", False):
+        return [torch.zeros_like(tensor) for tensor in tensors]
+    options = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
+    return torch.autograd.grad(loss, tensors, **options)
+
+
+def modes(learner, teacher):
+    """-> a Probe of whether a learner stayed in train mode and its teacher in eval mode."""
+    learner.modes.add(learner.training)
+    teacher.modes.add(teacher.training)
+    what = "whether the network that learns stays in train mode, and its teacher in eval mode"
+    return Probe(what, [learner.modes == {True}, teacher.modes == {False}], 0, [1, 1])
+
+
 def integers(low, high, shape, rng):
     return torch.randint(low, high, shape, generator=rng)
 
@@ -175,6 +193,10 @@ def grade_attend(rng, noise):
     yield Probe("causal, 2 queries after 3 cached keys", model.attend(last, k, v, True))
     yield Probe("not causal, 2 queries and 5 keys", model.attend(last, k, v, False))
     yield Probe("causal, scores of some hundreds", model.attend(300 * q, k, v, True), 1e-3)
+    inputs = [x.requires_grad_() for x in (q.clone(), k.clone(), v.clone())]
+    loss = (model.attend(*inputs, True) * torch.randn(q.shape, generator=rng)).sum()
+    for of, gradient in zip("qkv", gradients(loss, *inputs), strict=True):
+        yield Probe(f"causal: the gradient by {of} of a weighted sum", gradient)
 
 
 def grade_diffusion_loss(rng, noise):
@@ -193,7 +215,10 @@ def grade_diffusion_loss(rng, noise):
     ones = torch.ones(3, 1)
     yield Probe("masked_nll, weight 1", model.masked_nll(network, x0, masked, ones))
     weight = 1 + torch.rand(3, 1, generator=rng)
-    yield Probe("masked_nll, a weight for each row", model.masked_nll(network, x0, masked, weight))
+    loss = model.masked_nll(network, x0, masked, weight)
+    yield Probe("masked_nll, a weight for each row", loss)
+    for of, weights in (("head", network.W), ("embeddings", network.wte.weight)):
+        yield Probe(f"masked_nll: its gradient by the network's {of}", *gradients(loss, weights))
     nothing = model.masked_nll(network, x0, masked & False, ones)
     yield Probe("masked_nll, nothing is masked", nothing, 1e-6, 0)
 
@@ -218,7 +243,9 @@ def grade_diffusion_loss(rng, noise):
         what = "8 texts: the fractions that are masked, sorted, each less the one before"
         yield Probe(what, fraction.diff(), 0.06, [1 / 8] * 7)
     loss = model.diffusion_loss(network, x0[:8], noise)
-    yield Probe("whether the loss has a gradient", int(getattr(loss, "requires_grad", 0)), 0, 1)
+    gradient = gradients(loss, network.wte.weight)[0]
+    what = "diffusion_loss: whether the network's embeddings get a gradient"
+    yield Probe(what, gradient.any(), 0, 1)
     yield differs(
         "diffusion_loss", lambda again: model.diffusion_loss(network, x0[:8], again).detach()
     )
@@ -234,6 +261,11 @@ def grade_nelbo(rng, noise):
     yield Probe("the mean over 40000 texts", model.nelbo(network, x0, noise), 0.04)
     sets = len((torch.cat(network.seen) == 4).unique(dim=0))
     yield Probe("how many of the 15 sets of masks of 4 tokens it showed", sets, 0, 15)
+    network.seen.clear()
+    for _ in range(500):
+        model.nelbo(network, x0[:1], noise)
+    sets = len((torch.cat(network.seen) == 4).unique(dim=0))
+    yield Probe("how many of the 15 it showed of 500 texts, one in each batch", sets, 0, 15)
     counting = Counting(4, rng, sharp=2.0)
     same = x0[:, :1].expand(-1, 4)  # one token, four times
     loss = model.nelbo(counting, same[:4], noise)
@@ -313,8 +345,13 @@ def grade_unmask_steps(rng, noise):
     pairs = frequencies(step_of[:, [0, 2]] - 1, 2)
     what = "first_hitting, 2 masks: how often (1,1), (2,1), (1,2), (2,2)"
     yield Probe(what, pairs, 0.03, [0, 0.5, 0.5, 0])
-    raises = raises_user_error(lambda: model.unmask_steps(masked, 2, "sorted", noise))
-    yield Probe("a sampler that there is not: whether it raises UserError", raises, 0, 1)
+    five = torch.tensor([[True, True, False, True, True, True]])
+    step_of = model.unmask_steps(five, 2, "first_hitting", noise)[0].sort().values
+    what = "first_hitting, 5 masks, n_steps = 2, which it does not use: its steps, sorted"
+    yield Probe(what, step_of, 0, [0, 1, 2, 3, 4, 5])
+    for other in ("sorted", "confidence"):
+        raises = raises_user_error(lambda other=other: model.unmask_steps(five, 2, other, noise))
+        yield Probe(f"sampler '{other}': whether it raises UserError", raises, 0, 1)
     for sampler in ("spread", "ancestral", "first_hitting"):
         step_of = model.unmask_steps(masked & False, 4, sampler, noise)
         yield Probe(f"{sampler}, nothing is masked", step_of.abs().sum(), 0, 0)
@@ -325,8 +362,8 @@ def grade_unmask_steps(rng, noise):
 def grade_spread(noise):
     step_of = model.unmask_steps(torch.ones(4000, 8).bool(), 4, "spread", noise)  # (4000, 8)
     what = "spread, 8 masks, 4 steps"
-    firsts = step_of[:, :4].sort(1).values.unique(dim=0)
-    yield Probe(f"{what}: the steps of the first 4, sorted", firsts, 0, [[1, 2, 3, 4]])
+    blocks = (step_of[:, :4].sort(1).values != torch.arange(1, 5)).any(1).sum()
+    yield Probe(f"{what}, dealt in turn: rows whose first 4 lack one of the 4 steps", blocks, 0, 0)
     together = mean(step_of[:, :4] == step_of[:, 4:])
     yield Probe(f"{what}: how often a mask has the step of the 4th after it", together, 0, 1)
     first = (step_of[:, :4] == 1).float().mean(0)
@@ -393,13 +430,18 @@ def grade_unmask(rng, noise):
     what = "temperature 1.8, cooling 0.2, 2 steps: how often which two tokens"
     yield Probe(what, pairs, 0.03, right)
     alone = Network(3, rng, sharp=3.0, wide=False)  # what is masked has one prediction
-    masks = torch.full((20000, 3), 3)
-    got = model.unmask(alone, masks, 300, temperature=1.8, cooling=0.2, generator=noise)
-    found = frequencies(got.reshape(-1, 1).clamp(max=2), 3)
+    masks = torch.full((40000, 3), 3)
+    masks[:20000, 1:] = 0
+    got = model.unmask(alone, masks, 30, temperature=1.8, cooling=0.2, generator=noise)
+    got = got.clamp(max=2)
     logits = alone(masks[:1, :1])[0, 0]
-    right = sum(model.probabilities(logits, temperature) for temperature in (1.8, 1.08, 0.36)) / 3
-    what = "temperature 1.8, cooling 0.2, 300 steps for 3 masks, so temperatures 1.8, 1.08, 0.36"
-    yield Probe(f"{what}: how often each token", found, 0.01, right)
+    by_step = [model.probabilities(logits, temperature) for temperature in (1.8, 1.08, 0.36)]
+    what = "temperature 1.8, cooling 0.2, 30 steps, rows of 1 and of 3 masks"
+    found = frequencies(got[20000:].reshape(-1, 1), 3)
+    what_3 = f"{what}: how often each token of 3 masks, of temperatures 1.8, 1.08, 0.36"
+    yield Probe(what_3, found, 0.01, sum(by_step) / 3)
+    found = frequencies(got[:20000, :1], 3)
+    yield Probe(f"{what}: how often each token of 1 mask, of the first", found, 0.02, by_step[0])
     calls = []
     model.unmask(network, xt[:50], 1000, generator=noise, watch=calls.append)
     yield Probe("2 masks, 1000 steps: how often watch is called", len(calls), 0, 2)
@@ -446,8 +488,14 @@ def grade_divergence_between(rng, noise):
     for name in names:
         equal = distill.divergence_between(log_p, log_p, name)
         yield Probe(f"{name} of equal distributions", equal, 1e-5, [0] * 3)
+    logits = torch.randn(3, 5, generator=rng).requires_grad_()
+    for name in names:
+        loss = distill.divergence_between(logits.log_softmax(-1), log_q, name).sum()
+        yield Probe(f"{name}: its gradient by the student's logits", *gradients(loss, logits))
+    unknown = raises_user_error(lambda: distill.divergence_between(log_p, log_q, "kl"))
+    yield Probe("divergence 'kl', which there is not: whether it raises UserError", unknown, 0, 1)
     log_p, log_q = torch.tensor([[150.0, 0, 0], [0, 0, 150]]).log_softmax(-1)
-    for name in ("kl_bwd", "tvd", "jsd", "nla"):
+    for name in ("kl_bwd", "kl_fwd", "tvd", "jsd", "nla"):
         far = distill.divergence_between(log_p, log_q, name)
         yield Probe(f"{name} of distributions that hardly overlap", far, 1e-3)
 
@@ -485,6 +533,10 @@ def grade_sdtt_state(rng, noise):
     order = [sorted((i, j, k)) == [0, 1, 2] for k in range(3) for j in range(3) for i in range(3)]
     what = "spread_state, dt = 1/12, k = 3: how often which steps of positions 0, 4, 8"
     yield Probe(what, first, 0.05, torch.tensor(order) / 6)
+    ones = torch.zeros(20, 210).long()
+    step_of = distill.spread_state(ones, 1 / 105, 5, 1, noise)[1]
+    what = "spread_state, 210 tokens, dt = 1/105, k = 5, so K = 21: supervised positions a row"
+    yield Probe(what, (step_of > 0).sum(1), 0, [10] * 20)
     for state in (distill.ancestral_state, distill.spread_state):
         again = [x0[:50], 1 / 8, 2, 1]
         yield differs(
@@ -549,15 +601,16 @@ def grade_sdtt_targets(rng, noise):
 
 def grade_sdtt_loss(rng, noise):
     student = Network(4, rng, wide=False)
-    teacher = Network(4, rng, wide=False).requires_grad_(False)
+    teacher = Network(4, rng, wide=False).requires_grad_(False).eval()
     x0 = integers(0, 4, (16, 8), rng)
     for divergence in ("kl_bwd", "kl_fwd", "tvd"):
         for sampler, dt in (("ancestral", 1 / 16), ("spread", 1 / 4)):
             options = {"k": 2, "divergence": divergence}
             loss = distill.sdtt_loss(student, x0, noise, teacher, dt, sampler, **options)
             yield Probe(f"{divergence}, {sampler}, networks that see one token", loss)
-    loss.backward()
-    yield Probe("tvd: the gradient by the student's head", student.W.grad)
+    for of, weights in (("head", student.W), ("embeddings", student.wte.weight)):
+        yield Probe(f"tvd: its gradient by the student's {of}", *gradients(loss, weights))
+    yield modes(student, teacher)
     losses = []  # 8 steps, one token: in most of them no position is supervised
     for _ in range(100):
         loss = distill.sdtt_loss(student, x0[:1, :1], noise, teacher, 1 / 16, "spread").detach()
@@ -566,14 +619,14 @@ def grade_sdtt_loss(rng, noise):
     yield Probe(what, torch.stack(losses).isnan().sum(), 0, 0)
 
     student = Network(4, rng)
-    teacher = Network(4, rng).requires_grad_(False)
+    teacher = Network(4, rng).requires_grad_(False).eval()
     x0 = x0.repeat(500, 1)
     for sampler, dt, k in (("spread", 1 / 6, 3), ("spread", 1 / 8, 4), ("ancestral", 1 / 9, 3)):
-        student.zero_grad()
         loss = distill.sdtt_loss(student, x0, noise, teacher, dt, sampler, k=k)
-        yield Probe(f"{sampler}, dt = {dt:.3f}, k = {k}: the mean over 8000 texts", loss, 0.05)
-        loss.backward()
-        yield Probe("its gradient by the student's head", student.W.grad, 0.05)
+        what = f"{sampler}, dt = {dt:.3f}, k = {k}, 8000 texts"
+        yield Probe(f"{what}: the mean over all supervised positions", loss, 0.05)
+        what = f"{what}: the gradient of this mean, not one by row, by the student's head"
+        yield Probe(what, *gradients(loss, student.W), 0.05)
     again = [student, x0[:50]]
     options = {"dt": 1 / 6, "sampler": "ancestral", "k": 3}
     yield differs("sdtt_loss", lambda g: distill.sdtt_loss(*again, g, teacher, **options).detach())
@@ -603,7 +656,7 @@ def grade_ngram(rng, noise):
 
 
 def grade_kd_loss(rng, noise):
-    teacher = Network(5, rng, True)
+    teacher = Network(5, rng, True).eval()
     drafter = Network(5, rng, True)
     batch = integers(0, 5, (3, 9), rng)
     yield Probe("kl_fwd", distill.kd_loss(drafter, batch, noise, teacher))
@@ -618,9 +671,12 @@ def grade_kd_loss(rng, noise):
         settings = divergence, temperature, ce_weight
         what = f"{divergence}, temperature {temperature}, ce_weight {ce_weight}"
         yield Probe(what, distill.kd_loss(drafter, batch, noise, teacher, *settings))
-    drafter.zero_grad()
-    distill.kd_loss(drafter, batch, noise, teacher).backward()
-    yield Probe("the gradient by the drafter's head", drafter.W.grad)
+    yield modes(drafter, teacher)
+    loss = distill.kd_loss(drafter, batch, noise, teacher)
+    for of, weights in (("head", drafter.W), ("embeddings", drafter.wte.weight)):
+        yield Probe(f"the gradient by the drafter's {of}", *gradients(loss, weights))
+    if getattr(loss, "requires_grad", False):
+        loss.backward()
     with_gradient = sum(p.grad is not None for p in teacher.parameters())
     yield Probe("how many of the teacher's weights get a gradient", with_gradient, 0, 0)
 
@@ -648,14 +704,14 @@ def grade_verify(rng, noise):
     far = torch.tensor([[0.5, 0.3, 0.2, 0, 0], [0, 0.3, 0.2, 0.2, 0.3]])
     far = far[:, None, torch.randperm(5, generator=rng)]
     p, q = 0.7 * far + 0.3 * torch.randn(2, 3, 5, generator=rng).softmax(-1)  # (3, 5) each
-    drafts = torch.multinomial(q[:2], 8000, replacement=True, generator=rng).T  # (8000, 2)
+    drafts = torch.multinomial(q[:2], 5000, replacement=True, generator=rng).T  # (5000, 2)
     written = verified(drafts, p, q, noise)
-    yield Probe("drafts of q: how often each first token", last_of(written, 0), 0.03, p[0])
+    yield Probe("drafts of q: how often each first token", last_of(written, 0), 0.035, p[0])
     overlap = torch.minimum(p, q).sum(1)
     n = (written >= 0).sum(1) - 1  # accepted
     accepted = [1 - overlap[0], overlap[0] * (1 - overlap[1]), overlap[0] * overlap[1]]
     what = "drafts of q: how often 0, 1 and 2 are accepted"
-    yield Probe(what, frequencies(n[:, None], 3), 0.03, torch.stack(accepted))
+    yield Probe(what, frequencies(n[:, None], 3), 0.035, torch.stack(accepted))
     what = "drafts of q: how often each second token, where the first is accepted"
     yield Probe(what, last_of(written, 1), 0.05, p[1])
     what = "drafts of q: how often each third token, where both are accepted"
@@ -756,13 +812,13 @@ def grade_speculate(rng, noise):
     ):
         texts = []
         drafter = Independent(q)
-        for _ in range(1000):
+        for _ in range(500):
             options = {"gamma": 2, "generator": noise, **settings}
             texts.append(speculative.speculate(target, drafter, x, 3, **options)[2:])
         got = frequencies(torch.stack(texts), 3)
         right = joint(target, x, settings)
         yield Probe(
-            f"{what}a drafter that does not read: how often which 3 tokens", got, 0.06, right
+            f"{what}a drafter that does not read: how often which 3 tokens", got, 0.08, right
         )
         given = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings}
         told = int(drafter.settings == given)
@@ -770,6 +826,9 @@ def grade_speculate(rng, noise):
     long = [target, Independent(q), x, 63]
     raises = raises_user_error(lambda: speculative.speculate(*long, generator=noise))
     yield Probe("65 tokens in a context of 64: whether it raises UserError", raises, 0, 1)
+    long[-1] = 62
+    raises = raises_user_error(lambda: speculative.speculate(*long, generator=noise))
+    yield Probe("64 tokens in a context of 64: whether it raises UserError", raises, 0, 0)
     text = [target, Independent(q), x, 60]
     options = {"gamma": 2, "temperature": 3.0}
     yield differs("speculate", lambda g: speculative.speculate(*text, generator=g, **options))
@@ -822,7 +881,10 @@ def grade_speed(rng, noise):
             rounds.tested[j] = rounds.accepted[j - 1]
         kept = torch.empty(()).uniform_(0.6, 0.9, generator=rng)
         rounds.accepted[j] = (rounds.tested[j] * kept).long()
+    rounds.n_rejected = int((rounds.tested - rounds.accepted).sum())
     rounds.n_forwards = 103
+    rounds.n_rounds_with_drafts = 100
+    rounds.n_drafts = 400
     rounds.n_tokens = 101 + int(rounds.accepted.sum())  # two more came after an end of text
     counts = f"{rounds.accepted.tolist()} of {rounds.tested.tolist()}"
     yield Probe(f"acceptance, {counts} accepted", metrics.acceptance(rounds))

@@ -6,7 +6,8 @@ $ python lessons/show_work.py TEXT DIFFUSION GPT SEED   (other checkpoints than 
                                                          vocabulary)
 
 Nothing is computed a second time here: the project's own functions run, and what they held when
-they returned is printed under the names that it has there.
+they returned is printed under the names that it has there: t and masked in diffusion_loss, xt and
+logits in masked_nll, step_of in unmask, u and residual in verify.
 """
 
 import inspect
@@ -166,4 +167,10 @@ if __name__ == "__main__":
     prepare_console()
     if not 2 <= len(sys.argv) <= 5:
         raise UserError("Which text? python lessons/show_work.py TEXT [DIFFUSION GPT SEED]")
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except KeyError as missing:  # in a student's own body
+        raise UserError(
+            f"No variable is called {missing}. This prints t and masked of diffusion_loss, xt and "
+            "logits of masked_nll, step_of of unmask, u and residual of verify: name them so."
+        ) from None
