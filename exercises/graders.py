@@ -696,10 +696,11 @@ def grade_verify(rng, noise):
     with RandomNumbers(rows=2, u=0.0):
         tokens = speculative.verify(two, sure[[3, 1, 2]], [sure[0], sure[1]], noise)
     yield Probe("a first draft that p excludes, u = 0", tokens, 0, [d])
-    with RandomNumbers(rows=1, u=0.9999):
-        tokens = speculative.verify(two[:1], 0.999 * sure[[0, 2]], [sure[0]], noise)
-    what = "p = 0.999 q, u = 0.9999: rejected, and there is no residual, so drawn from p"
-    yield Probe(what, tokens, 0, [a])
+    for i, token in ((0, a), (1, b)):
+        with RandomNumbers(rows=1, u=0.9999):
+            tokens = speculative.verify(two[[i]], 0.999 * sure[[i, 2]], [sure[i]], noise)
+        what = "p = 0.999 q, u = 0.9999: rejected, and there is no residual, so drawn from p"
+        yield Probe(what, tokens, 0, [token])
 
     far = torch.tensor([[0.5, 0.3, 0.2, 0, 0], [0, 0.3, 0.2, 0.2, 0.3]])
     far = far[:, None, torch.randperm(5, generator=rng)]
