@@ -1,6 +1,7 @@
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,9 @@ from configurator import UserError
 from drafters import new_model
 from model import GPTConfig
 from plumbing.checkpoints import save_checkpoint
+
+# a shell lets what it runs in the background ignore Ctrl-C, and that is inherited
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = dict(

@@ -599,12 +599,15 @@ def test_distillation_makes_better_text_at_equal_steps_and_entropy(
     kw |= dict(warmup_iters=10, learning_rate=1e-3, sampler="spread", ema=0.95)
     D.main(settings(trained_teacher, tmp_path, **kw))
     meta = data.load(markov).meta
-    # measured, three seeds: the student 3.85 to 3.92 / 1.416 to 1.424; the teacher 4.54 / 1.436,
-    # at temperature 0.9 4.15 / 1.411
     cool, cool_entropy = perplexity_and_entropy(trained_teacher, 0.9, meta)
+    warm, warm_entropy = perplexity_and_entropy(trained_teacher, 1.0, meta)
     student, entropy = perplexity_and_entropy(tmp_path / "round_3.pt", 1.0, meta)
-    assert student < 0.98 * cool
-    assert entropy > cool_entropy - 0.02
+    # on the teacher's line, log perplexity against entropy
+    way = (entropy - cool_entropy) / (warm_entropy - cool_entropy)
+    same = math.exp((1 - way) * math.log(cool) + way * math.log(warm))
+    # measured: 3.87 / 4.22 in float32, 3.95 / 4.21 in bfloat16
+    assert -0.5 < way < 1.5
+    assert student < 0.97 * same
 
 
 # --------------------------------------------------------------------------------------------------
