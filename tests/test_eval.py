@@ -558,7 +558,7 @@ def test_mistakes_with_drafters(trained, long_gpt, pydoc, tmp_path, error_of):
     assert "acceptance needs drafters" in said("")
     assert "There is no n-gram file" in said("none.txt")
     assert "There is no checkpoint" in said("none.pt")
-    assert "this checkpoint is a diffusion model" in said("lookup", ckpt=trained["diffusion"])
+    assert "this is a diffusion model" in said("lookup", ckpt=trained["diffusion"])
     assert "num_samples is 4" in said("lookup", num_samples=4)
     assert "one target" in said("lookup", ckpt=f"{trained['ar']},{trained['diffusion']}")
     assert "--length=16" in said(trained["ar"])  # the context of the drafter

@@ -463,6 +463,6 @@ def test_other_mistakes_raise_before_any_work(pydoc, tmp_path, error_of):
     assert "multiple" in said(sample_interval=4)
     assert "pip install wandb" in said(wandb="x")
     assert "torchrun" in said(fsdp=True)
-    assert "sees 0" in said(device="cuda:7")
+    assert "finds 0" in said(device="cuda:7")
     assert "'cpu:x'" in said(device="cpu:x")
     assert not os.path.exists(tmp_path / "ckpt.pt")
