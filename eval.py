@@ -31,7 +31,7 @@ from configurator import UserError, check_at_least, choose, configure
 from drafters import check_context, load_drafter, load_model
 from plumbing.checkpoints import paths_of
 from plumbing.checks import check_sampling_knobs
-from plumbing.hardware import compile_trunk, dtype_of, pick_for_sampling, store_for_decoding
+from plumbing.hardware import compile_trunk, dtype_of, pick_for_sampling, prepare_for_sampling
 from plumbing.parallel import (
     is_first_process,
     join_processes,
@@ -128,8 +128,7 @@ def load_models(cfg, device):
     models = {}
     for path in paths_of(cfg.ckpt) if cfg.ckpt else []:
         model, checkpoint = load_model(path, device, cfg.attention)
-        if model.config.causal:
-            store_for_decoding(model)
+        prepare_for_sampling(model, sampling_context(model, cfg))
         if cfg.compile == "on":
             compile_trunk(model, device)
         models[path] = (model, checkpoint)

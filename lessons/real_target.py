@@ -17,7 +17,7 @@ from data.tokenizers import import_transformers
 from drafters import load_drafter, load_model
 from metrics import Rounds, mean_and_error, tokens_per_forward
 from plumbing.checkpoints import paths_of
-from plumbing.hardware import store_for_decoding
+from plumbing.hardware import prepare_for_sampling
 from plumbing.randomness import seeded
 from plumbing.report import table
 from speculative import generate, speculate
@@ -108,7 +108,7 @@ def of_transformers(model, lookup, x, seed, cfg):
 def methods_of(cfg):
     """-> {name: f(x (T,), seed) -> answer, seconds, tokens per forward pass}, and the meta."""
     target, checkpoint = load_model(cfg.ckpt)
-    store_for_decoding(target)
+    prepare_for_sampling(target)
     meta = checkpoint["meta"]
     methods = {"plain": lambda x, seed: ours(target, None, x, seed, cfg)}
     for path in paths_of(cfg.draft):
