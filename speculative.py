@@ -160,7 +160,7 @@ def verify(drafts, p, q, generator):
     normalized, which adds exactly max(p(x) - q(x), 0). The sum of both is p(x). A draft with p = 0
     is always rejected. If rounding rejects a draft although p = q, the token is drawn from p.
     """
-    if len(drafts) == 0:
+    if len(drafts) == 0:  # nothing was proposed: a plain step
         return draw(p[-1], generator)[None]
     u = uniform((len(drafts),), generator, p.device)
     p_drafts = p[:-1].gather(1, drafts[:, None])[:, 0]  # (g): of each draft

@@ -520,7 +520,7 @@ def make_what_fits(work, attention, device, autocast, rate):
     batch = SHAPES["small"][3]
     if cfg.device == "cuda" and not cfg.toy:
         free_gb = torch.cuda.mem_get_info()[0] / 1e9
-        in_16_bits = isinstance(autocast, torch.autocast)
+        in_16_bits = dtype_of(autocast) != torch.float32
         batch = batch_that_fits(work, free_gb, rate, low=2 if in_16_bits else 4)
         if not batch:
             print(f"{work}: left out, {free_gb:.1f} GB are free")
